@@ -28,7 +28,7 @@ The tree::
     │   └── NotRead             the journal cannot be read
     │
     │   faults at the other end of a connection
-    ├── Refused                 the server refused a request
+    ├── Refused                 the server refused a request, or did not admit us
     ├── ConnectFailed           no connection could be made
     ├── ConnectionLost          the connection ended without a goodbye
     ├── NoJson                  the server does not speak JSON, or does not answer
@@ -296,7 +296,11 @@ class NotRead(RemoteProtocolError):
 
 
 class Refused(MultichatError):
-    """The server refused a request; *code* is for programs, the message for people."""
+    """The server refused a request, or did not admit us.
+
+    *code* is for programs, the message for people.  It is the code of the error, or of the goodbye
+    that came instead of a welcome; for a goodbye without a known code it is `refused`.
+    """
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)

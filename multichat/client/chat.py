@@ -246,9 +246,13 @@ class Chat:
         """Return the last *limit* messages of our room, or the last ones before the id *before*.
 
         The oldest comes first.  The server limits the size of a page; `more` says whether there are
-        older messages.  Raises the errors of `members`.
+        older messages.  Raises `LocalProtocolError` if *limit* is less than 1, and the errors of
+        `members`.
         """
-        return await self._ask_for(HistoryPage, History(limit, before), "messages")
+        if limit < 1:
+            raise LocalProtocolError(f"the limit must be at least 1, not {limit}")
+        request = History(limit, None if before is None else clean(before))
+        return await self._ask_for(HistoryPage, request, "messages")
 
     async def keep_name(self, name: str) -> None:
         """Request *name* whenever it may be free; return when that is no longer useful.
@@ -290,9 +294,7 @@ class Chat:
         answer = await self._ask(request)
         if isinstance(answer, kind):
             return answer
-        if self.goodbye is not None:
-            raise ConnectionLost(self.goodbye)
-        if self._link.over:
+        if self.goodbye is not None or self._link.over:
             raise self._link.lost()
         if answer is None:
             raise LocalProtocolError(f"the text protocol has no list of {what}")

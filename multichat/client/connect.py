@@ -171,9 +171,12 @@ async def open_chat(
     server answers in text, the chat uses the text protocol, without name and room; if it does not
     answer within `ClientTimeouts.answer` seconds, raises `NoJson`.  With *plain*, the chat uses the
     text protocol from the start and sends no hello.  The *password* is sent only to a server that
-    requires one.  Raises `Refused` if the server refuses the name or room, or if the required
-    password is missing or wrong.  In JSON the last *replay* messages of the room are the first
-    events.
+    requires one.  In JSON the last *replay* messages of the room are the first events.
+
+    Raises `Refused` if the server does not admit us (it is full, we are banned, the required
+    password is missing or wrong, …), or refuses the name or room; `LocalProtocolError` if *replay*
+    is negative.  With *plain* the block begins before the server has answered, unless it asks for
+    the password: a goodbye is then an event.
 
     *redial* returns a new stream to the same server, which is also closed here: with it the chat
     reconnects, see `Chat`.  With *wait* it also reconnects if the first connection is lost before

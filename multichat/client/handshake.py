@@ -10,7 +10,6 @@ import trio
 
 from multichat.client.connection import Connection
 from multichat.client.event_queue import Condition
-from multichat.client.negotiation import Negotiation
 from multichat.client.session import ClientSession
 from multichat.client.timeouts import ClientTimeouts
 from multichat.errors import ConnectionLost
@@ -23,7 +22,7 @@ __all__ = ["abort_after_goodbye", "keep_alive", "negotiate"]
 
 async def negotiate(
     connection: Connection,
-    negotiation: Negotiation,
+    session: ClientSession,
     *,
     password: str | None,
     timeouts: ClientTimeouts,
@@ -35,6 +34,7 @@ async def negotiate(
     Returns when the answer has come, or not within *answer_seconds*, or the connection is over.
     Raises `RemoteProtocolError` for a welcome that is not valid.
     """
+    negotiation = session.negotiation
     plain = negotiation.plain
     with suppress(ConnectionLost):  # the receiving task reports it
         if not plain:
@@ -56,6 +56,10 @@ async def negotiate(
             if scope.cancelled_caught:
                 connection.abort(f"the password was not accepted in {timeouts.password:g} s")
                 await connection.wait_for(lambda: False)
+        if negotiation.may_be_refused:  # the refusals come before the answer to a ping
+            await connection.send(session.encode_unanswered(Ping()))
+            with trio.move_on_after(answer_seconds):
+                await connection.wait_for(lambda: not negotiation.may_be_refused)
     if negotiation.failure is not None:
         raise negotiation.failure
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
+from multichat.errors import LocalProtocolError
 
 __all__ = ["ChatOptions"]
 
@@ -11,10 +12,13 @@ __all__ = ["ChatOptions"]
 class ChatOptions:
     """The options of a chat; see `multichat.client.connect.open_chat`.
 
-    Without *reconnect* a lost connection ends the chat, even if there is a way to dial again.
+    Without *reconnect* a lost connection ends the chat, even if there is a way to dial again.  If
+    the *name* is not required and the server refuses it, the chat begins without it.  Raises
+    `LocalProtocolError` for a negative *replay*.
     """
 
     name: str | None = None
+    name_required: bool = True
     room: str | None = None
     password: str | None = None
     plain: bool = False
@@ -22,3 +26,7 @@ class ChatOptions:
     reconnect: bool = True
     wait: bool = False
     timeouts: ClientTimeouts = DEFAULT_TIMEOUTS
+
+    def __post_init__(self) -> None:
+        if self.replay < 0:
+            raise LocalProtocolError(f"replay must be at least 0, not {self.replay}")

@@ -63,8 +63,11 @@ class AdmissionRequest:
 
     *address* is the peer's, such as `192.0.2.7:51234`; empty for a Unix socket or a stream of the
     program's own.  *encrypted* says that the connection uses TLS.  *password* is the one that the
-    client sent; None before it was asked for one.  *name* is the one that it wished for before it
-    sent the password, as any client of this package does; not validated, None if there is none.
+    client sent; None before it was asked for one.
+
+    *name* is the name in the hello that the client sent before the password; not validated.  None
+    before it was asked for a password, and for a client that sends no such hello: one that speaks
+    text, or `connect --json`, which sends its hello after the password.
     """
 
     address: str
@@ -76,7 +79,8 @@ class AdmissionRequest:
 Authenticate: TypeAlias = Callable[[AdmissionRequest], Awaitable[str | bool | None]]
 """An async function that decides whether a client may join, and under which name.
 
-Called when a client has connected, before it is in any room or list.  Returns:
+Called when a client has connected, before anything is read from it and before it is in any room or
+list.  Returns:
 
 - True: the client is admitted and chooses its name.
 - A name: the client is admitted under that name and cannot change it.  While another client has the

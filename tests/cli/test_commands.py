@@ -504,7 +504,7 @@ async def test_messages_unsent_at_a_goodbye_are_reported(tmp_path: Path) -> None
         assert status == 1
         await server.aclose()
         assert client.err.count("\n") == 1
-        assert "connection lost: enough of this; not all of the input was heard; " in client.err
+        assert "multichat: enough of this; not all of the input was delivered; " in client.err
         assert " lines were not sent, the first is line " in client.err
         assert client.lines[-2:] == [
             "[WARNING] [client] [STATE] What was typed last has not been sent",

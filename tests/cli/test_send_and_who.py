@@ -142,7 +142,7 @@ async def test_a_full_server_is_an_error(tmp_path: Path) -> None:
             errands.append(await stack.enter_async_context(errand))
         for errand in errands:
             assert await errand.wait() == 1, errand.argv
-            assert errand.err == "multichat: connection lost: the server is full (limit: 1)\n"
+            assert errand.err == "multichat: the server is full (limit: 1)\n"
             assert errand.out == ""
 
 
