@@ -5,12 +5,10 @@ Adds to `Chat` the sending of typed lines, and what a front end shows of the con
 
 from collections.abc import Iterable
 
-import trio
-
 from multichat.client.chat import Chat
 from multichat.client.reconnect import Link
 from multichat.client.typed_input import LocalCommand, Typed
-from multichat.errors import ConnectionLost, InvalidRequest, NoJson, Refused
+from multichat.errors import ConnectionLost, InvalidRequest, NoJson
 from multichat.protocol.codec import Codec
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
@@ -71,21 +69,6 @@ class LineChat(Chat):
                 return await self._send_pieces([request], typed=True)
         return [None]
 
-    async def try_rename(self, name: str, seconds: float) -> Refused | None:
-        """Ask for another name; return why it was refused.
-
-        None if it was not, or not within *seconds*; a connection that is lost meanwhile is reported
-        by the events.
-        """
-        try:
-            with trio.move_on_after(seconds):
-                await self.rename(name)
-        except Refused as refused:
-            return refused
-        except ConnectionLost:
-            pass
-        return None
-
     def is_unaccepted(self, nonce: Nonce) -> bool:
         """Whether the request with this nonce is still unanswered."""
         return nonce in self._session.outbox
@@ -126,8 +109,8 @@ class LineChat(Chat):
         return self.codec is TEXT and negotiation.settled and not negotiation.plain
 
     def check_ready(self, *, needs_json: bool = False) -> None:
-        """Raise `ConnectionLost` after a goodbye, or `NoJson` if *needs_json* and it is text."""
-        if self.goodbye is not None:
-            raise ConnectionLost(self.goodbye)
+        """Raise `Refused` after a goodbye, or `NoJson` if *needs_json* and it is text."""
+        if self._link.goodbye is not None:
+            raise self._link.refused(self._link.goodbye)
         if needs_json and self.welcome is None:
             raise NoJson if self.connected else ConnectionLost("the server closed the connection")

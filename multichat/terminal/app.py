@@ -58,14 +58,12 @@ from multichat.protocol.messages import (
 )
 from multichat.protocol.names import fold_name
 from multichat.protocol.text_codec import TEXT
-from multichat.protocol.typed_lines import disguised_command, looks_like, say_literally
 from multichat.stdio import until_signal
-from multichat.terminal.completion import Completion, complete, expand_reply
 from multichat.terminal.event_loop import run_with_prompt
 from multichat.terminal.input_history import History, belongs_in_history
-from multichat.terminal.input_line import Syntax
-from multichat.terminal.prompt import Prompt, Show, open_prompt
+from multichat.terminal.prompt import Prompt, open_prompt
 from multichat.terminal.render import DIM, WARNING, Fragments, Identity, Line, Renderer
+from multichat.terminal.syntax import ChatSyntax
 
 __all__ = ["TerminalChat"]
 
@@ -115,6 +113,7 @@ class TerminalChat(FrontEnd):
         self._history = history
         self._color, self._bell = color, bell
         self._renderer = Renderer()
+        self._syntax = ChatSyntax(options.room)
         self._prompt: Prompt
         self._chat: LineChat | None = None
         self._state = "connecting"  # empty while connected
@@ -125,15 +124,12 @@ class TerminalChat(FrontEnd):
         self._early: set[Nonce] = set()  # acknowledged before `send_typed` returned
         self._ignored: dict[str, str] = {}  # by folded name: as typed
         self._renamed: dict[int, str] = {}  # by client: the folded, ignored name that it had
-        self._names: set[str] = set()
-        self._rooms: set[str] = set()
         self._members = 0
         self._changes = 0  # how many events have changed the members
         self._names_stale = trio.Event()
         self._lost = trio.Event()  # set on each failed attempt to reconnect
         self._leaving = False  # the user quit
         self._typed_late: list[str] = []  # entered after the chat had ended
-        self._last_direct: Directed | None = None  # the last private message shown
 
     def run(self) -> None:
         """Connect and chat until we leave, the server closes, or a signal ends it.
@@ -145,10 +141,14 @@ class TerminalChat(FrontEnd):
 
     async def _run(self) -> None:
         history = await trio.to_thread.run_sync(self._history.load)
-        syntax = Syntax(disguised_command, looks_like, say_literally, self._audience, self._expand)
-        warn = partial(self.tell, warning=True)
-        show = Show(self._status, self._pending, self._complete, syntax, warn)
-        async with open_prompt(show, history=history, color=self._color) as self._prompt:
+        async with open_prompt(
+            self._syntax,
+            status=self._status,
+            pending=self._pending,
+            warn=partial(self.tell, warning=True),
+            history=history,
+            color=self._color,
+        ) as self._prompt:
             try:
                 try:
                     await self._converse()
@@ -179,7 +179,7 @@ class TerminalChat(FrontEnd):
 
     def begin(self, chat: LineChat, welcome: Welcome | None) -> None:
         """Show our name and room."""
-        self._chat = chat
+        self._chat = self._syntax.chat = chat
         self._state = ""
         chat.report_accepted()
         if welcome is None:
@@ -247,9 +247,9 @@ class TerminalChat(FrontEnd):
                 if self._is_ignored(event):
                     return []
                 if isinstance(event, Directed) and event.client:  # 0 in the text protocol
-                    self._last_direct = event
+                    self._syntax.last_direct = event
             case Reconnected(resumed=False):
-                self._last_direct = None
+                self._syntax.last_direct = None
             case Renamed(client=client, old=old) if fold_name(old) in self._ignored:
                 if len(self._renamed) < _MAX_NAMES:
                     self._renamed[client] = fold_name(old)
@@ -292,9 +292,9 @@ class TerminalChat(FrontEnd):
                 self._names_stale.set()
             case Left(name=name, members=members):
                 self._members = members or max(1, self._members - 1)
-                self._names.discard(name)
+                self._syntax.names.discard(name)
             case Renamed(old=old, name=name):
-                self._names.discard(old)
+                self._syntax.names.discard(old)
                 self._add_name(name)
             case Presence(members=members):
                 self._members = members
@@ -306,11 +306,11 @@ class TerminalChat(FrontEnd):
                 self._names_stale.set()
             case Members(room=room, members=members) if self._is_here(room):
                 self._members = len(members)
-                self._names = {member.name for member in members[:_MAX_NAMES]}
+                self._syntax.names = {member.name for member in members[:_MAX_NAMES]}
 
     def _add_name(self, name: str) -> None:
-        if len(self._names) < _MAX_NAMES:
-            self._names.add(name)
+        if len(self._syntax.names) < _MAX_NAMES:
+            self._syntax.names.add(name)
 
     async def _count_down(self, chat: LineChat) -> None:
         """While the connection is lost, show the number and time of the next reconnect attempt."""
@@ -336,9 +336,9 @@ class TerminalChat(FrontEnd):
                 members, rooms = await chat.members(), await chat.list_rooms()
             except (ConnectionLost, LocalProtocolError, Refused):
                 continue  # the receiving task reports what matters
-            self._names = {member.name for member in members[:_MAX_NAMES]}
+            self._syntax.names = {member.name for member in members[:_MAX_NAMES]}
             self._members = len(members)
-            self._rooms = {room.room for room in rooms[:_MAX_NAMES]}
+            self._syntax.rooms = {room.room for room in rooms[:_MAX_NAMES]}
             self._prompt.refresh()
             if self._changes == before:
                 await trio.sleep(_ASK_AGAIN_SECONDS)
@@ -440,7 +440,7 @@ class TerminalChat(FrontEnd):
 
     def _with_name(self, request: SayBlock | Act | Direct) -> SayBlock | Act | Direct:
         """Return *request* for display: a reply to a private message shows its sender's name."""
-        last = self._last_direct
+        last = self._syntax.last_direct
         if last is not None and isinstance(request, Direct) and request.to == last.client:
             return msgspec.structs.replace(request, to=last.name)
         return request
@@ -487,10 +487,6 @@ class TerminalChat(FrontEnd):
         # The state comes first, because a narrow terminal truncates the end.
         return [(f"{WARNING} bold", state), (DIM, f" · {where}")]
 
-    def _audience(self) -> str:
-        room = self._chat.room if self._chat is not None else self.options.room
-        return f"everybody in {room}" if room else "everybody"
-
     def _pending(self) -> list[Fragments]:
         now, me = _now(), self._identity
         entered = self._prompt.line.waiting
@@ -506,12 +502,6 @@ class TerminalChat(FrontEnd):
             for line in self._renderer.typed(request, me, now, pending=True)
         ]
         return [[] for _ in first] + lines  # the first ones are only counted
-
-    def _complete(self, before: str) -> list[Completion]:
-        return complete(before, self._names - {self._identity.name}, self._rooms)
-
-    def _expand(self, line: str) -> str:
-        return expand_reply(line, None if self._last_direct is None else self._last_direct.client)
 
 
 def _said_by(block: str) -> list[SayBlock | Act | Direct]:

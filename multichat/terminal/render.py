@@ -41,8 +41,8 @@ from multichat.protocol.messages import (
     Welcome,
 )
 from multichat.protocol.names import SERVER_NAME, fold_name
+from multichat.terminal.columns import Fragments
 from multichat.terminal.mention import find_mentions
-from multichat.terminal.wrap import Fragments
 
 __all__ = [
     "DIM",

@@ -132,7 +132,7 @@ async def test_a_member_that_joins_during_the_list_request_is_remembered(
         await server.send(type="members", nonce=who["nonce"], room="lobby", members=[alice])
         await server.send(type="joined", **bob)
 
-        async def answer_if_asked_again() -> None:  # whoever reads the list first has no need to
+        async def answer_if_asked_again() -> None:  # not asked again if the list was read first
             while True:
                 again = await server.request("who")
                 answer = {"nonce": again["nonce"], "room": "lobby", "members": [alice, bob]}

@@ -100,11 +100,11 @@ def test_the_names_remembered_for_completion_are_bounded(chat: TerminalChat) -> 
         chat._take(Joined(client, f"name{client}"))
         chat._take(Renamed(client, f"old{client}", f"new{client}"))
     chat._take(Members("lobby", [MemberName(n, f"member{n}") for n in range(10_000)]))
-    assert len(chat._complete("hello member")) == 4096
+    assert len(chat._syntax.complete("hello member")) == 4096
     chat._take(Joined(1, "zoe"))
     chat._take(Left(7, "member7", ""))
     chat._take(Joined(1, "zoe"))
-    assert [each.text for each in chat._complete("hello zo")] == ["zoe"]
+    assert [each.text for each in chat._syntax.complete("hello zo")] == ["zoe"]
 
 
 def test_an_ignored_client_stays_ignored_after_a_rename(chat: TerminalChat) -> None:
