@@ -44,9 +44,7 @@ PURE_MODULES = (
     "server.origin",
     "server.password_attempts",
     "server.presence",
-    "terminal.columns",
     "terminal.completion",
-    "terminal.graphemes",
     "terminal.mention",
     "terminal.render",
     "terminal.wrap",
@@ -71,7 +69,6 @@ ALLOWED = {
     "re",
     "typing",
     "unicodedata",
-    "wcwidth",  # tables of Unicode
 }
 
 PACKAGE = Path(multichat.__file__).parent

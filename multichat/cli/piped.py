@@ -127,14 +127,13 @@ class Piped:
         self._settle()
         if self._first_refused is not None:
             _, error = self._first_refused
-            raise Refused(error.code, self.explained(error.text))
+            raise Refused(error.code, self._explained(error.text))
 
     def explain(self, error: ConnectionLost) -> ConnectionLost:
         """Return *error* with what `describe` returns added to it."""
-        return ConnectionLost(self.explained(error.reason))
+        return ConnectionLost(self._explained(error.reason))
 
-    def explained(self, reason: str) -> str:
-        """Return *reason* with what `describe` returns added to it."""
+    def _explained(self, reason: str) -> str:
         return "; ".join(filter(None, (reason, self.describe())))
 
     @contextmanager

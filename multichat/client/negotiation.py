@@ -141,19 +141,11 @@ class Negotiation:
         """Whether the server has answered the hello, in whatever way; *plain* asks nothing."""
         return (
             self.password_asked
-            or self.welcome is not None
+            or bool(self.refusals)
             or self.said_goodbye
             or self.failure is not None
             or (self.settled and not self.plain)
         )
-
-    @property
-    def may_be_refused(self) -> bool:
-        """Whether the welcome has another name or room than the hello, and nothing says why yet.
-
-        No refusal comes if a filter of the server has changed the name or the room.
-        """
-        return self.welcome is not None and not (self.settled or self.refusals)
 
     @property
     def password_answered(self) -> bool:
@@ -162,7 +154,7 @@ class Negotiation:
             self.password_refused
             or self.said_goodbye
             or self.failure is not None
-            or (not self.password_asked and (self.settled or self.welcome is not None))
+            or (not self.password_asked and (self.settled or bool(self.refusals)))
         )
 
     def receive(self, block: str) -> list[Event]:

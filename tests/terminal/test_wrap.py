@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.terminal.columns import Fragments, columns_of
-from multichat.terminal.wrap import wrap
+from multichat.terminal.wrap import Fragments, columns_of, wrap
 
 pytestmark = pytest.mark.unit
 
