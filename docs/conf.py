@@ -139,6 +139,24 @@ def resolve_public(
     return resolved
 
 
+def link_public_names(_app: Sphinx, doctree: nodes.document) -> None:
+    """Make a public class in backticks in a guide a link to its page of the API reference.
+
+    Not a function, whose name may also be that of a command, unless it has its module.  The guides
+    cannot link to these pages themselves: in the repository they are only directives.
+    """
+    for literal in list(doctree.findall(nodes.literal)):
+        text = literal.astext()
+        name = text.removeprefix("multichat.")
+        # Not in a link, nor in a title, which the navigation repeats.
+        is_text = not isinstance(literal.parent, nodes.reference | nodes.title | pending_xref)
+        if is_text and name in multichat.__all__ and (text != name or name[0].isupper()):
+            attributes = {"refdomain": "py", "reftype": "obj", "refexplicit": True}
+            link = pending_xref("", reftarget=PUBLIC[name], **attributes)
+            literal.replace_self(link)
+            link += literal
+
+
 def default_of(field: Field[object]) -> str:
     """Show a field with its default, unless that is long."""
     simple = isinstance(field.default, int | float | str | None)
@@ -182,4 +200,5 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-signature", shorten_signature)
     app.connect("builder-inited", document_fields)
     app.connect("autodoc-process-docstring", document_alias)
+    app.connect("doctree-read", link_public_names)
     app.connect("missing-reference", resolve_public)

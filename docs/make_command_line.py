@@ -24,7 +24,7 @@ COMMANDS = (
 def make() -> str:
     """Return the whole page."""
     introduction = (
-        "What each command says when it is asked with `--help`; "
+        "The output of each command with `--help`; "
         "this page is made from that by `nox -s docs -- --write`."
     )
     sections = [f"# Command line\n\n{introduction}\n"]

@@ -37,7 +37,7 @@ The tree::
     │   └── NotRead             the journal cannot be read
     │
     │   faults at the other end of a connection
-    ├── Refused                 the server refused a request
+    ├── Refused                 the server refused a request, or did not admit us
     ├── ConnectFailed           no connection could be made
     ├── ConnectionLost          the connection ended without a goodbye
     ├── NoJson                  the server does not speak JSON, or does not answer
@@ -48,6 +48,7 @@ The tree::
     ├── InvalidBanFile          an invalid line in a ban file
     ├── JournalFailed           the journal file cannot be used
     ├── BadCertificate          a certificate or key cannot be used
+    ├── BadPasswordFile         a password file cannot be used
     ├── InputNotText            standard input cannot be decoded
     └── OutputLost              standard output cannot be written to
 
@@ -60,6 +61,7 @@ from contextlib import contextmanager
 
 __all__ = [
     "BadCertificate",
+    "BadPasswordFile",
     "Banned",
     "ConnectFailed",
     "ConnectionLost",
@@ -194,10 +196,10 @@ class NameTaken(RemoteProtocolError):
     code = "name-taken"
 
     def __init__(self, name: str, holder: str = "", *, registered: bool = False) -> None:
-        looks = f" looks like {holder}, which" if holder else ""
+        looks = f" looks like '{holder}', which" if holder else ""
         how = "registered" if registered else "taken"
         hint = f"; if it is yours: /login {holder or name} PASSPHRASE" if registered else ""
-        super().__init__(f"the name {name}{looks} is {how}{hint}")
+        super().__init__(f"the name '{name}'{looks} is {how}{hint}")
         self.name, self.holder = name, holder
 
 
@@ -343,7 +345,7 @@ class Banned(RemoteProtocolError):
     code = "banned"
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"the name {name} is banned")
+        super().__init__(f"the name '{name}' is banned")
         self.name = name
 
 
@@ -410,7 +412,11 @@ class NotRead(RemoteProtocolError):
 
 
 class Refused(MultichatError):
-    """The server refused a request; *code* is for programs, the message for people."""
+    """The server refused a request, or did not admit us.
+
+    *code* is for programs, the message for people.  It is the code of the error, or of the goodbye
+    that came instead of a welcome; for a goodbye without a known code it is `refused`.
+    """
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
@@ -464,6 +470,14 @@ class JournalFailed(MultichatError):
 
 class BadCertificate(MultichatError):
     """A certificate or key cannot be used."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+
+class BadPasswordFile(MultichatError):
+    """A password file cannot be read, or does not contain a password."""
 
     def __init__(self, path: object, reason: str) -> None:
         super().__init__(f"{path}: {reason}")

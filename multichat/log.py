@@ -1,9 +1,9 @@
 """The log in the format of the specification, built on the standard library's `logging`.
 
-The server and the client write to `Log`, which makes one record of a whole batch of messages.
-`LineFormatter` formats a record's lines.  `LogWriter` is a handler that never blocks the event
-loop for long: it writes in its own thread from a bounded queue, and counts the lines that do not
-fit.
+The server and the client write to `Log`.  `LogWriter` is a handler that never blocks the event loop
+for long: it writes in its own thread from a bounded queue, and counts the lines that do not fit.
+`LineFormatter` formats its lines.  A whole batch of messages is one record for `LogWriter`; any
+other handler gets one record for each line.
 
 Invariants: input from a peer cannot start or end a line (lines are cleaned before they get here);
 the lines of one batch are adjacent; a line is written whole or skipped, and skips are reported.
@@ -49,8 +49,7 @@ CLOSE_SECONDS = 1.0
 class Lines:
     """The unformatted lines of one batch: *before* plus each line of *block*, followed by *after*.
 
-    If *after* is not empty, it is a line of its own after each of them.  Other handlers format it
-    with `str`, without times.
+    If *after* is not empty, it is a line of its own after each of them.
     """
 
     __slots__ = ("after", "before", "text")
@@ -71,8 +70,9 @@ class Lines:
         tail = f"\n{start}{self.after}\n".encode() if self.after else b"\n"
         return b"".join((head, self.text.encode().replace(b"\n", tail + head), tail))
 
-    def __str__(self) -> str:
-        return self.encode("")
+    def split(self) -> list[str]:
+        """Return the lines."""
+        return self.encode("").split("\n")
 
 
 class Log:
@@ -106,7 +106,20 @@ class Log:
         # Not through `Logger.log`, which looks up the caller: that costs more than a whole batch.
         if self._logger.isEnabledFor(level):
             name = self._logger.name
-            self._logger.handle(logging.LogRecord(name, level, "", 0, lines, (), None))
+            for message in [lines] if self._takes_batches() else lines.split():
+                self._logger.handle(logging.LogRecord(name, level, "", 0, message, (), None))
+
+    def _takes_batches(self) -> bool:
+        """Return whether our records have handlers, and each is a `LogWriter`."""
+        logger: logging.Logger | None = self._logger
+        has_writer = False
+        while logger is not None:
+            for handler in logger.handlers:
+                if not isinstance(handler, LogWriter):
+                    return False
+                has_writer = True
+            logger = logger.parent if logger.propagate else None
+        return has_writer
 
 
 class LineFormatter(logging.Formatter):
@@ -155,7 +168,7 @@ class LogWriter(logging.Handler):
     Always formats with `LineFormatter`.  The first failure is reported to the writers in `others`
     or, if there are none, to `warn`, with *name* as the name of the output.
 
-    `start` starts the thread; `close` waits up to `CLOSE_SECONDS` for it.  The caller closes *fd*.
+    `start` starts the thread; `close` waits up to `CLOSE_SECONDS` for it.  The caller closes `fd`.
     """
 
     def __init__(
@@ -170,7 +183,7 @@ class LogWriter(logging.Handler):
         self._encode = LineFormatter().format_bytes
         self.failure: OSError | None = None
         self.first_failure: OSError | None = None
-        self._fd = fd
+        self.fd = fd
         self._file_seconds = file_seconds
         self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -303,11 +316,11 @@ class LogWriter(logging.Handler):
         self.failure = None
         while rest and self.failure is None:
             try:
-                rest = rest[os.write(self._fd, rest) :]
+                rest = rest[os.write(self.fd, rest) :]
             except BlockingIOError:
                 # Another process shares this terminal or pipe and has made it non-blocking.  A
                 # closed one counts as writable, and the next write reports the error.
-                select.select([], [self._fd], [], 1.0)
+                select.select([], [self.fd], [], 1.0)
             except OSError as error:
                 self.failure = error
                 if self.first_failure is None:

@@ -1,7 +1,10 @@
 """Standard streams, and ending on signals, for commands and consoles."""
 
+import errno
 import os
 import select
+import stat
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import trio
@@ -10,7 +13,7 @@ from multichat.errors import InputNotText, OutputLost, lone_exception
 from multichat.protocol.framing import LineDecoder, Part
 from multichat.signals import EndingSignals, receive_ending_signals
 
-__all__ = ["MAX_LINE_BYTES", "read_input", "until_signal", "write_output"]
+__all__ = ["MAX_LINE_BYTES", "read_input", "until_signal", "watch_output", "write_output"]
 
 # The longest line that any server accepts or sends.
 MAX_LINE_BYTES = 1024 * 1024
@@ -58,6 +61,25 @@ def write_output(fd: int, data: bytes) -> None:
             select.select([], [fd], [], 1.0)  # another process made it non-blocking
         except OSError as error:
             raise OutputLost(error) from error
+
+
+async def watch_output(fd: int) -> None:
+    """Raise `OutputLost` when the reader of the pipe *fd* has closed it, even while it is idle.
+
+    Sleeps in a thread, which is abandoned on cancellation and does not keep the process alive.
+    Waits for ever if *fd* is no pipe or socket, and on Windows: there, only writing fails.
+    """
+    mode = os.fstat(fd).st_mode
+    if sys.platform == "win32" or not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        await trio.sleep_forever()
+    await trio.to_thread.run_sync(_wait_for_hangup, fd, abandon_on_cancel=True)
+    raise OutputLost(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
+
+
+def _wait_for_hangup(fd: int) -> None:
+    poll = select.poll()
+    poll.register(fd, 0)  # errors and hangups are reported without being asked for
+    poll.poll()
 
 
 async def until_signal(main: Callable[[], Awaitable[object]]) -> bool:

@@ -218,7 +218,7 @@ async def test_a_second_bridge_cannot_make_a_loop(tmp_path: Path) -> None:
         example(tmp_path, "bridge.py", LOOPBACK, there.port, LOOPBACK, here.port) as second,
     ):
         assert await second.wait() == 1
-        assert second.err == "bridge: the name bridge is taken\n"
+        assert second.err == "bridge: the name 'bridge' is taken\n"
 
 
 async def test_a_bridge_recovers_when_both_sides_reconnect(tmp_path: Path) -> None:

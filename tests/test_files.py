@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multichat.cli.config_file import load_settings
-from multichat.cli.process import UsageMistake, read_password_file
+from multichat.cli.process import read_password_file
 from multichat.client.connect import client_tls
-from multichat.errors import BadCertificate, InvalidBanFile, InvalidSettings
+from multichat.errors import BadCertificate, BadPasswordFile, InvalidBanFile, InvalidSettings
 from multichat.files import (
     check_regular,
     decode_text,
@@ -56,7 +56,7 @@ def test_each_kind_of_file_reports_a_wrong_encoding(
 ) -> None:
     file = tmp_path / "file"
     file.write_bytes(TEXT.encode(encoding))
-    with pytest.raises(UsageMistake, match=f"{reason}$"):
+    with pytest.raises(BadPasswordFile, match=f"{reason}$"):
         read_password_file(file)
     with pytest.raises(InvalidSettings, match=f"{reason}$"):
         load_settings(file)
@@ -141,7 +141,7 @@ def test_a_file_that_is_not_regular_is_refused_without_waiting(kind: str, tmp_pa
     with pytest.raises(InvalidSettings, match=f": {reason}$"):
         load_settings(path)
     if "FIFO" not in kind:
-        with pytest.raises(UsageMistake, match=f": {reason}$"):
+        with pytest.raises(BadPasswordFile, match=f": {reason}$"):
             read_password_file(path)
     for use in (server_tls, client_tls):
         with pytest.raises(BadCertificate, match=f": {reason}$"):
@@ -187,12 +187,12 @@ def test_a_password_that_does_not_come_from_its_pipe_is_not_waited_for_long(tmp_
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     message = r"fifo: its writer did not finish within 0\.01 s$"
-    with pytest.raises(UsageMistake, match=message):
+    with pytest.raises(BadPasswordFile, match=message):
         read_password_file(fifo, fifo_seconds=0.01)
     writer = os.open(fifo, os.O_RDWR)
     try:
         os.write(writer, b"swordfish\n")
-        with pytest.raises(UsageMistake, match=message):
+        with pytest.raises(BadPasswordFile, match=message):
             read_password_file(fifo, fifo_seconds=0.01)
     finally:
         os.close(writer)
@@ -216,7 +216,7 @@ def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
         load_bans(file)
     with pytest.raises(InvalidSettings, match="larger than"):
         load_settings(file)
-    with pytest.raises(UsageMistake, match="larger than"):
+    with pytest.raises(BadPasswordFile, match="larger than"):
         read_password_file(file)
 
 

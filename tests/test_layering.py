@@ -44,7 +44,9 @@ PURE_MODULES = (
     "server.origin",
     "server.password_attempts",
     "server.presence",
+    "terminal.columns",
     "terminal.completion",
+    "terminal.graphemes",
     "terminal.mention",
     "terminal.render",
     "terminal.wrap",
@@ -69,6 +71,7 @@ ALLOWED = {
     "re",
     "typing",
     "unicodedata",
+    "wcwidth",  # tables of Unicode
 }
 
 PACKAGE = Path(multichat.__file__).parent

@@ -69,10 +69,53 @@ def test_a_log_record_is_always_one_line() -> None:
     assert "␊[STATE] forged␛)" in text
 
 
-def test_other_handlers_get_readable_messages(caplog: pytest.LogCaptureFixture) -> None:
+def write_batches() -> list[str]:
+    """Log what takes several lines; return the lines."""
+    log = Log("server")
+    log.line("STATE", "one")
+    log.lines("STATE", "two\nthree 100%s")
+    log.said("[Client 1]", "a\nb", 2)
+    log.crash("a task crashed", LookupError("x\ny"))
+    sent = "[BROADCAST] Broadcasting to 2 clients"
+    states = ["[STATE] one", "[STATE] two", "[STATE] three 100%s"]
+    said = ["[RX] [Client 1] a", sent, "[RX] [Client 1] b", sent]
+    return [*states, *said, "[STATE] a task crashed: LookupError('x\\ny')"]
+
+
+def test_other_handlers_get_one_record_for_each_line(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "multichat"):
-        Log("server").said("[Client 1]", "a", 2)
-    assert caplog.messages == ["[RX] [Client 1] a\n[BROADCAST] Broadcasting to 2 clients"]
+        lines = write_batches()
+    assert caplog.messages == lines
+    assert all(type(each.msg) is str for each in caplog.records)
+
+
+def test_a_log_writer_beside_another_handler_writes_the_same_lines(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    for name in ("alone", "beside"):
+        with open_file_log(tmp_path / name):
+            if name == "beside":
+                logging.getLogger("multichat").addHandler(caplog.handler)
+            lines = write_batches()
+            logging.getLogger("multichat").removeHandler(caplog.handler)
+    assert caplog.messages == lines
+    written = [(tmp_path / name).read_text().splitlines() for name in ("alone", "beside")]
+    alone, beside = ([line[24:] for line in each] for each in written)
+    assert (
+        alone
+        == beside
+        == [f"[{'ERROR' if 'crashed' in line else 'INFO'}] [server] {line}" for line in lines]
+    )
+
+
+def test_without_a_handler_a_warning_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("multichat")
+    logger.propagate = False  # pytest's own handlers
+    try:
+        Log("server").line("LOG", "a warning", logging.WARNING)
+    finally:
+        logger.propagate = True
+    assert capsys.readouterr().err == "[LOG] a warning\n"
 
 
 def test_levels_are_obeyed(tmp_path: Path) -> None:

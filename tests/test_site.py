@@ -30,6 +30,13 @@ def test_the_api_pages_document_every_public_name_once() -> None:
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_guides_link_only_to_what_can_be_read_in_the_repository(page: Path) -> None:
+    """The pages of the API reference are directives there; `conf.py` links public names."""
+    assert re.findall(r"\]\([^)]*\.rst\b[^)]*\)", page.read_text("utf-8")) == []
+
+
+@pytest.mark.unit
 def test_every_page_is_in_the_navigation() -> None:
     pages = {page.stem for page in DOCS.glob("*.md")} - {"index"}
     listed = re.findall(r"^([a-z_]+)$", (DOCS / "index.md").read_text("utf-8"), re.MULTILINE)

@@ -12,14 +12,7 @@ from .support.terminals import Terminal
 pytestmark = pytest.mark.process
 
 PAGE = Path(__file__).parent.parent / "docs" / "tour.md"
-KEYS = {
-    "[Alt+1]": "M-1",
-    "[Ctrl+C]": "C-c",
-    "[Ctrl+D]": "C-d",
-    "[Ctrl+S]": "C-s",
-    "[Ctrl+Z]": "C-z",
-    "[Tab]": "Tab",
-}
+KEYS = {"[Ctrl+C]": "C-c", "[Ctrl+D]": "C-d", "[Ctrl+Z]": "C-z", "[Tab]": "Tab", "[Ctrl+S]": "C-s"}
 
 
 def blocks() -> list[tuple[str, str, str]]:

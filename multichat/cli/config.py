@@ -79,7 +79,9 @@ def config(
         ),
     ] = None,
 ) -> None:
-    """Show the settings that `connect` uses here, and where each comes from.
+    """Show the settings and where each comes from.
+
+    The settings are the options of `connect`, which a file and the environment can set.
 
     Options override environment variables, which override the configuration file, which overrides
     the defaults.
@@ -87,7 +89,7 @@ def config(
     settings = _load()
     found = "" if settings.found else " (does not exist)"
     if server is not None and server not in settings.servers:
-        tell(f"there is no server {server} in {settings.path}{found}")
+        tell(f"there is no server {server!r} in {settings.path}{found}")
         raise typer.Exit(1)
     rows = [("file", f"{settings.path}{found}", "MULTICHAT_CONFIG" * _is_set("MULTICHAT_CONFIG"))]
     for name, each in settings.servers.items():

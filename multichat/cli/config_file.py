@@ -9,8 +9,9 @@ with its address in `host` (also as HOST:PORT) and `port`, or in `unix`.
 """
 
 import os
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import msgspec
 
@@ -176,11 +177,33 @@ def _read(path: Path, table: object, kind: type[Any], where: str) -> Any:
         reason, _, at = str(error).partition(" - at `$")
         key = at.rstrip("`").lstrip(".")
         if "unknown field" in reason:
-            key, reason = f"{key}.{reason.split('`')[1]}".lstrip("."), "there is no such setting"
+            unknown = reason.split("`")[1]
+            key, reason = f"{key}.{unknown}".lstrip("."), _no_such_setting(kind, unknown, table)
+        elif reason.startswith("Invalid enum value"):
+            reason += f": expected one of {_choices(kind, key)}"
         shown = ".".join(filter(None, (where, key)))
         raise InvalidSettings(path, shown, _lowered(reason)) from None
     except (RuntimeError, OSError) as error:  # ~name of an unknown user
         raise InvalidSettings(path, where, str(error)) from None
+
+
+def _no_such_setting(kind: type[Any], unknown: str, table: Any) -> str:
+    """Return the answer to the key *unknown* in *table*, with the key that was perhaps meant."""
+    from difflib import get_close_matches
+
+    is_table = isinstance(table[unknown], dict)
+    known = ["servers"] if is_table and kind is Preferences else kind.__struct_encode_fields__
+    [similar] = get_close_matches(unknown, known, 1) or [""]
+    if similar and is_table:
+        similar = f"[servers.{next(iter(table[unknown]), 'NAME')}]"
+    return "there is no such setting" + (f"; did you mean {similar}?" if similar else "")
+
+
+def _choices(kind: type[Any], key: str) -> str:
+    """Return the values that *key* can have, an enumeration."""
+    hints = get_args(get_type_hints(kind)[key.replace("-", "_")])
+    [names] = [list(each) for each in hints if isinstance(each, type) and issubclass(each, Enum)]
+    return ", ".join(str(each.value) for each in names)
 
 
 def _lowered(reason: str) -> str:

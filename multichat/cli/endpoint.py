@@ -7,6 +7,7 @@ import typer
 
 from multichat.cli.config import SERVER_KEY, default_to_file, list_servers
 from multichat.cli.config_file import Server
+from multichat.cli.option_rules import described
 from multichat.cli.process import UsageMistake
 from multichat.client.timeouts import ClientTimeouts
 from multichat.protocol.address import DEFAULT_PORT, parse_port, split_address
@@ -108,12 +109,12 @@ def split_port(context: typer.Context, host: str, words: list[str]) -> tuple[int
     return port, others
 
 
-def make_timeouts(seconds: float | None) -> ClientTimeouts:
+def make_timeouts(context: typer.Context, seconds: float | None) -> ClientTimeouts:
     """Return the timeouts of a client with a `--timeout` of *seconds*; raises `UsageMistake`."""
     if seconds is None:
         return ClientTimeouts()
     if not seconds > 0:
-        raise UsageMistake("--timeout must be more than 0 seconds")
+        raise UsageMistake(f"{described(context, 'timeout')} must be more than 0 seconds")
     return ClientTimeouts(
         connect=seconds, handshake=seconds, answer=seconds, wait=seconds, delivery=seconds
     )

@@ -15,7 +15,7 @@ from multichat.protocol.json_codec import JSON, encode_hello
 from multichat.protocol.json_lines import clean_json
 from multichat.protocol.messages import Goodbye, Quit, Welcome
 from multichat.protocol.text_codec import TEXT
-from multichat.stdio import until_signal, write_output
+from multichat.stdio import until_signal, watch_output, write_output
 
 __all__ = ["JsonPipe"]
 
@@ -50,7 +50,10 @@ class JsonPipe(FrontEnd):
         await until_signal(self._run)
 
     async def _run(self) -> None:
-        await self.run_chat(await self.dial())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch_output, self._output_fd)
+            await self.run_chat(await self.dial())
+            nursery.cancel_scope.cancel(reason="the chat is over")
 
     def tell(self, text: str, *, warning: bool = False) -> None:
         """Say nothing: the output is for a program."""

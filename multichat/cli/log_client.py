@@ -25,20 +25,17 @@ from multichat.errors import (
     LineTooLong,
     MultichatError,
     OutputLost,
+    Refused,
 )
 from multichat.log import Log, LogWriter
+from multichat.protocol.auth import parse_password
 from multichat.protocol.commands import COMMANDS
 from multichat.protocol.framing import Part
-from multichat.protocol.goodbyes import ASKED_TO_LEAVE
-from multichat.protocol.messages import Disconnected, Event, Goodbye, Reconnected, Welcome
+from multichat.protocol.json_codec import JSON
+from multichat.protocol.messages import Disconnected, Event, Reconnected, Welcome
 from multichat.protocol.text_codec import TEXT
-from multichat.protocol.typed_lines import (
-    disguised_command,
-    holds_secret,
-    may_be_disguised,
-    why_not_said,
-)
-from multichat.stdio import read_input, until_signal
+from multichat.protocol.typed_lines import disguised_command, why_not_said
+from multichat.stdio import read_input, until_signal, watch_output
 from multichat.terminal.render import STATES
 
 __all__ = ["LogClient"]
@@ -78,8 +75,6 @@ class LogClient(FrontEnd):
         self._log = Log("client")
         self._piped: Piped
         self._sending = 0  # lines that were read and not sent yet
-        self._was_rejected = False  # the server's first event was a goodbye
-        self._is_full = False  # and its code was `full`
 
     async def run(self) -> None:
         """Connect and chat until the input ends, the server closes, or SIGINT or SIGTERM comes.
@@ -94,15 +89,16 @@ class LogClient(FrontEnd):
 
     async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_output)
+            nursery.start_soon(watch_output, self._writer.fd)
+            nursery.start_soon(self._watch_writer)
             try:
                 await self._converse()
             finally:
                 await self._wait_for_output(at_most_bytes=0)
             nursery.cancel_scope.cancel(reason="the chat is over and its log is written")
 
-    async def _watch_output(self) -> None:
-        """End the chat when the output cannot be written any more."""
+    async def _watch_writer(self) -> None:
+        """End the chat when writing to the output has failed."""
         await trio.to_thread.run_sync(self._writer.wait_for_failure, abandon_on_cancel=True)
         self._check_output()
 
@@ -132,11 +128,13 @@ class LogClient(FrontEnd):
         elif chat.link.connection.waiting_bytes:
             self.tell("What was typed last has not been sent", warning=True)
         if chat.goodbye is not None and isinstance(self.failure, ConnectionLost | None):
-            if self._is_piped and (chat.unaccepted or self._is_unsaid(chat)):
-                reason = f"{chat.goodbye}; not all of the input was heard"
+            if self._is_piped and (chat.unaccepted or self._is_undelivered(chat)):
+                reason = f"{chat.goodbye}; not all of the input was delivered"
+                if chat.link.rejection is not None:
+                    raise Refused(chat.link.rejection.code, self._piped.explained(reason))
                 raise self._piped.explain(ConnectionLost(reason))
-            if self._is_full:
-                raise ConnectionLost(chat.goodbye)
+            if chat.link.rejection is not None and chat.link.rejection.code == "full":
+                raise chat.link.rejection
             # The goodbye was shown.
         elif self._is_piped and isinstance(self.failure, ConnectionLost):
             raise self._piped.explain(self.failure)
@@ -144,11 +142,11 @@ class LogClient(FrontEnd):
             super().end(chat)
         self._piped.check_refused()
 
-    def _is_unsaid(self, chat: LineChat) -> bool:
+    def _is_undelivered(self, chat: LineChat) -> bool:
         """Return whether lines are known to be lost in a chat that ended with a goodbye."""
         return bool(
             self._sending
-            or (self.sent and (self._was_rejected or chat.link.connection.waiting_bytes))
+            or (self.sent and (chat.link.rejection or chat.link.connection.waiting_bytes))
         )
 
     async def show_events(self, chat: LineChat) -> None:
@@ -165,10 +163,6 @@ class LogClient(FrontEnd):
 
     async def _show_events(self, chat: LineChat) -> None:
         while events := await chat.receive():
-            if not self.received and chat.welcome is None:
-                first = events[0]
-                self._was_rejected = isinstance(first, Goodbye) and first.reason != ASKED_TO_LEAVE
-                self._is_full = isinstance(first, Goodbye) and first.known().code == "full"
             self.received += sum(not isinstance(event, _OURS) for event in events)
             if any(isinstance(event, Reconnected) for event in events):
                 self.connected_at = trio.current_time()
@@ -252,15 +246,15 @@ class LogClient(FrontEnd):
 
     async def _send_requests(self, chat: LineChat, typed: list[Typed]) -> None:
         self._sending = count = sum(each.line_count for each in typed)
+        if chat.goodbye is not None and (chat.codec is JSON or chat.link.connection.over):
+            return
         await self._piped.send(typed)
         if chat.goodbye is None:
             self._sending = 0
         self.sent += count
         lines = "\n".join(each.lines for each in typed)
-        if may_be_disguised(lines):
-            lines = "\n".join(line for line in lines.split("\n") if not holds_secret(line))
-        if lines:
-            self._log.lines("TX", lines)
+        if shown := [line for line in lines.split("\n") if parse_password(line) is None]:
+            self._log.lines("TX", "\n".join(shown))
         await self._wait_for_output()
 
     async def _wait_for_output(self, at_most_bytes: int = _UNWRITTEN_BYTES) -> None:

@@ -13,7 +13,7 @@ from multichat.cli.account import account
 from multichat.cli.config import config
 from multichat.cli.config_file import history_path
 from multichat.cli.endpoint import Host, make_endpoint, make_timeouts, parse_server, split_port
-from multichat.cli.option_rules import CheckedCommand
+from multichat.cli.option_rules import CheckedCommand, described
 from multichat.cli.parameters import (
     AnswerTimeout,
     Bell,
@@ -134,7 +134,7 @@ def connect(
             replay=replay,
             reconnect=not no_reconnect,
             wait=wait,
-            timeouts=make_timeouts(timeout),
+            timeouts=make_timeouts(context, timeout),
         )
         input_fd = None if listen else fileno(sys.stdin)
 
@@ -199,7 +199,8 @@ def send(
     unix: Annotated[
         Path | None,
         typer.Option(
-            help="Connect to this Unix socket; all arguments are TEXT then.",
+            help="Connect to this Unix socket; all arguments are TEXT then. MULTICHAT_UNIX has no "
+            "effect here: with it, HOST would look like the first word of TEXT.",
             show_envvar=False,
             is_eager=True,  # so that the first argument is not looked up as a server
         ),
@@ -216,8 +217,9 @@ def send(
 ) -> None:
     """Send a message and exit when the server has accepted it.
 
-    If the name is taken the message is sent without it; if the room cannot be joined it is not
-    sent. If the connection is lost the client reconnects; the message is delivered exactly once.
+    If the server refuses the name, the message is sent as Client N and a line on standard error
+    says so; if the room cannot be joined, the message is not sent. If the connection is lost, the
+    client reconnects; the message is delivered exactly once.
     If the server is gone for good, the error says how many lines were not accepted and which is
     the first.
     """
@@ -243,7 +245,7 @@ def send(
             password=read_password_file(password_file),
             plain=plain,
             wait=wait,
-            timeouts=make_timeouts(timeout),
+            timeouts=make_timeouts(context, timeout),
         )
         message, input_fd = None if words == ["-"] else " ".join(words), fileno(sys.stdin)
 
@@ -260,7 +262,7 @@ def who(
     host: Host = None,
     port: Port = None,
     unix: Unix = None,
-    room: Room = None,
+    room: Annotated[str | None, typer.Option(help="Room to list.", show_default="lobby")] = None,
     password_file: PasswordFile = None,
     tls: Tls = False,
     tls_ca: TlsCa = None,
@@ -277,7 +279,7 @@ def who(
         endpoint = make_endpoint(
             context, host, port, unix, tls=tls, tls_ca=tls_ca, tls_name=tls_name
         )
-        password, timeouts = read_password_file(password_file), make_timeouts(timeout)
+        password, timeouts = read_password_file(password_file), make_timeouts(context, timeout)
         options = ChatOptions(room=room, password=password, timeouts=timeouts)
         lines: list[str] = []
 
@@ -294,6 +296,7 @@ def who(
 
 
 def history(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(help="The journal: a file written by serve --journal.")],
     room: Annotated[
         str | None, typer.Option(help="Only messages of this room.", show_default="all")
@@ -330,7 +333,7 @@ def history(
     try:
         from_ = None if since is None else parse_since(since)
     except ValueError as error:
-        raise UsageMistake(f"--since: {error}") from None
+        raise UsageMistake(f"{described(context, 'since')}: {error}") from None
     with one_line_errors():
         show_history(file, fileno(sys.stdout), room=room, since=from_, limit=limit, json=json)
 

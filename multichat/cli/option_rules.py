@@ -7,11 +7,12 @@ only if both have the same.
 
 from typing import Any, NamedTuple
 
+import typer
 from typer.core import TyperCommand, TyperOption
 
 from multichat.cli.process import UsageMistake, utf8_text
 
-__all__ = ["RULES", "CheckedCommand", "Excludes", "Needs", "Useless"]
+__all__ = ["RULES", "CheckedCommand", "Excludes", "Needs", "Useless", "described"]
 
 
 class Excludes(NamedTuple):
@@ -100,6 +101,17 @@ class CheckedCommand(TyperCommand):
             if isinstance(each, TyperOption) and each.show_envvar:
                 each.envvar = f"MULTICHAT_{str(each.name).rstrip('_').upper()}"
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse *args*; raises `UsageMistake` for an invalid variable, which `args` do not show."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            name = str(error.param.name) if error.param is not None else ""
+            source = ctx.get_parameter_source(name)
+            if source is not None and source.name == "ENVIRONMENT":
+                raise UsageMistake(f"{described(ctx, name)}: {error.message}") from None
+            raise
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command; raises `UsageMistake` if its parameters break a rule."""
         for parameter in self.params:
@@ -107,9 +119,9 @@ class CheckedCommand(TyperCommand):
             is_option = parameter.param_type_name == "option"
             value = ctx.params.get(name)
             if parameter.type.name != "path":  # a path may have any bytes
-                value = _decoded(value, _described(ctx, name))
+                value = _decoded(value, described(ctx, name))
             if is_option and "" in (value if isinstance(value, list | tuple) else [value]):
-                raise UsageMistake(f"{_described(ctx, name)} is empty")
+                raise UsageMistake(f"{described(ctx, name)} is empty")
             ctx.params[name] = value
         for rule in RULES.get(str(self.name), ()):
             _apply(ctx, rule)
@@ -118,7 +130,7 @@ class CheckedCommand(TyperCommand):
 
 def _apply(ctx: Any, rule: Rule) -> None:
     ours, theirs = _layer(ctx, rule.name), _layer(ctx, rule.other)
-    name, other = _described(ctx, rule.name), _described(ctx, rule.other)
+    name, other = described(ctx, rule.name), described(ctx, rule.other)
     if isinstance(rule, Useless) and rule.values:
         value = ctx.params[rule.other]  # a string: typer makes it a member of the enumeration later
         if value not in rule.values:
@@ -134,7 +146,7 @@ def _apply(ctx: Any, rule: Rule) -> None:
         case Useless() if theirs and ours:
             _leave_out(ctx, rule.name)
         case Needs(where=where) if ours and not theirs and (not where or _layer(ctx, where)):
-            also = f" with {_described(ctx, where)}" if where else ""
+            also = f" with {described(ctx, where)}" if where else ""
             raise UsageMistake(f"{name} needs {other}{also}")
 
 
@@ -154,8 +166,8 @@ def _leave_out(ctx: Any, name: str) -> None:
     ctx.set_parameter_source(name, type(ctx.get_parameter_source(name)).DEFAULT)
 
 
-def _described(ctx: Any, name: str) -> str:
-    """Return *name* as it was given: an option, an argument or a variable."""
+def described(ctx: Any, name: str) -> str:
+    """Return the parameter *name* as it was given: an option, an argument or a variable."""
     [parameter] = [each for each in ctx.command.params if each.name == name]
     source = ctx.get_parameter_source(name)
     if source is not None and source.name == "ENVIRONMENT":

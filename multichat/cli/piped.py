@@ -127,13 +127,14 @@ class Piped:
         self._settle()
         if self._first_refused is not None:
             _, error = self._first_refused
-            raise Refused(error.code, self._explained(error.text))
+            raise Refused(error.code, self.explained(error.text))
 
     def explain(self, error: ConnectionLost) -> ConnectionLost:
         """Return *error* with what `describe` returns added to it."""
-        return ConnectionLost(self._explained(error.reason))
+        return ConnectionLost(self.explained(error.reason))
 
-    def _explained(self, reason: str) -> str:
+    def explained(self, reason: str) -> str:
+        """Return *reason* with what `describe` returns added to it."""
         return "; ".join(filter(None, (reason, self.describe())))
 
     @contextmanager

@@ -5,6 +5,7 @@ An expected error is one line on standard error and exit status 1; a usage error
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,9 +16,10 @@ from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar
 
 import typer
 
+from multichat.cli.config_file import settings_path
 from multichat.cli.notices import tell, warn, write_notice
 from multichat.client.options import ChatOptions
-from multichat.errors import MultichatError, OutputLost, Refused
+from multichat.errors import BadPasswordFile, ConnectFailed, MultichatError, OutputLost, Refused
 from multichat.files import decode_text, read_file
 from multichat.protocol.address import is_loopback
 from multichat.protocol.framing import clean, clean_lines
@@ -84,36 +86,41 @@ def utf8_text(value: str, name: str) -> str:
 def read_password_file(
     file: Path | None, *, fifo_seconds: float = _PASSWORD_FIFO_SECONDS
 ) -> str | None:
-    """Return the password in *file*, or in the environment; raises `UsageMistake`.
+    """Return the password in *file*, or in the environment.
 
     It is one line without its line break; spaces are part of it.  A FIFO or pipe is read for at
     most *fifo_seconds*.
+
+    Raises `BadPasswordFile`, or `UsageMistake` if it is the variable that is invalid.
     """
     if file is not None:
         return read_secret_file(file, fifo_seconds=fifo_seconds)
-    password = utf8_text(os.environ.get(PASSWORD_VARIABLE, ""), PASSWORD_VARIABLE)
-    return _secret(password, PASSWORD_VARIABLE, "password") if password else None
+    variable = utf8_text(os.environ.get(PASSWORD_VARIABLE, ""), PASSWORD_VARIABLE)
+    try:
+        return _secret(variable, "password") if variable else None
+    except ValueError as error:
+        raise UsageMistake(f"{PASSWORD_VARIABLE}: {error}") from None
 
 
 def read_secret_file(
     file: Path, what: str = "password", *, fifo_seconds: float = _PASSWORD_FIFO_SECONDS
 ) -> str:
-    """Return *what* is in *file*: one line without its line break; raises `UsageMistake`."""
+    """Return *what* is in *file*: one line without its line break; raises `BadPasswordFile`."""
     try:
         data = read_file(file, max_bytes=_MAX_PASSWORD_FILE_BYTES, fifo_seconds=fifo_seconds)
-        return _secret(decode_text(data), str(file), what)
+        return _secret(decode_text(data), what)
     except OSError as error:
-        raise UsageMistake(f"{file}: {(error.strerror or '').lower()}") from None
+        raise BadPasswordFile(file, (error.strerror or "").lower()) from None
     except ValueError as error:
-        raise UsageMistake(f"{file}: {error}") from None
+        raise BadPasswordFile(file, str(error)) from None
 
 
-def _secret(text: str, where: str, what: str) -> str:
+def _secret(text: str, what: str) -> str:
     text = text.rstrip("\r\n")
     if not text.strip():
-        raise UsageMistake(f"{where}: it contains no {what}")
+        raise ValueError(f"it contains no {what}")
     if "\n" in text or "\r" in text:
-        raise UsageMistake(f"{where}: a {what} must be one line")
+        raise ValueError(f"a {what} must be one line")
     return text
 
 
@@ -195,13 +202,21 @@ def one_line_errors(interrupted: str | None = None) -> Iterator[None]:
             raise typer.Exit from None
         reason = interrupted
     except MultichatError as error:
-        reason = str(error)
+        reason = str(error) + _about_servers(error)
     except OSError as error:
         reason = _reason_of(error)
     else:
         return
     tell(reason)
     raise typer.Exit(1)
+
+
+def _about_servers(error: MultichatError) -> str:
+    """Return what to add to *error* if HOST may have been meant as a server of the file."""
+    is_unknown = isinstance(error.__cause__, socket.gaierror)
+    if isinstance(error, ConnectFailed) and is_unknown and error.host.isidentifier():
+        return f"; there is no server {error.host!r} in {settings_path()}"
+    return ""
 
 
 def _reason_of(error: OSError) -> str:
@@ -257,7 +272,7 @@ def command_line() -> Iterator[None]:
         error.show(shown)
         write_notice(shown.getvalue())
         sys.exit(error.exit_code)
-    except OutputLost as error:
+    except MultichatError as error:
         tell(str(error))
         sys.exit(1)
     except OSError as error:

@@ -29,12 +29,9 @@ async def send(
     Raises `ConnectFailed`, or `Refused` or `ConnectionLost` with what was not accepted.  If the
     name is refused, the messages are sent without it.
     """
-    options = for_pipe(options)
-    name = None if options.plain else options.name  # asked for when we are connected
+    options = replace(for_pipe(options), name_required=False)
     dial = partial(endpoint.dial, options.timeouts)
     stream = await dial_first(dial, options)
-    if name is not None:
-        options = replace(options, name=None)
     async with (
         LineChat(stream, options, redial=dial).open() as chat,
         trio.open_nursery() as nursery,
@@ -44,10 +41,8 @@ async def send(
         if chat.fell_back:
             await notify(SPEAKING_TEXT)
         nursery.start_soon(_discard_events, chat)
-        if name is not None and not chat.fell_back:
-            not_named = await chat.try_rename(name, options.timeouts.answer)
-            if not_named is not None:
-                await notify(f"{not_named}; speaking as {chat.name}")
+        if (refusal := chat.link.name_refusal) is not None:
+            await notify(f"{refusal.text}; speaking as {chat.name}")
         piped = Piped(chat)
         with piped.explaining():
             if text is not None:
@@ -56,7 +51,7 @@ async def send(
                 await send_input(input_fd, piped, piped.say)
             await chat.finish()
         if chat.goodbye is not None and chat.codec is TEXT:  # which acknowledges nothing
-            raise ConnectionLost(chat.goodbye)
+            raise chat.link.rejection or ConnectionLost(chat.goodbye)
         piped.check_refused()
         nursery.cancel_scope.cancel(reason="everything was accepted")
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from multichat.cli.notices import warn
+from multichat.cli.option_rules import described
 from multichat.cli.parameters import ColorWhen, PasswordFile, is_colored
 from multichat.cli.process import (
     PASSWORD_VARIABLE,
@@ -194,11 +195,14 @@ def serve(
     """
     _check_environment(context)
     if keep_days is not None and not 0 < keep_days <= _MAX_DAYS:
-        raise UsageMistake(f"--keep-days must be more than 0 and at most {_MAX_DAYS}")
+        raise UsageMistake(
+            f"{described(context, 'keep_days')} must be more than 0 and at most {_MAX_DAYS}"
+        )
     names = (*_split_names(operators), *_read_names(operators_file))
-    config = make_config(password_file, filter_ or [], settings, operators=names)
+    config = make_config(context, password_file, filter_ or [], settings, operators=names)
     if not re.fullmatch("0?[0-7]{3}", unix_mode):
-        raise UsageMistake(f"--unix-mode must be a mode such as 0600, not {unix_mode}")
+        given = described(context, "unix_mode")
+        raise UsageMistake(f"{given} must be a mode such as 0600, not {unix_mode!r}")
     source = context.get_parameter_source("port")
     is_port_given = source is not None and source.name != "DEFAULT"
     tcp_port = port if is_port_given or unix is None else None
@@ -239,6 +243,7 @@ def serve(
 
 
 def make_config(
+    context: typer.Context,
     password_file: Path | None,
     filters: list[str],
     settings: dict[str, Any],
@@ -261,9 +266,9 @@ def make_config(
         )
     except ValueError as error:
         message = str(error)
-        for name, field in SETTINGS.items():  # an operator knows it by the name of its option
+        for name, field in SETTINGS.items():  # an operator knows the name of its option
             if message.startswith(f"{field.name} must "):
-                message = f"--{name.replace('_', '-')}{message.removeprefix(field.name)}"
+                message = described(context, name) + message.removeprefix(field.name)
         raise UsageMistake(message) from None
 
 

@@ -299,9 +299,12 @@ class Chat:
         """Return the last *limit* messages of *room*, or the last ones before the id *before*.
 
         By default of the current room.  The oldest comes first.  The server limits the size of a
-        page; `more` says whether there are older messages.  Raises the errors of `members`.
+        page; `more` says whether there are older messages.  Raises `LocalProtocolError` if *limit*
+        is less than 1, and the errors of `members`.
         """
-        request = History(limit, before, _room(room))
+        if limit < 1:
+            raise LocalProtocolError(f"the limit must be at least 1, not {limit}")
+        request = History(limit, None if before is None else clean(before), _room(room))
         return await self._ask_for(HistoryPage, request, "list of messages")
 
     async def topic(self, room: str | None = None) -> str:
@@ -417,9 +420,7 @@ class Chat:
         """Return an *answer* of this *kind*; raises what `members` raises for any other."""
         if isinstance(answer, kind):
             return answer
-        if self.goodbye is not None:
-            raise ConnectionLost(self.goodbye)
-        if self._link.over:
+        if self.goodbye is not None or self._link.over:
             raise self._link.lost()
         if answer is None:
             raise LocalProtocolError(f"the text protocol has no {what}")
@@ -505,7 +506,7 @@ class Chat:
                     f"{MAX_UNACCEPTED} messages are unacknowledged: receive events first"
                 )
 
-    def _check_private(self, request: object) -> None:
+    def _check_private(self, request: WireRequest) -> None:
         """Raise `NotPrivate` for a passphrase over a connection that others can read."""
         is_secret = isinstance(request, Register | Login | ChangePassphrase)
         if is_secret and not transport.is_private(self._link.connection.stream):

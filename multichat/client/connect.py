@@ -176,9 +176,13 @@ async def open_chat(
     the text protocol, without name, rooms and account; if it does not
     answer within `ClientTimeouts.answer` seconds, raises `NoJson`.  With *plain*, the chat uses the
     text protocol from the start and sends no hello.  The *password* is sent only to a server that
-    requires one.  Raises `Refused` if the server refuses the name, a room or the login, or
-    if the required password is missing or wrong; `NotPrivate` for a *login* over a stream that
-    others can read.  In JSON the last *replay* messages of each room are the first events.
+    requires one.  In JSON the last *replay* messages of each room are the first events.
+
+    Raises `Refused` if the server does not admit us (it is full, we are banned, the required
+    password is missing or wrong, …), or refuses the name, a room or the login; `NotPrivate` for a
+    *login* over a stream that others can read; `LocalProtocolError` if *replay* is negative.  With
+    *plain* the block begins before the server has answered, unless it asks for the password: a
+    goodbye is then an event.
 
     *redial* returns a new stream to the same server, which is also closed here: with it the chat
     reconnects, see `Chat`.  With *wait* it also reconnects if the first connection is lost before

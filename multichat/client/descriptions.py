@@ -21,7 +21,7 @@ def describe_event(event: Event) -> list[str]:
         case Reconnected(resumed=True):
             return ["Connected again"]
         case Reconnected(again=again):
-            lines = ["Connected again, in a new session: the server has forgotten us"]
+            lines = ["Connected again, in a new session: the server no longer has the old one"]
             if again:
                 lines.append("Unaccepted messages are sent again, and may be published twice")
             return lines

@@ -1,4 +1,4 @@
-"""The run of `connect`, whatever renders it: connect, ask for the name, send, show, end.
+"""The run of `connect`, whatever renders it: connect, send, show, end.
 
 Each renderer is a `FrontEnd`: the console with its log lines, the terminal, and the JSON pipe.
 """
@@ -6,7 +6,6 @@ Each renderer is a `FrontEnd`: the console with its log lines, the terminal, and
 from abc import ABC, abstractmethod
 from dataclasses import replace
 
-import msgspec
 import trio
 
 from multichat.client.connect import Endpoint, dial_first
@@ -73,14 +72,14 @@ class FrontEnd(ABC):
 
         Raises `Refused`, `NoJson`, `ConnectionLost`, and what `end` raises.
         """
-        options = self.options
-        if not options.plain:
-            # Asked for later, so that its refusal does not end the run.
-            options = replace(options, name=None)
+        options = replace(self.options, name_required=False)
         async with LineChat(stream, options, redial=self._redial).open() as chat:
             if chat.fell_back:
                 self.tell(SPEAKING_TEXT)
-            welcome = await self._welcome(chat)
+            if (refusal := chat.link.name_refusal) is not None:
+                again = "; asking again when it is free" if refusal.code == "name-taken" else ""
+                self.tell(f"{refusal.text}{again}", warning=True)
+            welcome = chat.welcome
             self.begin(chat, welcome)
             async with trio.open_nursery() as nursery:
                 if welcome is not None and self.options.name is not None:
@@ -92,17 +91,6 @@ class FrontEnd(ABC):
                     self.failure = self.failure or error
                 nursery.cancel_scope.cancel(reason="the chat has ended")
             self.end(chat)
-
-    async def _welcome(self, chat: LineChat) -> Welcome | None:
-        """Ask for the name; return the welcome with the name that we have then."""
-        if chat.welcome is None:
-            return None
-        if self.options.name is not None:
-            refused = await chat.try_rename(self.options.name, self.options.timeouts.answer)
-            if refused is not None:
-                again = "; asking again when it is free" if refused.code == "name-taken" else ""
-                self.tell(f"{refused}{again}", warning=True)
-        return msgspec.structs.replace(chat.welcome, name=chat.name)
 
     # --- Local commands ---------------------------------------------------------------------------
 

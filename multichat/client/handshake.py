@@ -10,7 +10,6 @@ import trio
 
 from multichat.client.connection import Connection
 from multichat.client.event_queue import Condition
-from multichat.client.negotiation import Negotiation
 from multichat.client.session import ClientSession
 from multichat.client.timeouts import ClientTimeouts
 from multichat.errors import ConnectionLost, NotPrivate
@@ -24,7 +23,7 @@ __all__ = ["abort_after_goodbye", "keep_alive", "negotiate"]
 
 async def negotiate(
     connection: Connection,
-    negotiation: Negotiation,
+    session: ClientSession,
     *,
     password: str | None,
     timeouts: ClientTimeouts,
@@ -37,6 +36,7 @@ async def negotiate(
     Raises `RemoteProtocolError` for a welcome that is not valid, `NotPrivate` for a login over a
     connection that others can read.
     """
+    negotiation = session.negotiation
     if negotiation.hello.login is not None and not transport.is_private(connection.stream):
         raise NotPrivate
     plain = negotiation.plain
@@ -60,6 +60,10 @@ async def negotiate(
             if scope.cancelled_caught:
                 connection.abort(f"the password was not accepted in {timeouts.password:g} s")
                 await connection.wait_for(lambda: False)
+        if negotiation.may_be_refused:  # the refusals come before the answer to a ping
+            await connection.send(session.encode_unanswered(Ping()))
+            with trio.move_on_after(answer_seconds):
+                await connection.wait_for(lambda: not negotiation.may_be_refused)
     if negotiation.failure is not None:
         raise negotiation.failure
 

@@ -5,12 +5,10 @@ Adds to `Chat` the sending of typed lines, and what a front end shows of the con
 
 from collections.abc import Iterable
 
-import trio
-
 from multichat.client.chat import Chat
 from multichat.client.reconnect import Link
 from multichat.client.typed_input import LocalCommand, Typed
-from multichat.errors import ConnectionLost, InvalidRequest, NoJson, NotPrivate, Refused
+from multichat.errors import ConnectionLost, InvalidRequest, NoJson
 from multichat.protocol.codec import Codec
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
@@ -38,32 +36,23 @@ class LineChat(Chat):
     async def send_typed(self, typed: Iterable[Typed]) -> list[Nonce | None]:
         """Send typed requests; in the text protocol, their lines as they are.
 
-        An invalid command, a line that is too long, or a passphrase that others could read on its
-        way, yields an `Error` event.  Returns each line's nonce, or None if it has none; an empty
-        list in the text protocol.  For the rest see `Chat.send`.
+        An invalid command, or a line that is too long, yields an `Error` event.  Returns each
+        line's nonce, or None if it has none; an empty list in the text protocol.  For the rest see
+        `Chat.send`.
         """
         if self.codec is TEXT:
-            if lines := [each.lines for each in typed if self._is_safe(each)]:
-                await self._link.send_lines("\n".join(lines))
+            await self._link.send_lines("\n".join(each.lines for each in typed))
             return []
         nonces: list[Nonce | None] = []
         with self._link.sending():
             for each in typed:
-                nonces += await self._send_one(each) if self._is_safe(each) else [None]
+                nonces += await self._send_one(each)
         return nonces
-
-    def _is_safe(self, typed: Typed) -> bool:
-        try:
-            self._check_private(typed.request)
-        except NotPrivate as error:
-            self._link.events.put([Error("insecure", str(error))])
-            return False
-        return True
 
     async def _send_one(self, typed: Typed) -> list[Nonce | None]:
         match typed.request:
-            case SayBlock(text=text, room=room):
-                says = [Say(line, room) for line in text.split("\n")]
+            case SayBlock(text=text):
+                says = [Say(line) for line in text.split("\n")]
                 return await self._send_pieces(says, typed=True)
             case Invalid(error=error):
                 self._link.events.put([error])
@@ -79,21 +68,6 @@ class LineChat(Chat):
             case request:
                 return await self._send_pieces([request], typed=True)
         return [None]
-
-    async def try_rename(self, name: str, seconds: float) -> Refused | None:
-        """Ask for another name; return why it was refused.
-
-        None if it was not, or not within *seconds*; a connection that is lost meanwhile is reported
-        by the events.
-        """
-        try:
-            with trio.move_on_after(seconds):
-                await self.rename(name)
-        except Refused as refused:
-            return refused
-        except ConnectionLost:
-            pass
-        return None
 
     def is_unaccepted(self, nonce: Nonce) -> bool:
         """Whether the request with this nonce is still unanswered."""
@@ -135,8 +109,8 @@ class LineChat(Chat):
         return self.codec is TEXT and negotiation.settled and not negotiation.plain
 
     def check_ready(self, *, needs_json: bool = False) -> None:
-        """Raise `ConnectionLost` after a goodbye, or `NoJson` if *needs_json* and it is text."""
-        if self.goodbye is not None:
-            raise ConnectionLost(self.goodbye)
+        """Raise `Refused` after a goodbye, or `NoJson` if *needs_json* and it is text."""
+        if self._link.goodbye is not None:
+            raise self._link.refused(self._link.goodbye)
         if needs_json and self.welcome is None:
             raise NoJson if self.connected else ConnectionLost("the server closed the connection")

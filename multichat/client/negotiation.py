@@ -141,11 +141,19 @@ class Negotiation:
         """Whether the server has answered the hello, in whatever way; *plain* asks nothing."""
         return (
             self.password_asked
-            or bool(self.refusals)
+            or self.welcome is not None
             or self.said_goodbye
             or self.failure is not None
             or (self.settled and not self.plain)
         )
+
+    @property
+    def may_be_refused(self) -> bool:
+        """Whether the welcome has another name or room than the hello, and nothing says why yet.
+
+        No refusal comes if a filter of the server has changed the name or the room.
+        """
+        return self.welcome is not None and not (self.settled or self.refusals)
 
     @property
     def password_answered(self) -> bool:
@@ -154,7 +162,7 @@ class Negotiation:
             self.password_refused
             or self.said_goodbye
             or self.failure is not None
-            or (not self.password_asked and (self.settled or bool(self.refusals)))
+            or (not self.password_asked and (self.settled or self.welcome is not None))
         )
 
     def receive(self, block: str) -> list[Event]:

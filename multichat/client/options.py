@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
+from multichat.errors import LocalProtocolError
 from multichat.protocol.messages import Credentials
 
 __all__ = ["ChatOptions"]
@@ -13,11 +14,14 @@ class ChatOptions:
     """The options of a chat; see `multichat.client.connect.open_chat`.
 
     The chat is in *room* and, besides, in *rooms*; without *room* the last of *rooms* is the
-    current one.  With *login* no *name* is asked for: it is that of the account.
-    Without *reconnect* a lost connection ends the chat, even if there is a way to dial again.
+    current one.  With *login* no *name* is asked for: it is that of the account.  Without
+    *reconnect* a lost connection ends the chat, even if there is a way to dial again.  If the
+    *name* is not required and the server refuses it, the chat begins without it.  Raises
+    `LocalProtocolError` for a negative *replay*.
     """
 
     name: str | None = None
+    name_required: bool = True
     room: str | None = None
     rooms: tuple[str, ...] = ()
     login: Credentials | None = None
@@ -27,3 +31,7 @@ class ChatOptions:
     reconnect: bool = True
     wait: bool = False
     timeouts: ClientTimeouts = DEFAULT_TIMEOUTS
+
+    def __post_init__(self) -> None:
+        if self.replay < 0:
+            raise LocalProtocolError(f"replay must be at least 0, not {self.replay}")

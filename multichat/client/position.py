@@ -116,7 +116,7 @@ class Position:
         return True
 
     def hello(self, entering: dict[str, Start] | None = None) -> Hello:
-        """Return the hello that resumes from here, also on a server that has forgotten us.
+        """Return the hello that resumes from here, or begins a session if the server has none.
 
         It also enters the rooms *entering*.  A login takes the name of the account.
         """

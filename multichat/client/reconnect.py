@@ -26,9 +26,11 @@ from multichat.client.timeouts import ClientTimeouts
 from multichat.errors import ConnectFailed, ConnectionLost, MultichatError, NoJson, Refused
 from multichat.protocol.auth import WRONG_PASSWORD
 from multichat.protocol.framing import clean
+from multichat.protocol.goodbyes import ASKED_TO_LEAVE
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
     Disconnected,
+    Error,
     Event,
     Goodbye,
     Join,
@@ -80,16 +82,19 @@ class Link:
     `start` is called once.  *changed* is notified of each change; *events* holds events until the
     program takes them.
 
-    *goodbye* is the server's last event, if that was a final goodbye; *failure* is the error with
-    which the chat ended; *loss_reported* is true once a call has raised the error for the lost
-    connection.  *connected* is true while requests can be sent on *connection*, not just queued in
-    the outbox; *retry* is the next or current attempt to reconnect, None once connected.
+    *goodbye* is the server's last event, if that was a final goodbye; *rejection* is the error for
+    the server's first event, if that was a goodbye instead of a welcome; *name_refusal* says why
+    the server did not give us the name of the hello, if that was not required; *failure* is the
+    error with which the chat ended; *loss_reported* is true once a call has raised the error for
+    the lost connection.  *connected* is true while requests can be sent on *connection*, not just
+    queued in the outbox; *retry* is the next or current attempt to reconnect, None once connected.
     """
 
     def __init__(
         self, stream: trio.abc.Stream, options: ChatOptions, redial: Redial | None
     ) -> None:
         self._wait = options.wait
+        self._name_required = options.name_required
         self._redial = redial if options.reconnect else None
         self._password = None if options.password is None else clean(options.password)
         self._timeouts = options.timeouts
@@ -101,6 +106,8 @@ class Link:
         self.events = EventQueue(self.changed)
         self.connection = Connection(stream, changed=self.changed, timeouts=self._timeouts)
         self.goodbye: Goodbye | None = None
+        self.rejection: Refused | None = None
+        self.name_refusal: Error | None = None
         self.failure: MultichatError | None = None
         self.loss_reported = False
         self.finished = False  # `finish` was called
@@ -111,7 +118,7 @@ class Link:
         self._backoff = backoff(self._timeouts)
         self._down_reason = ""  # why there is no connection
         self._sending = 0  # calls of the program that are sending
-        self._begun = self._ended = False
+        self._begun = self._ended = self._has_received = False
         self._tasks = trio.CancelScope(shield=True)  # until `close`
 
     @property
@@ -146,7 +153,9 @@ class Link:
         self.loss_reported = True
         if isinstance(self.failure, ConnectionLost):
             return self.failure
-        return self.connection.lost()
+        return (
+            self.connection.lost() if self.goodbye is None else ConnectionLost(self.goodbye.reason)
+        )
 
     async def wait_for(self, predicate: Callable[[], object]) -> None:
         """Wait until *predicate* holds or the chat is over; meanwhile reading goes on."""
@@ -297,21 +306,29 @@ class Link:
             events.pop()
         elif last is not None:
             self.goodbye = last if isinstance(last, Goodbye) else None
+            first, is_first = events[0], not (self._has_received or self.session.welcome)
+            if is_first and isinstance(first, Goodbye) and first.reason != ASKED_TO_LEAVE:
+                self.rejection = self.refused(first)
+            self._has_received = True
 
     async def _begin(self, connection: Connection) -> None:
         """Negotiate the protocol, on the first connection that reaches this step."""
         negotiation, timeouts = self.session.negotiation, self._timeouts
+        refusals = negotiation.refusals
         await self._negotiate(
             connection, timeouts.password_request if negotiation.plain else timeouts.answer
         )
         if self._password is not None or not negotiation.plain:
             self.check_admitted()
-        if negotiation.refusals:
-            raise Refused(negotiation.refusals[0].code, negotiation.refusals[0].text)
+        if refusals and (self._name_required or self._refused_rooms()):
+            raise Refused(refusals[0].code, refusals[0].text)
+        self.name_refusal = refusals[0] if refusals else None
         admitted = negotiation.settled and not (
             negotiation.password_asked and self._password is not None
         )
-        if self.goodbye is None and not admitted:
+        if not admitted:
+            if self.goodbye is not None:
+                raise self.refused(self.goodbye)
             if connection.over and self.can_reconnect:
                 return
             if connection.over:
@@ -337,8 +354,7 @@ class Link:
             return
         negotiation.settled = True
         refusals = negotiation.refusals
-        asked = set(map(fold_name, negotiation.hello.rooms or ()))
-        if refusals and asked.isdisjoint(map(fold_name, self.session.position.rooms)):
+        if refusals and self._refused_rooms() and not self._is_in_a_room():
             # Messages that were meant for a room must not be published elsewhere.
             raise Refused(refusals[0].code, refusals[0].text)
         self.events.put(list(refusals))  # our name has been taken meanwhile, or one of our rooms
@@ -347,11 +363,25 @@ class Link:
             with suppress(ConnectionLost):  # the next connection sends them
                 await connection.send("\n".join(lines))
 
+    def _asked_rooms(self) -> set[str]:
+        """Return the rooms of the hello, folded."""
+        hello = self.session.negotiation.hello
+        rooms = [*(hello.rooms or ()), *filter(None, [hello.room])]
+        return set(map(fold_name, rooms))
+
+    def _refused_rooms(self) -> set[str]:
+        """Return the rooms of the hello that the server has not granted, folded."""
+        return self._asked_rooms() - set(map(fold_name, self.session.position.rooms))
+
+    def _is_in_a_room(self) -> bool:
+        """Return whether the server has granted one of the rooms of the hello."""
+        return len(self._refused_rooms()) < len(self._asked_rooms())
+
     async def _negotiate(self, connection: Connection, answer_seconds: float) -> None:
         negotiation = self.session.negotiation
         await negotiate(
             connection,
-            negotiation,
+            self.session,
             password=self._password,
             timeouts=self._timeouts,
             answer_seconds=answer_seconds,
@@ -359,6 +389,10 @@ class Link:
         is_silent = negotiation.chatting and not negotiation.answered
         if is_silent and not (connection.over and self.can_reconnect):
             self.events.put(negotiation.settle_text())
+
+    def refused(self, goodbye: Goodbye) -> Refused:
+        """Return the exception for a server that does not admit us, but says *goodbye*."""
+        return Refused(goodbye.known().code or "refused", goodbye.reason)
 
     def check_admitted(self) -> None:
         """Raise `Refused` if the server requires a password and got none, or a wrong one."""

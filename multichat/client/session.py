@@ -251,7 +251,8 @@ class ClientSession:
                 position.login = Credentials(name, passphrase)
 
     def _note_released(self, name: str) -> None:
-        if self.wanted_name and fold_name(name) in map(fold_name, (self.wanted_name, self._holder)):
+        holders = self.wanted_name, self._holder, *(e.holder for e in self.negotiation.refusals)
+        if self.wanted_name and fold_name(name) in map(fold_name, holders):
             self.name_releases += 1
 
     def _welcomed(self, welcome: Welcome) -> Event | None:

@@ -139,6 +139,17 @@ class LineDecoder:
         """
         parts: list[Part] = []
         data = bytes(data)  # no copy if it is bytes already
+        # Mostly, in a quiet room, exactly one plain line: the rest takes ten times as long there,
+        # where none of it is in the CPU's cache.
+        if (
+            data.find(b"\n") == len(data) - 1 > 0
+            and not (self._partial or self._discarding or self._telnet.is_amid_command)
+            and len(data) <= self._max_line_bytes
+            and data.isascii()
+            and not data.translate(None, _PLAIN)
+        ):
+            self.reply = b""
+            return [data[:-1].decode("ascii")]
         self.reply = self._telnet.answer(data)
         if self._discarding:
             _, end, data = data.partition(b"\n")

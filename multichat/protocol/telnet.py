@@ -46,6 +46,11 @@ class TelnetResponder:
     def __init__(self) -> None:
         self._begun = b""  # an incomplete command; of a subnegotiation only its beginning
 
+    @property
+    def is_amid_command(self) -> bool:
+        """Whether the bytes so far end within a command."""
+        return bool(self._begun)
+
     def answer(self, data: bytes) -> bytes:
         """Return what to send for the commands in the next bytes, mostly nothing."""
         if not self._begun and _IAC not in data:

@@ -63,8 +63,11 @@ class AdmissionRequest:
 
     *address* is the peer's, such as `192.0.2.7:51234`; empty for a Unix socket or a stream of the
     program's own.  *encrypted* says that the connection uses TLS.  *password* is the one that the
-    client sent; None before it was asked for one.  *name* is the one that it wished for before it
-    sent the password, as any client of this package does; not validated, None if there is none.
+    client sent; None before it was asked for one.
+
+    *name* is the name in the hello that the client sent before the password; not validated.  None
+    before it was asked for a password, and for a client that sends no such hello: one that speaks
+    text, or `connect --json`, which sends its hello after the password.
     """
 
     address: str
@@ -76,7 +79,8 @@ class AdmissionRequest:
 Authenticate: TypeAlias = Callable[[AdmissionRequest], Awaitable[str | bool | None]]
 """An async function that decides whether a client may join, and under which name.
 
-Called when a client has connected, before it is in any room or list.  Returns:
+Called when a client has connected, before anything is read from it and before it is in any room or
+list.  Returns:
 
 - True: the client is admitted and chooses its name.
 - A name: the client is admitted under that name and cannot change it.  While another client has the
@@ -164,7 +168,7 @@ class Authentication:
                 strays += 1
                 await prompt.send(Notice(PASSWORD_REQUIRED))
                 continue
-            request = replace(request, name=prompt.wished_name, password=password)
+            request = replace(request, name=prompt.requested_name, password=password)
             if (name := await self._check(request, slot)) is not None:
                 await prompt.send(Notice(PASSWORD_ACCEPTED))
                 return AdmittedConnection(stream, decoder, prompt.rest(), name)
@@ -227,14 +231,14 @@ def _digest(password: str) -> bytes:
 class _PasswordPrompt:
     """Prompts one client for the password, and reads from its *stream* for *seconds* in all.
 
-    *wished_name* is the name in the last hello that came instead.
+    *requested_name* is the name in the last hello that came instead.
     """
 
     def __init__(self, seconds: float, stream: trio.abc.Stream, decoder: LineDecoder) -> None:
         self._seconds = self._left = seconds
         self._stream = stream
         self._decoder = decoder
-        self.wished_name: str | None = None
+        self.requested_name: str | None = None
         self._block = ""
         self._parts: list[Part] = []
         self._first = True
@@ -269,7 +273,7 @@ class _PasswordPrompt:
         if (password := parse_password(line)) is None:
             for request in TEXT.parse_requests(line):
                 if isinstance(request, Hello):
-                    self.wished_name = request.name
+                    self.requested_name = request.name
         return password
 
     async def _read(self) -> None:

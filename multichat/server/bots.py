@@ -12,7 +12,7 @@ import trio
 from multichat.client.chat import Chat
 from multichat.client.connect import open_chat
 from multichat.client.timeouts import ClientTimeouts
-from multichat.errors import Refused, lone_exception
+from multichat.errors import lone_exception
 from multichat.log import Log
 
 __all__ = ["Bot", "Bots"]
@@ -69,9 +69,6 @@ class Bots:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._serve, theirs, nursery.cancel_scope)
                     async with open_chat(ours, name=name, room=room, timeouts=_TIMEOUTS) as chat:
-                        if chat.welcome is None:
-                            reason = chat.goodbye or "the server has ended"
-                            raise Refused("refused", reason)  # noqa: TRY301 - for the caller
                         started = True
                         task_status.started()
                         await bot(chat)

@@ -110,14 +110,14 @@ class Filters:
                 await self._call_in_thread(function, results)
         return results
 
-    async def apply_to_wish(self, wish: Joining | Renaming) -> str | None:
-        """Return the room or name that *wish* asks for, after the filters; None if rejected.
+    async def apply_to_request(self, request: Joining | Renaming) -> str | None:
+        """Return the room or name that *request* asks for, after the filters; None if rejected.
 
         No checkpoint if the filters do not get joins.
         """
         if not (self._joins and self._filters):
-            return wish.text
-        [result] = await self.apply([wish])
+            return request.text
+        [result] = await self.apply([request])
         return None if result is None else result.text
 
     async def _await_each(self, function: Filter, results: list[Filtered | None]) -> None:

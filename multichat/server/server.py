@@ -286,8 +286,8 @@ class Server:
         Returns when it is in its room.  It gets a `Chat` as `connect` yields it, and leaves when it
         returns.  An exception of the bot's is logged.  If it is slow it lags, as any client.  When
         its connection has ended, it is cancelled after the linger timeout.  Raises `RuntimeError`
-        if the server is not open, `Refused` if it cannot have that name or room, or the server is
-        full.
+        if the server is not open, `Refused` if it cannot have that name or room, or is not
+        admitted.
         """
         await self._bots.start(bot, name=name, room=room)
 

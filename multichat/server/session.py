@@ -446,7 +446,7 @@ class Session:
             await me.send(Left(me.number, me.name, "", len(left), left.name, nonce=nonce))
 
     async def _greet(self, hello: Hello) -> None:
-        """Change to JSON: resume or begin a session, grant the wishes, answer with the welcome."""
+        """Change to JSON: resume or begin a session, rename and enter, answer with the welcome."""
         me = self.client
         rooms = wanted_rooms(hello)
         for wanted in rooms:
@@ -481,11 +481,11 @@ class Session:
             return None  # somebody else's
         return stored
 
-    async def _filter(self, wish: type[Joining | Renaming], text: str) -> str | None:
+    async def _filter(self, kind: type[Joining | Renaming], text: str) -> str | None:
         """Return the requested room or name, as changed by the filters; None if rejected."""
         me = self.client
-        return await self._filters.apply_to_wish(
-            wish(client=me.number, name=me.name, room=me.room.name, text=text)
+        return await self._filters.apply_to_request(
+            kind(client=me.number, name=me.name, room=me.room.name, text=text)
         )
 
     async def _wait_for_room(self) -> None:
@@ -500,8 +500,8 @@ def _block_of(act: Act) -> SayBlock:
     return SayBlock(act.text, nonces, act.room, act=True)
 
 
-def _passed(wish: str | None) -> str:
-    """Return what a filter made of *wish*; raises `Rejected` if nothing."""
-    if wish is None:
+def _passed(filtered: str | None) -> str:
+    """Return *filtered*, the result of a filter; raises `Rejected` if it is None."""
+    if filtered is None:
         raise Rejected
-    return wish
+    return filtered

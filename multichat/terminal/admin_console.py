@@ -37,7 +37,7 @@ from multichat.server.bans import (
     split_target,
 )
 from multichat.stdio import read_input
-from multichat.terminal.wrap import columns_of
+from multichat.terminal.columns import columns_of
 
 if TYPE_CHECKING:  # the server imports this module
     from multichat.server.client import MemberInfo

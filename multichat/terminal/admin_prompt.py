@@ -15,21 +15,18 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from multichat.log import Log, LogWriter
-from multichat.protocol.commands import ADMIN_COMMANDS
 from multichat.protocol.framing import Part
-from multichat.protocol.typed_lines import looks_like
 from multichat.terminal.admin_console import (
     AdminConsole,
     background_access_fails,
     console_fd,
 )
-from multichat.terminal.completion import complete
+from multichat.terminal.syntax import AdminSyntax
 
 if TYPE_CHECKING:
     import asyncio
@@ -126,27 +123,26 @@ class _InputLine:
     async def _read(self) -> None:
         import asyncio
 
-        from multichat.terminal.input_line import Syntax
-        from multichat.terminal.prompt import Show, open_prompt
+        from multichat.terminal.prompt import open_prompt
         from multichat.terminal.render import DIM
 
-        # `AdminConsole` answers disguised commands.
-        recognize = partial(looks_like, table=ADMIN_COMMANDS)
-        syntax = Syntax(lambda _: None, recognize, _literally, lambda: "everybody")
-        find = partial(complete, names=(), rooms=(), table=ADMIN_COMMANDS)
-        show = Show(lambda _: [(DIM, _STATUS)], lambda: (), find, syntax, self._warn)
         async with open_prompt(
-            show, color=self._color, wraps=False, handles_signals=False
+            AdminSyntax(),
+            status=lambda: [(DIM, _STATUS)],
+            pending=lambda: (),
+            warn=self._warn,
+            color=self._color,
+            wraps=False,
+            handles_signals=False,
         ) as self._prompt:
             self._loop = asyncio.get_running_loop()
             self._writer.sink = self._show
             # One line at a time: while the server is busy, further lines wait in the prompt, which
             # warns when there are too many.
             while not self._closing:
-                typed = await anext(self._prompt.line.typed, None)
-                if typed is None or self._closing:
+                line = await anext(self._prompt.line.typed, None)
+                if line is None or self._closing:
                     return
-                line = typed.text
                 self._prompt.screen.show([[("", f"> {line}")]])  # as a terminal echoes it
                 self._line_done = trio.Event()
                 self._token.run_sync_soon(self._submit, line)
@@ -216,8 +212,3 @@ class _InputLine:
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)  # returns after SIGCONT, which is handled above
         signal.signal(signal.SIGTSTP, handler)
-
-
-def _literally(line: str) -> str:
-    """Return the input that sends *line* as a message, even if it begins with a slash."""
-    return f"/{line}" if line.startswith("/") else line

@@ -12,7 +12,7 @@ Invariants:
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -30,9 +30,11 @@ from prompt_toolkit.keys import Keys
 from prompt_toolkit.selection import SelectionType
 
 from multichat.protocol.framing import clean
+from multichat.terminal.graphemes import end_of_cluster, start_of_cluster
 from multichat.terminal.input_history import belongs_in_history
+from multichat.terminal.syntax import Syntax
 
-__all__ = ["InputLine", "Syntax", "TypedLine"]
+__all__ = ["InputLine"]
 
 # Further lines are rejected: a paste of ten thousand lines should be sent as a file, and a server
 # that has been down for that many typed lines is not coming back soon.
@@ -54,32 +56,6 @@ _DISABLED = [
 ]
 
 
-class TypedLine(NamedTuple):
-    """A submitted line; *room* is the one that it was meant for, empty if there are no rooms."""
-
-    text: str
-    room: str
-
-
-class Syntax(NamedTuple):
-    """The command syntax of the receiver of the lines.
-
-    *disguised* returns the command that a line resembles without being one, or None; *looks_like*
-    returns the name of the command that a line is or resembles, or None; *literally* returns the
-    input that sends a text as a message, even if it begins with a slash.  *audience* describes who
-    receives messages.  *expand* returns a line with its abbreviations expanded; it is called while
-    they are typed, because their meaning can change.  *address* is called with each line that is
-    submitted, and returns the room that it is meant for.
-    """
-
-    disguised: Callable[[str], str | None]
-    looks_like: Callable[[str], str | None]
-    literally: Callable[[str], str]
-    audience: Callable[[], str]
-    expand: Callable[[str], str] = str
-    address: Callable[[str], str] = lambda _: ""
-
-
 class _Paste(NamedTuple):
     """Lines pasted into a line of text: *around* is that text, *joined* the lines including it.
 
@@ -95,30 +71,29 @@ class _Paste(NamedTuple):
 class InputLine:
     """A prompt's input line; its methods are called from trio or from key bindings and never wait.
 
-    `typed` yields submitted lines, clean and not empty, until the line is closed.  *complete*
-    returns completions for the text before the cursor.  *warn* rings the bell and shows its
-    argument unless that is empty.  *history* holds earlier lines, the oldest first.
+    `typed` yields submitted lines, clean and not empty, until the line is closed.  *syntax* is that
+    of their receiver.  *warn* rings the bell and shows its argument unless that is empty.
+    *history* holds earlier lines, the oldest first.
     """
 
     def __init__(
         self,
-        complete: Callable[[str], Iterable[tuple[str, int]]],
         syntax: Syntax,
         warn: Callable[[str], None],
         history: Sequence[str] = (),
         *,
         max_waiting_lines: int = MAX_WAITING_LINES,
     ) -> None:
-        self._complete, self._syntax, self._warn = complete, syntax, warn
+        self._syntax, self._warn = syntax, warn
         self._max_waiting_lines = max_waiting_lines
-        self._typed_in, self.typed = trio.open_memory_channel[TypedLine](max_waiting_lines)
-        self._submitted: deque[TypedLine] = deque()  # the newest ones
+        self._typed_in, self.typed = trio.open_memory_channel[str](max_waiting_lines)
+        self._submitted: deque[str] = deque()  # the newest ones
         self._asked_about = ""  # the line that looked like a command when it was entered
         self._paste: _Paste | None = None  # waits for a key
         self._is_last = False
         self.is_asking = Condition(lambda: self._asks_about_line or self._paste is not None)
         self.buffer = _Buffer(
-            completer=_Completer(complete),
+            completer=_Completer(syntax),
             history=_History(list(history)),
             enable_history_search=True,
             multiline=False,
@@ -164,7 +139,7 @@ class InputLine:
         return bool(self.buffer.text or self._paste)
 
     @property
-    def waiting(self) -> list[TypedLine]:
+    def waiting(self) -> list[str]:
         """The lines that were submitted and not received yet."""
         count = self._typed_in.statistics().current_buffer_used
         while len(self._submitted) > count:
@@ -184,7 +159,7 @@ class InputLine:
         lines: list[str] = []
         with suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
             while True:
-                lines.append(self.typed.receive_nowait().text)
+                lines.append(self.typed.receive_nowait())
         lines += map(self._syntax.literally, self._pasted_lines())
         if self.buffer.text and not self._is_around_paste():
             lines.append(self.buffer.text)
@@ -226,9 +201,8 @@ class InputLine:
             return False
         with suppress(trio.ClosedResourceError, trio.BrokenResourceError):  # we are leaving
             for line in lines:
-                typed = TypedLine(line, self._syntax.address(line))
-                self._typed_in.send_nowait(typed)
-                self._submitted.append(typed)
+                self._typed_in.send_nowait(line)
+                self._submitted.append(line)
                 self.buffer.history.append_string(line)
             return True
         return False
@@ -338,7 +312,7 @@ class InputLine:
     def _begin_completion(self) -> None:
         """Insert the common prefix of the completions now, because the next key may be Enter."""
         document = self.buffer.document
-        offers = list(self._complete(document.text_before_cursor))
+        offers = list(self._syntax.complete(document.text_before_cursor))
         if not offers:
             return
         length = offers[0][1]
@@ -378,11 +352,43 @@ class InputLine:
 
 
 class _Buffer(Buffer):
-    """A buffer without selections.
+    """A buffer of grapheme clusters, without selections.
+
+    The cursor never stops inside a cluster, and a cluster is deleted as a whole.  Only inserted
+    text may leave the cursor inside of one: the first code point of a flag, typed before another
+    flag, forms a cluster with half of that until the second one follows.
 
     During a selection, prompt_toolkit neither inserts typed text nor accepts the line.  Here,
     Ctrl+Space does nothing, and Shift has no effect on the arrow keys.
     """
+
+    @property
+    def cursor_position(self) -> int:
+        """The index in the text."""
+        return super().cursor_position
+
+    @cursor_position.setter
+    def cursor_position(self, value: int) -> None:
+        bound = start_of_cluster if value < self.cursor_position else end_of_cluster
+        # `super()` reads properties, and does not set them.
+        Buffer.cursor_position.__set__(self, bound(self.text, value))  # type: ignore[attr-defined]
+
+    def delete(self, count: int = 1) -> str:
+        """Delete and return *count* code points after the cursor, to the end of a cluster."""
+        at = self.cursor_position
+        return super().delete(end_of_cluster(self.text, at + count) - at)
+
+    def delete_before_cursor(self, count: int = 1) -> str:
+        """Delete and return *count* code points before the cursor, from the start of a cluster."""
+        at = self.cursor_position
+        return super().delete_before_cursor(at - start_of_cluster(self.text, at - count))
+
+    def swap_characters_before_cursor(self) -> None:
+        """Swap the last two clusters before the cursor."""
+        text, end = self.text, self.cursor_position
+        middle = start_of_cluster(text, end - 1)
+        start = start_of_cluster(text, middle - 1)
+        self.text = text[:start] + text[middle:end] + text[start:middle] + text[end:]
 
     def start_selection(self, selection_type: SelectionType = SelectionType.CHARACTERS) -> None:
         """Do nothing."""
@@ -398,10 +404,10 @@ class _History(InMemoryHistory):
 
 
 class _Completer(Completer):
-    def __init__(self, complete: Callable[[str], Iterable[tuple[str, int]]]) -> None:
-        self._complete = complete
+    def __init__(self, syntax: Syntax) -> None:
+        self._syntax = syntax
 
     def get_completions(self, document: Document, _: CompleteEvent) -> Iterator[MenuEntry]:
         """Yield the entries of the completion menu."""
-        for text, length in self._complete(document.text_before_cursor):
+        for text, length in self._syntax.complete(document.text_before_cursor):
             yield MenuEntry(text, start_position=-length)

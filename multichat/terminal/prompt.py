@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import trio
 from prompt_toolkit.filters import Condition, is_done, is_searching
@@ -27,7 +27,6 @@ from prompt_toolkit.layout import (
     ConditionalContainer,
     Dimension,
     FormattedTextControl,
-    HSplit,
     Layout,
     SearchBufferControl,
     VerticalAlign,
@@ -37,12 +36,15 @@ from prompt_toolkit.layout.menus import CompletionsMenu
 from prompt_toolkit.layout.processors import BeforeInput
 from prompt_toolkit.output import ColorDepth
 
+from multichat.terminal.cells import Rows
 from multichat.terminal.event_loop import TerminalModes
-from multichat.terminal.input_line import InputLine, Syntax
+from multichat.terminal.input_line import InputLine
 from multichat.terminal.render import DIM, Fragments
 from multichat.terminal.screen import ScreenApplication
+from multichat.terminal.syntax import Syntax
+from multichat.terminal.wrap import wrap
 
-__all__ = ["Prompt", "Show", "open_prompt"]
+__all__ = ["Prompt", "open_prompt"]
 
 # Small enough to leave room for the conversation on a terminal of 15 rows.
 _MAX_INPUT_ROWS = 4
@@ -57,21 +59,6 @@ _CLOSE_SECONDS = 2.0
 _SCROLLING = [f"{held}{key}" for held in ("", "s-", "c-", "c-s-") for key in ("pageup", "pagedown")]
 
 
-class Show(NamedTuple):
-    """The content of the rows around the input line; called whenever they are drawn.
-
-    *status* is called with the width of the row.  *syntax* recognizes commands; *warn* shows one
-    line in the conversation.  *switch* is called with the digit that is typed together with Alt.
-    """
-
-    status: Callable[[int], Fragments]
-    pending: Callable[[], Sequence[Fragments]]
-    complete: Callable[[str], Iterable[tuple[str, int]]]
-    syntax: Syntax
-    warn: Callable[[str], None]
-    switch: Callable[[int], None] = lambda _: None
-
-
 class Prompt:
     """The prompt that `open_prompt` yields; its methods are called from trio and never wait.
 
@@ -81,18 +68,21 @@ class Prompt:
 
     def __init__(
         self,
-        show: Show,
+        syntax: Syntax,
         history: Sequence[str],
         *,
+        status: Callable[[], Fragments],
+        pending: Callable[[], Sequence[Fragments]],
+        warn: Callable[[str], None],
         color: bool,
         wraps: bool,
         handles_signals: bool,
     ) -> None:
         self._handles_signals = handles_signals
         self._detached = ExitStack()  # detaches the terminal's input while suspended
-        self._show = show
+        self._show_status, self._show_pending, self._show_warning = status, pending, warn
         self._modes = TerminalModes()
-        self.line = InputLine(show.complete, show.syntax, self._warn, history)
+        self.line = InputLine(syntax, self._warn, history)
         self._app = ScreenApplication(
             wraps=wraps,
             layout=self._lay_out(),
@@ -121,7 +111,7 @@ class Prompt:
     def _warn(self, text: str) -> None:
         self.ring()
         if text:
-            self._show.warn(text)
+            self._show_warning(text)
 
     def discard_input(self) -> None:
         """Discard unread terminal input, so that the shell does not read it."""
@@ -142,7 +132,7 @@ class Prompt:
 
     def _lay_out(self) -> Layout:
         asking = self.line.is_asking
-        has_pending = Condition(lambda: bool(self._show.pending()))
+        has_pending = Condition(lambda: bool(self._show_pending()))
         pending = Window(
             FormattedTextControl(self._pending),
             height=Dimension(max=_MAX_PENDING_ROWS),
@@ -163,7 +153,6 @@ class Prompt:
         question = Window(
             FormattedTextControl(self._question, focusable=False, show_cursor=False),
             height=Dimension(min=1, max=_MAX_QUESTION_ROWS),
-            wrap_lines=True,
             dont_extend_height=True,
         )
         rows = [
@@ -174,36 +163,27 @@ class Prompt:
             CompletionsMenu(max_height=_MAX_MENU_ROWS, scroll_offset=1),
             Window(FormattedTextControl(self._status), height=1, dont_extend_height=True),
         ]
-        return Layout(HSplit(rows, align=VerticalAlign.TOP), focused_element=typing)
+        return Layout(Rows(rows, align=VerticalAlign.TOP), focused_element=typing)
 
     def _status(self) -> StyleAndTextTuples:
-        return list(self._show.status(self._app.output.get_size().columns))
+        return list(self._show_status())
 
     def _pending(self) -> StyleAndTextTuples:
-        lines = self._show.pending()
+        lines = self._show_pending()
         shown = list(lines[-_MAX_PENDING_ROWS:])
         if len(lines) > len(shown):
             hidden = len(lines) - len(shown) + 1
             shown[0] = [(DIM, f"      … {hidden} more")]
-        ends: StyleAndTextTuples = []
-        for line in shown:
-            ends += [*line, ("", "\n")]
-        return ends[:-1]
+        return _joined(shown)
 
     def _question(self) -> StyleAndTextTuples:
-        return list(self.line.question)
+        return _joined(wrap(self.line.question, self._app.output.get_size().columns, indent=0))
 
     # --- Keys -------------------------------------------------------------------------------------
 
     def _bind_keys(self) -> KeyBindings:
         keys = KeyBindings()
         self.line.bind(keys)
-
-        for digit in range(1, 10):
-
-            @keys.add("escape", str(digit))
-            def _(event: KeyPressEvent) -> None:
-                self._show.switch(int(event.data))
 
         @keys.add("c-c", eager=True)
         def _(_: KeyPressEvent) -> None:
@@ -294,10 +274,20 @@ class Prompt:
             running.result()
 
 
+def _joined(rows: Iterable[Fragments]) -> StyleAndTextTuples:
+    text: StyleAndTextTuples = []
+    for row in rows:
+        text += [*row, ("", "\n")]
+    return text[:-1]
+
+
 @asynccontextmanager
 async def open_prompt(
-    show: Show,
+    syntax: Syntax,
     *,
+    status: Callable[[], Fragments],
+    pending: Callable[[], Sequence[Fragments]],
+    warn: Callable[[str], None],
     history: Sequence[str] = (),
     color: bool = True,
     wraps: bool = True,
@@ -305,13 +295,24 @@ async def open_prompt(
 ) -> AsyncGenerator[Prompt]:
     """Take over the terminal while the block runs, and restore it afterwards.
 
-    Requires `event_loop.run_with_prompt`, and a terminal as standard input and output.  *history*
-    holds earlier lines, the oldest first.  Without *wraps*, the terminal breaks long lines.
+    Requires `event_loop.run_with_prompt`, and a terminal as standard input and output.  *syntax* is
+    that of the receiver of the lines.  *status* and *pending* return the rows below and above the
+    input line whenever they are drawn; *warn* shows one line in the conversation.  *history* holds
+    earlier lines, the oldest first.  Without *wraps*, the terminal breaks long lines.
     *handles_signals* requires the main thread; without it, the handler of the signals calls
     `Prompt.suspend`, `Prompt.resume` and `Screen.resized`.  Errors of drawing, which are bugs of
     ours, cancel the block and are raised from it.
     """
-    prompt = Prompt(show, history, color=color, wraps=wraps, handles_signals=handles_signals)
+    prompt = Prompt(
+        syntax,
+        history,
+        status=status,
+        pending=pending,
+        warn=warn,
+        color=color,
+        wraps=wraps,
+        handles_signals=handles_signals,
+    )
     async with trio.open_nursery() as nursery:
         if handles_signals:
             nursery.start_soon(prompt._handle_stops)  # noqa: SLF001 - its own tasks

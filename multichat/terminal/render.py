@@ -41,8 +41,8 @@ from multichat.protocol.messages import (
     Welcome,
 )
 from multichat.protocol.names import SERVER_NAME, fold_name
+from multichat.terminal.columns import Fragments
 from multichat.terminal.mention import find_mentions
-from multichat.terminal.wrap import Fragments
 
 __all__ = [
     "DIM",
@@ -96,10 +96,7 @@ class Identity(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line to show, and whether it should alert the user (a mention or a private message).
-
-    A line without fragments only alerts.
-    """
+    """A line to show, and whether it should alert the user (a mention or a private message)."""
 
     fragments: Fragments
     is_alert: bool = False

@@ -27,8 +27,12 @@ from prompt_toolkit.output import Output, create_output
 from prompt_toolkit.renderer import print_formatted_text
 from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import get_cwidth
+from wcwidth import wcswidth
 
-from multichat.terminal.wrap import Fragments, wrap
+from multichat.terminal.cells import Cluster
+from multichat.terminal.columns import Fragments
+from multichat.terminal.graphemes import clusters
+from multichat.terminal.wrap import wrap
 
 if sys.platform != "win32":
     from prompt_toolkit.output.vt100 import Vt100_Output
@@ -41,6 +45,12 @@ if sys.platform != "win32":
 
         held = False
         closed = False  # the terminal was closed
+
+        def write(self, data: str) -> None:
+            if isinstance(data, Cluster):
+                self.write_raw(data.drawn())
+            else:
+                super().write(data)
 
         def flush(self) -> None:
             if self._buffer and not self.held:
@@ -284,8 +294,8 @@ class Screen:
         if not self._reflows or len(row) * 2 <= columns:
             return 1
         count, used = 1, 0
-        for character in row:
-            width = get_cwidth(character)
+        for cluster in clusters(row):
+            width = max(0, min(get_cwidth(cluster), wcswidth(cluster)))
             if used + width > columns:
                 count, used = count + 1, 0
             used += width

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 
 from multichat.protocol.messages import RoomSize
 from multichat.protocol.names import fold_name
+from multichat.terminal.columns import Fragments, columns_of
 from multichat.terminal.render import DIM, WARNING
 from multichat.terminal.rooms import Room, Rooms
-from multichat.terminal.wrap import Fragments, columns_of
 
 __all__ = ["KEYS", "count_of", "list_rooms", "status_line"]
 

@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -383,6 +384,31 @@ async def test_output_that_nobody_reads_any_more_ends_the_client(tmp_path: Path)
             assert client.err == "multichat: cannot write to standard output: broken pipe\n"
 
 
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        (["--listen"], "Connected"),
+        ([], "Connected"),
+        (["--plain"], "Connected"),
+        (["--json", "--listen"], "welcome"),
+        (["--json"], "welcome"),
+    ],
+    ids=" ".join,
+)
+async def test_a_client_ends_when_its_reader_leaves_though_nothing_is_said(
+    options: list[str], first: str, tmp_path: Path
+) -> None:
+    async with serve(tmp_path) as server:
+        connect = f"{MULTICHAT} connect {shlex.join(options)} {LOOPBACK} {server.port}"
+        script = f"{{ {connect}; echo status=$? >&2; }} | grep -m 1 -o {first}"
+        async with Command(tmp_path, "/bin/sh", "-c", script) as client:
+            await client.wait_for(first)
+            assert await client.wait() == 0
+            assert client.err == (
+                "multichat: cannot write to standard output: broken pipe\nstatus=1\n"
+            )
+
+
 @contextmanager
 def slow_output(*argv: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A client whose output is a pipe, to be read; killed at the end, so that its reader ends."""
@@ -478,7 +504,7 @@ async def test_messages_unsent_at_a_goodbye_are_reported(tmp_path: Path) -> None
         assert status == 1
         await server.aclose()
         assert client.err.count("\n") == 1
-        assert "connection lost: enough of this; not all of the input was heard; " in client.err
+        assert "multichat: enough of this; not all of the input was delivered; " in client.err
         assert " lines were not sent, the first is line " in client.err
         assert client.lines[-2:] == [
             "[WARNING] [client] [STATE] What was typed last has not been sent",

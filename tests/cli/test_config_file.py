@@ -81,11 +81,18 @@ def test_a_missing_file_is_an_empty_one(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("name = alice", "Invalid value (at line 1, column 8)"),
-        ("nam = 'alice'", "nam: there is no such setting"),
+        ("nam = 'alice'", "nam: there is no such setting; did you mean name?"),
         ("name = 7", "name: expected str, got int"),
         ("timeout = 0", "timeout: expected float > 0.0"),
         ("timeout = 'long'", "timeout: expected float, got str"),
-        ("color = 'green'", "color: invalid enum value 'green'"),
+        (
+            "color = 'green'",
+            "color: invalid enum value 'green': expected one of auto, always, never",
+        ),
+        (
+            "[server.work]\nhost = 'a'",
+            "server: there is no such setting; did you mean [servers.work]?",
+        ),
         ("bell = 1", "bell: expected bool, got int"),
         ("host = 'chat.example'", "host: there is no such setting"),
         ("servers = 7", "servers: expected tables [servers.NAME]"),
@@ -103,7 +110,7 @@ def test_a_missing_file_is_an_empty_one(tmp_path: Path) -> None:
         ("[servers.work]\nunix = 7", "servers.work.unix: expected a path"),
         (
             "[servers.'a b']\nhost = 'a'\nport = 1\ncolour = 'x'",
-            "servers.a b.colour: there is no such setting",
+            "servers.a b.colour: there is no such setting; did you mean color?",
         ),
     ],
 )
@@ -203,7 +210,7 @@ def test_config_shows_the_path_of_a_missing_file(tmp_path: Path) -> None:
     missing = run(tmp_path, "config", "work")
     assert missing.returncode == 1
     assert missing.stderr == (
-        f"multichat: there is no server work in {tmp_path / 'config.toml'} (does not exist)\n"
+        f"multichat: there is no server 'work' in {tmp_path / 'config.toml'} (does not exist)\n"
     )
 
 

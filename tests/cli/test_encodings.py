@@ -64,7 +64,7 @@ async def test_commands_work_in_every_locale(variables: dict[str, str], tmp_path
                 assert await client.wait() == 0, client.err
                 assert "Traceback" not in client.err
             assert f"1 {NAME}\n" in who.out
-            assert f"the name {NAME} is taken" in talking.out
+            assert f"the name '{NAME}' is taken" in talking.out
         await server.wait_for(f"[Ζωή] {TEXT}\n")
         await server.wait_for(f"{TEXT} by a pipe\n")
 

@@ -16,7 +16,7 @@ from tests.support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand,
 
 pytestmark = pytest.mark.process
 
-# The commands, with another patience: what server there is, and how they speak, are arguments.
+# The commands, with shorter timeouts; the server and the protocol are arguments.
 CLIENT = """
 import json, sys, trio, typer
 from functools import partial
@@ -291,7 +291,7 @@ async def test_refused_commands_are_no_error(tmp_path: Path) -> None:
         one.end_input()
         assert await one.wait() == 0
         assert one.err == ""
-        for answer in ("the name alice is taken", "too many rooms (limit: 1)"):
+        for answer in ("the name 'alice' is taken", "too many rooms (limit: 1)"):
             assert f"[RX] [Server] {answer}" in one.out
         await alice.wait_for("hello")
 

@@ -15,12 +15,14 @@ from typing import TypeAlias
 
 import pytest
 import trio
+import trio.testing
 import trustme
 
 import multichat
 from multichat import MultichatError, ServerConfig, ServerTimeouts
 from multichat.client.connect import client_tls, connect
 from multichat.net.listeners import server_tls
+from multichat.server.bans import Ban, parse_target
 from tests.support.log import LogRecorder
 from tests.support.processes import BIN, LOOPBACK, MULTICHAT, Command, serve
 from tests.support.terminals import Terminal
@@ -264,6 +266,74 @@ async def test_a_refused_client_prints_one_line(
     async with chat_server(files, tls=tls) as port:
         await check_everywhere(tmp_path, terminal, options, port, says, *clients)
     assert not [line for line in log.lines if "crashed" in line]
+
+
+async def admit_nobody(_: multichat.AdmissionRequest) -> bool:
+    await trio.lowlevel.checkpoint()
+    return False
+
+
+@asynccontextmanager
+async def closed_server(reason: str, files: Files, *, tls: bool) -> AsyncIterator[int]:
+    """Run a server that admits no more clients, for this *reason*; yields its port."""
+    config = ServerConfig(max_clients=1 if reason == "full" else 1024)
+    authenticate = admit_nobody if reason == "refused" else None
+    context = server_tls(Path(files["server.pem"])) if tls else None
+    async with trio.open_nursery() as nursery:
+        run = partial(
+            multichat.serve, 0, host=LOOPBACK, tls=context, config=config, authenticate=authenticate
+        )
+        server: multichat.Server = await nursery.start(run)
+        if reason == "full":
+            theirs = trio.testing.memory_stream_pair()[1]
+            nursery.start_soon(server.handle, theirs)
+            await trio.testing.wait_all_tasks_blocked()
+        if reason == "banned":
+            server.ban(Ban(target=parse_target(LOOPBACK)))
+        yield server.port
+        nursery.cancel_scope.cancel(reason="the test is over")
+
+
+NOT_ADMITTED = {
+    "full": "the server is full (limit: 1)",
+    "banned": "banned",
+    "refused": "you are not admitted",
+}
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "tcp"])
+@pytest.mark.parametrize("reason", NOT_ADMITTED)
+async def test_a_client_that_is_not_admitted_prints_one_line_and_sends_nothing(
+    reason: str, tls: bool, files: Files, terminal: Terminal, log: LogRecorder, tmp_path: Path
+) -> None:
+    options = options_of(files, Refusal(password="", says=""), tls=tls)
+    async with closed_server(reason, files, tls=tls) as port:
+        await check_everywhere(tmp_path, terminal, options, port, NOT_ADMITTED[reason], *COMMANDS)
+        piped = await run_command(tmp_path, PIPE, options, port)
+        assert piped.errors.startswith(f"multichat: {NOT_ADMITTED[reason]}")
+        assert "[TX]" not in piped.output
+        error = await run_in_library(options, port)
+        assert isinstance(error, multichat.Refused)
+        assert error.code == reason
+    assert not [line for line in log.lines if "crashed" in line]
+
+
+@pytest.mark.parametrize("option", ["--plain", "--no-reconnect"])
+async def test_a_line_after_the_goodbye_is_not_logged_as_sent(option: str, tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        server: multichat.Server = await nursery.start(partial(multichat.serve, 0, host=LOOPBACK))
+        argv = ("connect", option, LOOPBACK, str(server.port))
+        async with Command(tmp_path, MULTICHAT, *argv) as client:
+            await client.type("early\n")
+            await client.wait_for("[TX] early")
+            server.kick(1)
+            await client.wait_for("goodbye: kicked")
+            with suppress(BrokenPipeError):  # it ends soon
+                await client.type("late\n")
+            await client.wait()
+            assert "[TX] late" not in client.out
+            assert "Traceback" not in client.err
+        nursery.cancel_scope.cancel(reason="the test is over")
 
 
 async def test_a_client_that_does_not_trust_the_certificate_prints_one_line(

@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import trio
 import typer.main
 
 from multichat.cli.main import COMMANDS, make_app
+from multichat.cli.main import connect as connect_command
 from multichat.cli.option_rules import RULES, Excludes, Needs, Useless
 from multichat.cli.process import UsageMistake
 from multichat.cli.serve import SETTINGS, make_config
@@ -133,7 +135,7 @@ def test_options_that_exclude_each_other_or_have_no_effect_are_refused(
         (["serve", "--tls-cert", "a", "--unix", "b"], "--tls-cert needs PORT with --unix"),
         (
             ["serve", "--unix-mode", "9", "--unix", "b"],
-            "--unix-mode must be a mode such as 0600, not 9",
+            "--unix-mode must be a mode such as 0600, not '9'",
         ),
         (
             ["serve", "--slow", "disconnect", "--slow-timeout", "5"],
@@ -155,9 +157,10 @@ def test_a_usage_error_names_the_option_as_given(arguments: list[str], said: str
 def test_an_option_of_serve_sets_the_field_of_its_name_and_unit() -> None:
     options = inspect.signature(serve_command).parameters
     settings = {name: options[name].default.default for name in SETTINGS}
-    assert make_config(None, [], settings) == ServerConfig()
+    context = typer.Context(typer.main.get_command(make_app(serve_command)))
+    assert make_config(context, None, [], settings) == ServerConfig()
     changed = {"memory": 8, "log_rate": 0.0, "idle": 2.5, "max_line": 100, "announce": True}
-    assert make_config(None, [], settings | changed) == ServerConfig(
+    assert make_config(context, None, [], settings | changed) == ServerConfig(
         memory_bytes=8 << 20, log_rate=None, idle_seconds=2.5, max_line_bytes=100, announce=True
     )
 
@@ -184,6 +187,50 @@ def test_a_usage_error_names_the_variable(
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
     assert mistake("connect", *arguments).startswith(said)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=COMMAND_NAMES)
+def test_an_invalid_variable_is_named_without_the_usage_of_another_command(
+    command: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = command.__name__
+    argv = [name, *{"serve": "0", "config": "", "history": "file"}.get(name, "h").split()]
+    # `config` shows the settings of `connect`.
+    app = typer.main.get_command(make_app(connect_command if name == "config" else command))
+    parsed = [each for each in app.params if each.type.name not in ("str", "path")]
+    for variable in (str(each.envvar) for each in parsed if each.envvar):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, "?")
+            assert mistake(*argv).startswith(f"{variable}: "), variable
+
+
+@pytest.mark.parametrize(
+    ("argv", "variable", "value", "said"),
+    [
+        (["who", "h"], "MULTICHAT_TIMEOUT", "-1", "must be more than 0 seconds"),
+        (["serve", "0"], "MULTICHAT_RATE", "0", "must be more than 0"),
+        (["serve", "0", "--journal", "a"], "MULTICHAT_KEEP_DAYS", "0", "must be more than 0 and"),
+        (["serve", "--unix", "b"], "MULTICHAT_UNIX_MODE", "9", "must be a mode such as 0600"),
+    ],
+)
+def test_a_value_out_of_range_names_the_variable(
+    argv: list[str], variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert mistake(*argv).startswith(f"{variable} {said}")
+
+
+def test_an_unknown_host_may_be_a_server_that_the_file_does_not_have(tmp_path: Path) -> None:
+    shown = run(MULTICHAT, "who", "no_such_server")
+    assert shown.returncode == 1
+    assert shown.stderr.startswith("multichat: cannot connect to no_such_server port 9000: ")
+    assert shown.stderr.endswith(
+        f"; there is no server 'no_such_server' in {tmp_path / 'config.toml'}\n"
+    )
+
+
+def test_the_help_does_not_cut_the_description_of_a_command() -> None:
+    assert "..." not in run(MULTICHAT, "--help").stdout.partition("Commands:")[2]
 
 
 def run(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -231,8 +278,27 @@ def test_a_server_does_not_start_with_an_empty_variable(
 def test_an_empty_password_file_is_refused(command: list[str], data: bytes, tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_bytes(data)
-    said = mistake(*command, "--password-file", str(file))
-    assert said == f"{file}: it contains no password"
+    shown = run(MULTICHAT, *command, "--password-file", str(file))
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert shown.stderr == f"multichat: {file}: it contains no password\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["serve", "0", "--password-file"],
+        ["serve", "0", "--tls-cert"],
+        ["who", "h", "--password-file"],
+        ["who", "h", "--tls-ca"],
+        ["history"],
+    ],
+)
+def test_a_missing_file_is_one_line_and_status_1(argv: list[str], tmp_path: Path) -> None:
+    file = str(tmp_path / "missing")
+    shown = run(MULTICHAT, *argv, file)
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert shown.stderr.startswith(f"multichat: {file}: no such file")
+    assert shown.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
@@ -306,7 +372,7 @@ async def test_send_uses_a_first_word_of_digits_as_the_port(tmp_path: Path) -> N
 async def test_the_default_port_is_9000(argv: list[str], tmp_path: Path) -> None:
     async with Command(tmp_path, *argv, stdin=subprocess.DEVNULL) as client:
         await client.wait()
-        # Whoever runs the tests may have a server there.
+        # A server of the developer may use that port.
         where = f"{LOOPBACK}:9000" if "connect" in argv or len(argv) == 2 else "port 9000"
         assert where in client.out + client.err or client.process.returncode == 0
 

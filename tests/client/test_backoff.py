@@ -72,7 +72,7 @@ def test_a_loss_and_a_reconnect_are_one_line_each_and_failed_attempts_none() -> 
     assert describe_event(Disconnected("connection refused", 30, 3)) == []
     assert describe_event(Reconnected(resumed=True, again=3)) == ["Connected again"]
     assert describe_event(Reconnected(resumed=False, again=3)) == [
-        "Connected again, in a new session: the server has forgotten us",
+        "Connected again, in a new session: the server no longer has the old one",
         "Unaccepted messages are sent again, and may be published twice",
     ]
 

@@ -31,6 +31,8 @@ from multichat import (
     Said,
     ServerConfig,
     ServerTimeouts,
+    connect,
+    open_chat,
 )
 from multichat.client.timeouts import DEFAULT_TIMEOUTS
 from multichat.protocol.json_codec import JSON
@@ -145,7 +147,7 @@ async def test_every_count_of_members_in_an_event_is_right(autojump_clock: MockC
 
 async def test_a_refusal_is_raised(autojump_clock: MockClock) -> None:
     async with memory_server() as network, network.chat(name="bob"), network.chat() as a:
-        with pytest.raises(Refused, match="the name BOB is taken") as refused:
+        with pytest.raises(Refused, match="the name 'BOB' is taken") as refused:
             await a.rename("BOB")
         assert refused.value.code == "name-taken"
         with pytest.raises(Refused, match="nobody here is called carol"):
@@ -159,7 +161,7 @@ async def test_a_refusal_is_raised(autojump_clock: MockClock) -> None:
 
 async def test_a_refused_wish_ends_the_handshake(autojump_clock: MockClock) -> None:
     async with memory_server(ServerConfig(max_rooms=1)) as network, network.chat(name="bob"):
-        with pytest.raises(Refused, match="the name Bob is taken"):
+        with pytest.raises(Refused, match="the name 'Bob' is taken"):
             async with network.chat(name="Bob"):
                 pass
         with pytest.raises(Refused, match=r"too many rooms \(limit: 1\)"):
@@ -277,7 +279,7 @@ async def test_a_question_to_a_server_that_has_ended_the_conversation_says_so(
 ) -> None:
     for line, reason in {
         "[bob] hi": "the server closed the connection",
-        "[Server] goodbye: the server is full (1 client)": "the server is full (1 client)",
+        "[bob] hi\n[Server] unknown command /json\n[Server] goodbye: kicked": "kicked",
     }.items():
         ours, theirs = trio.testing.memory_stream_pair()
         server = ScriptedClient(theirs)
@@ -289,6 +291,27 @@ async def test_a_question_to_a_server_that_has_ended_the_conversation_says_so(
                 with pytest.raises(ConnectionLost, match=re.escape(reason)):
                     await question()
         await theirs.aclose()
+
+
+async def test_arguments_outside_their_range_are_errors_of_the_caller(
+    autojump_clock: MockClock,
+) -> None:
+    async with memory_server() as network:
+        async with network.chat() as chat:
+            for limit in (0, -1, -(2**70)):
+                with pytest.raises(LocalProtocolError, match=f"at least 1, not {limit}"):
+                    await chat.history(limit)
+            for page in (await chat.history(2**70), await chat.history(1)):
+                assert not page.messages
+            with pytest.raises(Refused) as caught:
+                await chat.history(before="\ud800\n")
+            assert caught.value.code == "unknown-id"
+        with pytest.raises(LocalProtocolError, match="replay must be at least 0, not -1"):
+            async with open_chat(network.connect(), replay=-1):
+                pass
+        with pytest.raises(LocalProtocolError):  # before anything is dialed
+            async with connect("name.invalid", 9, replay=-1):
+                pass
 
 
 async def test_requests_that_were_never_sent_leave_nothing_behind(
@@ -530,7 +553,7 @@ async def test_a_bot_that_crashes_is_logged_and_ends_nobody_else(
     async with memory_server() as network:
         await network.server.start_bot(broken, name="broken")
         await trio.testing.wait_all_tasks_blocked()
-        with pytest.raises(Refused, match="the name broken is taken"):
+        with pytest.raises(Refused, match="the name 'broken' is taken"):
             await network.server.start_bot(taken, name="broken")
         a, b = await network.join(), await network.join()
         await a.send("one")

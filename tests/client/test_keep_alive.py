@@ -24,6 +24,7 @@ from multichat import (
 )
 from multichat.server.config import ServerConfig
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
+from tests.support.clients import open_line_chat
 
 pytestmark = pytest.mark.unit
 
@@ -209,7 +210,7 @@ async def test_an_idle_chat_with_a_server_of_ours_stays(autojump_clock: MockCloc
 
 
 async def taken_and_freed(chat: Chat, name: str) -> None:
-    with pytest.raises(Refused, match=f"the name {name} .*is taken"):
+    with pytest.raises(Refused, match=f"the name '{name}' .*is taken"):
         await chat.rename(name)
 
 
@@ -241,6 +242,42 @@ async def test_a_name_is_taken_over_when_its_holder_or_a_lookalikes_gives_it_up(
         assert chat.name == "Alice"
         assert trio.current_time() - freed_at <= (8 if how == "breaks off" else 3)
         nursery.cancel_scope.cancel()
+
+
+async def test_a_name_refused_in_the_hello_is_taken_over_when_a_lookalike_gives_it_up(
+    autojump_clock: MockClock,
+) -> None:
+    async with memory_server() as network:
+        holder = ScriptedClient(network.connect())
+        await holder.send('/json {"name":"AIice"}')
+        await holder.line()
+        stream = network.connect()
+        async with open_line_chat(stream, name="alice", name_required=False) as chat:
+            assert chat.link.name_refusal is not None
+            assert chat.link.name_refusal.code == "name-taken"
+            assert chat.name == "Client 2"
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(chat.keep_name, "alice")
+                await trio.sleep(1)
+                freed_at = trio.current_time()
+                await holder.send('{"type":"quit"}')
+                while not isinstance(await anext(chat), Renamed):
+                    pass
+                assert trio.current_time() - freed_at <= 3
+                nursery.cancel_scope.cancel()
+            assert chat.name == "alice"
+
+
+async def test_a_refused_room_is_an_error_also_where_the_name_is_not_required(
+    autojump_clock: MockClock,
+) -> None:
+    async with memory_server() as network:
+        for name in (None, "alice", "a b", "Server"):
+            with pytest.raises(Refused, match="a room's name consists of letters"):
+                async with open_line_chat(
+                    network.connect(), name=name, room="c d", name_required=False
+                ):
+                    pass
 
 
 async def hold_name(network: MemoryServer, name: str, seconds: float) -> None:

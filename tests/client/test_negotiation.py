@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -17,16 +18,20 @@ from multichat import (
     ConnectFailed,
     ConnectionLost,
     Goodbye,
+    Message,
     NoJson,
     Notice,
     Refused,
     Said,
+    ServerConfig,
+    open_chat,
 )
 from multichat.client.line_chat import LineChat
 from multichat.client.negotiation import Negotiation
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import PROTOCOL, Error, Hello, Limits, Welcome
 from multichat.protocol.text_codec import TEXT
+from multichat.server.config import Filtered
 from multichat.testing import ScriptedClient, memory_server
 from tests.support.clients import open_line_chat
 
@@ -141,7 +146,7 @@ def test_a_known_json_server_is_never_addressed_in_text() -> None:
 
 
 def test_refused_wishes_are_distinguished_from_other_errors() -> None:
-    taken = Error("name-taken", "the name alice is taken")
+    taken = Error("name-taken", "the name 'alice' is taken")
     bad_room = Error("invalid-name", "a room has no such name")
     shake = Negotiation(Hello(PROTOCOL, "alice", "no such"))
     assert shake.receive(WELCOME) == [welcome()]
@@ -258,15 +263,67 @@ async def test_a_welcome_may_take_as_long_as_the_timeout(autojump_clock: MockClo
             nursery.start_soon(server.finish)
 
 
-async def test_a_goodbye_instead_of_an_answer_is_reported(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize(
+    ("goodbye", "code"),
+    [
+        ("the server is full (limit: 1)", "full"),
+        ("too many clients from your address (at most 4)", "full"),
+        ("banned for 9 min", "banned"),
+        ("the server is shutting down", "shutdown"),
+        ("you are not admitted", "refused"),
+        ("this server requires TLS: use multichat with --tls", "refused"),
+    ],
+)
+@pytest.mark.parametrize("closes", [False, True])
+async def test_a_goodbye_instead_of_an_answer_is_a_refusal(
+    goodbye: str, code: str, closes: bool, autojump_clock: MockClock
+) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     server = ScriptedClient(theirs)
-    await server.send("[Server] goodbye: the server is full (limit: 1)")
-    await server.finish()
-    async with open_line_chat(ours) as chat:
-        assert not chat.fell_back
-        assert [event async for event in chat] == [Goodbye("the server is full (limit: 1)")]
-        assert trio.current_time() < 0.1
+    await server.send("[bob] hi", f"[Server] goodbye: {goodbye}")
+    if closes:
+        await server.finish()
+    with pytest.raises(Refused) as caught:
+        async with open_chat(ours):
+            pass
+    assert (caught.value.code, str(caught.value)) == (code, goodbye)
+    assert trio.current_time() < 0.1
+
+
+async def use_another(wish: Filtered) -> Filtered:
+    await trio.lowlevel.checkpoint()
+    return wish if isinstance(wish, Message) else msgspec.structs.replace(wish, text="b")
+
+
+@pytest.mark.parametrize("password", [None, "secret"])
+async def test_a_name_and_a_room_that_a_filter_changes_are_no_refusal(
+    password: str | None, autojump_clock: MockClock
+) -> None:
+    config = ServerConfig(filters=(use_another,), filter_joins=True, password=password)
+    async with memory_server(config) as network:
+        for name, room in (("a", None), (None, "a"), ("a", "a"), ("b", "b")):
+            stream = network.connect()
+            async with open_chat(stream, name=name, room=room, password=password) as chat:
+                assert chat.name == ("b" if name else f"Client {chat.client}")
+                assert chat.room == ("b" if room else "lobby")
+                assert await chat.say("hello")
+        assert trio.current_time() < 1
+
+
+async def test_a_goodbye_after_the_answer_is_an_event(autojump_clock: MockClock) -> None:
+    for answer in (WELCOME, "[Server] unknown command /json"):
+        ours, theirs = trio.testing.memory_stream_pair()
+        server = ScriptedClient(theirs)
+        goodbye = line_of(Goodbye("kicked")) if answer == WELCOME else "[Server] goodbye: kicked"
+        await server.send(answer, goodbye)
+        await server.finish()
+        async with open_chat(ours) as chat:
+            assert [event async for event in chat][-1] == Goodbye("kicked")
+            with pytest.raises(ConnectionLost, match="kicked"):
+                await chat.members()
+            if answer == WELCOME:
+                with pytest.raises(ConnectionLost, match="kicked"):
+                    await chat.say("hello")
 
 
 async def test_a_wish_that_is_refused_twice_for_one_reason_does_not_wait(

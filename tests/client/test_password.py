@@ -22,11 +22,12 @@ from multichat import (
     ServerTimeouts,
 )
 from multichat.cli.json_pipe import JsonPipe
-from multichat.cli.process import UsageMistake, read_password_file
+from multichat.cli.process import read_password_file
 from multichat.cli.send import send
 from multichat.client.connect import Endpoint
 from multichat.client.options import ChatOptions
 from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
+from multichat.errors import BadPasswordFile
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.text_codec import TEXT
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
@@ -186,15 +187,15 @@ def test_a_file_holds_one_line(data: bytes, password: str, tmp_path: Path) -> No
 
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     file = tmp_path / "password"
-    with pytest.raises(UsageMistake, match=r"password: no such file or directory$"):
+    with pytest.raises(BadPasswordFile, match=r"password: no such file or directory$"):
         read_password_file(file)
-    with pytest.raises(UsageMistake, match=r"is a directory$"):
+    with pytest.raises(BadPasswordFile, match=r"is a directory$"):
         read_password_file(tmp_path)
     file.write_bytes(b"caf\xe9\n")
-    with pytest.raises(UsageMistake, match=r"password: not UTF-8$"):
+    with pytest.raises(BadPasswordFile, match=r"password: not UTF-8$"):
         read_password_file(file)
     file.write_bytes(b"two\nlines\n")
-    with pytest.raises(UsageMistake, match=r"password: a password must be one line$"):
+    with pytest.raises(BadPasswordFile, match=r"password: a password must be one line$"):
         read_password_file(file)
 
 
@@ -415,7 +416,7 @@ async def test_a_password_is_in_no_log_process_list_or_error(tmp_path: Path) -> 
 
 
 @pytest.mark.process
-async def test_an_unusable_password_file_is_a_usage_error(
+async def test_an_unusable_password_file_is_one_clear_line(
     tmp_path: Path,
 ) -> None:
     missing, empty = tmp_path / "missing", tmp_path / "empty"
@@ -429,7 +430,7 @@ async def test_an_unusable_password_file_is_a_usage_error(
 
         async def check(argv: tuple[str, ...], reason: str) -> None:
             async with Command(tmp_path, MULTICHAT, *argv) as mistaken:
-                assert await mistaken.wait() == 2
+                assert await mistaken.wait() == 1
                 assert reason in " ".join(mistaken.err.split())
                 assert "Traceback" not in mistaken.err
 

@@ -406,7 +406,7 @@ def damaged_pages_of(path: Path, table: str) -> Iterator[str]:
 async def test_every_client_is_answered_whichever_session_pages_are_damaged(
     table: str, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
-    """Whoever resumes gets a welcome, and all can talk, before and after another restart."""
+    """Clients resume, and all can talk, before and after another restart."""
     path = tmp_path / "chat.db"
     first, _ = await say_ten(path)
     for what in damaged_pages_of(path, table):

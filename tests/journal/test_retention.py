@@ -726,7 +726,7 @@ async def test_rooms_without_messages_are_replaced_by_new_ones(tmp_path: Path) -
         entered = journal.room("1")
         await clocks.run(journal, 7 * HOUR)
         epochs = {entered.epoch}
-        # Whoever is in one goes on where it was; somebody who comes later begins anew.
+        # A room in use continues; one that is opened later has a new epoch.
         await say(entered, "on")
         assert (entered.first, entered.next) == (1, 2)
         assert await texts_of(entered, 0, LOTS) == ["on"]

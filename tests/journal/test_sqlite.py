@@ -129,7 +129,7 @@ def written_until_killed(path: Path, durability: Durability, milliseconds: float
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == b"ready\n"
-        # Not to order anything: any moment will do, and each run takes another one.
+        # Orders nothing: any moment will do, and each execution takes another one.
         time.sleep(milliseconds / 1000)
         writer.kill()
         reported = writer.stdout.read().decode()
@@ -1034,7 +1034,7 @@ async def test_no_query_scans_a_table(tmp_path: Path) -> None:
 
 
 def fill(path: Path, blocks: int) -> None:
-    """Write so many runs of ten messages, as the journal would, but in one transaction."""
+    """Write so many blocks of ten messages, as the journal would, but in one transaction."""
     with closing(open_file(path, durable=False)) as opened:
         rows = Rows(opened.connection, opened.pin)
 

@@ -44,6 +44,7 @@ async def run_elsewhere(path: Path, sql: str, *, timeout: float = 0.1) -> None:
 
 
 async def wait_until_locked(path: Path) -> None:
+    """Wait until another program has the write lock; SQLite does not notify, so this polls."""
     with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as connection:
         while True:
             try:

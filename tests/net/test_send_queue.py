@@ -133,7 +133,7 @@ async def test_while_nothing_is_queued_bytes_go_straight_to_the_kernel() -> None
 @settings(max_examples=50)
 @given(st.lists(st.integers(1, 400_000), max_size=20), st.integers(10_000, 400_000))
 async def test_bytes_never_overtake_each_other(sizes: list[int], read_bytes: int) -> None:
-    """Offered at once, in part, and by the writer task, in whatever order these take turns."""
+    """Written at once, in part, or by the writer task, in whatever order these take turns."""
     ours, theirs = await tcp_pair()
     async with ours, theirs, trio.open_nursery() as nursery:
         send_queue = send_queue_on(ours, max_batches=4)
@@ -204,19 +204,19 @@ async def test_waiting_senders_are_woken_when_the_queue_closes() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     send_queue = send_queue_on(ours, max_batches=1)
     send_queue.try_send(b"1")
-    offers: list[SendResult] = []
+    results: list[SendResult] = []
 
     async def put() -> None:
         while (try_send := await send_queue.put(b"2")) is not SendResult.CLOSED:
             pass
-        offers.append(try_send)
+        results.append(try_send)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(put)
         await trio.testing.wait_all_tasks_blocked()
         await theirs.aclose()
         await send_queue.run()
-    assert offers == [SendResult.CLOSED]
+    assert results == [SendResult.CLOSED]
     assert send_queue.failure == "connection broken"
     assert not send_queue.drained
     called: list[bool] = []

@@ -59,7 +59,7 @@ async def test_an_eager_write_to_a_broken_or_closed_connection_takes_nothing() -
             while True:
                 await ours.send_all(b"x")
         assert write_now(b"x") == 0
-    assert write_now(b"x") == 0  # and not to whoever has the number now
+    assert write_now(b"x") == 0  # and not to the new owner of the descriptor
 
 
 async def test_other_streams_have_no_eager_write() -> None:

@@ -108,7 +108,7 @@ IMPOSTORS = [
     "C丨ient7", "ꓚꓡꓲꓰꓠꓔ7", "ꓮꓓꓟꓲꓠ", "mult丨chat", "multㅣchat",
 ]  # fmt: skip
 
-# What looks like something else than a name to whoever reads a command.
+# Names that could be mistaken for another argument of a command.
 ARGUMENTS = [
     "7", "42", "٣", "１２", "007", "1-2", "2024-05-01", "_7_", "l0", "O1", "1O1", "З",
     "127.0.0.1", "10.0.0.0", "127.1", "1.2", "1.2.3.4.", "l27.0.0.1", "127.O.O.1", "0x7f.1",

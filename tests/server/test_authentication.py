@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,8 +14,8 @@ from multichat import (
     AdmissionRequest,
     Authenticate,
     Chat,
-    Goodbye,
     MemberInfo,
+    Refused,
     Server,
     ServerConfig,
     connect,
@@ -23,7 +24,7 @@ from multichat import (
 from multichat.server.config import Filtered, Joining, Renaming
 from multichat.testing import ScriptedClient, memory_server
 from tests.support.log import LogRecorder
-from tests.support.processes import LOOPBACK, WAIT_SECONDS
+from tests.support.processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, Command
 from tests.support.sockets import open_client
 
 pytestmark = pytest.mark.unit
@@ -82,8 +83,9 @@ async def test_a_client_is_refused_at_once(log: LogRecorder) -> None:
         client = await open_client(server.port)
         assert await client.rest() == [NOT_ADMITTED]
         await client.stream.aclose()
-        async with connect(LOOPBACK, server.port, name="alice") as chat:
-            assert [event async for event in chat] == [Goodbye("you are not admitted")]
+        with pytest.raises(Refused, match="you are not admitted"):
+            async with connect(LOOPBACK, server.port, name="alice"):
+                pass
         assert server.statistics().refused == 2
     [line] = {line.partition("Refused ")[2].partition(": ")[2] for line in log.lines} - {""}
     assert line == "not authenticated"
@@ -111,6 +113,35 @@ async def test_a_request_contains_all_known_properties() -> None:
         address=first.address, encrypted=False, name="alice", password="secret"
     )
     assert "secret" not in repr(second)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("command", "text"), [("connect", ()), ("connect --no-reconnect", ()), ("send", ("hello",))]
+)
+async def test_a_request_contains_the_name_that_a_command_asks_for(
+    command: str, text: tuple[str, ...], tmp_path: Path
+) -> None:
+    requests: list[AdmissionRequest] = []
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    secret.chmod(0o600)
+
+    async def note(request: AdmissionRequest) -> bool | None:
+        await trio.lowlevel.checkpoint()
+        requests.append(request)
+        return True if request.password else None
+
+    async with serving(note) as server:
+        options = ("--name", "alice", "--password-file", str(secret))
+        argv = [*command.split(), *options, LOOPBACK, str(server.port), *text]
+        async with Command(tmp_path, MULTICHAT, *argv) as client:
+            client.end_input()
+            assert await client.wait() == 0, client.err
+    assert [(each.name, each.password) for each in requests] == [
+        (None, None),
+        ("alice", "secret"),
+    ]
 
 
 async def raises(_: AdmissionRequest) -> bool:
@@ -205,10 +236,10 @@ async def test_a_client_whose_name_is_taken_gets_it_with_its_session(
         welcome = msgspec.json.decode(await lost.line())
         assert (welcome["client"], welcome["name"]) == (1, "alice")
         other = await network.join()
-        assert await other.line() == "[Server] the name alice is taken"
+        assert await other.line() == "[Server] the name 'alice' is taken"
         again = ScriptedClient(network.connect())
         await again.send(f'/json {{"type":"hello","protocol":1,"session":"{welcome["session"]}"}}')
-        assert await again.line() == "[Server] the name alice is taken"
+        assert await again.line() == "[Server] the name 'alice' is taken"
         welcome = msgspec.json.decode(await again.line())
         assert (welcome["client"], welcome["name"], welcome["resumed"]) == (1, "alice", True)
 

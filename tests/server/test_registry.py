@@ -94,7 +94,7 @@ async def test_a_name_is_free_again_when_its_owner_leaves() -> None:
         await a.send("/name alice")
         assert await a.line() == "[Server] Client 1 is now alice"
         await b.send("/name Alice")
-        assert await b.line() == "[Server] the name Alice is taken"
+        assert await b.line() == "[Server] the name 'Alice' is taken"
         await a.finish()
         assert await a.rest() == []
         await b.send("/name Alice")
@@ -110,8 +110,8 @@ async def test_a_name_that_looks_like_one_in_use_is_refused() -> None:
         assert await a.line() == "[Server] Client 1 is now alice"
         for name in ("аӏісе", "aIice", "ali\u0307ce", "AlIce"):
             await b.send(f"/name {name}")
-            looks = " looks like alice, which" if name != "AlIce" else ""
-            assert await b.line() == f"[Server] the name {name}{looks} is taken"
+            looks = " looks like 'alice', which" if name != "AlIce" else ""
+            assert await b.line() == f"[Server] the name '{name}'{looks} is taken"
         await b.send("/msg ALICE hello", "/msg аӏісе hello")
         assert await a.line() == "[Client 2 → you] hello"
         assert await b.line() == "[Server] nobody here is called аӏісе"
@@ -121,7 +121,7 @@ async def test_a_name_that_looks_like_one_in_use_is_refused() -> None:
         assert await b.line() == "[Server] Client 2 is now аӏісе"
         await a.send('/json {"name":"alice"}')
         assert '"name":"carol"' in await a.line()
-        assert "the name alice looks like аӏісе, which is taken" in await a.line()
+        assert "the name 'alice' looks like 'аӏісе', which is taken" in await a.line()
 
 
 async def test_a_client_may_change_to_a_lookalike_of_its_own_name() -> None:

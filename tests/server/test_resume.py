@@ -649,7 +649,7 @@ async def test_a_session_whose_name_looks_like_one_in_use_resumes_without_it(
         back = await again(network, alice)
         assert (back.welcome["name"], back.welcome["room"]) == ("Client 1", "lobby")
         assert {(await back.hear())["text"] for _ in range(2)} == {
-            "the name alice looks like аӏісе, which is taken",
+            "the name 'alice' looks like 'аӏісе', which is taken",
             "the room coco would look like сосо, which is open",
         }
 

@@ -304,7 +304,7 @@ async def test_a_name_can_be_banned_whether_or_not_it_is_in_use(desk: Desk, type
     ]
     client = await desk.join()
     await client.send("/name BOB")
-    assert await client.line() == "[Server] the name BOB is banned"
+    assert await client.line() == "[Server] the name 'BOB' is banned"
     assert await desk.type("/unban Bob") == ["name Bob is no longer banned"]
 
 
@@ -343,7 +343,7 @@ async def test_a_lookalike_of_a_banned_name_is_banned(desk: Desk) -> None:
     ]
     client = await desk.join()
     await client.send("/name аӏісе")  # Cyrillic
-    assert await client.line() == "[Server] the name аӏісе is banned"
+    assert await client.line() == "[Server] the name 'аӏісе' is banned"
 
 
 @pytest.mark.parametrize(

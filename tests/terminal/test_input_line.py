@@ -1,117 +1,21 @@
 """The input line, without a terminal: every key of prompt_toolkit's, pastes and questions."""
 
-import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import pytest
-import trio
-from prompt_toolkit.application import Application
-from prompt_toolkit.application.current import set_app
-from prompt_toolkit.input import DummyInput
-from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.key_binding.defaults import load_key_bindings
-from prompt_toolkit.key_binding.key_processor import KeyPress
-from prompt_toolkit.keys import KEY_ALIASES, Keys
-from prompt_toolkit.layout import BufferControl, Layout, SearchBufferControl, Window
-from prompt_toolkit.layout.containers import HSplit
-from prompt_toolkit.output import DummyOutput
 
-from multichat.protocol.typed_lines import disguised_command, looks_like, say_literally
-from multichat.terminal.completion import complete, expand_reply
-from multichat.terminal.input_line import InputLine, Syntax
+from tests.support.keyboard import Keyboard
 
 pytestmark = pytest.mark.unit
 
 TEXT = "some typed words"
 
 
-def _key(name: str) -> Keys | str:
-    return name if len(name) == 1 else Keys(KEY_ALIASES.get(name, name))
-
-
 def holds(text: str, letters: str) -> bool:
     """Return whether *letters* are in *text*, in order."""
     rest = iter(text)
     return all(letter in rest for letter in letters)
-
-
-class Keyboard:
-    """An `InputLine` and the keys that are pressed on it."""
-
-    def __init__(self, history: list[str], max_waiting_lines: int) -> None:
-        self.warnings: list[str] = []
-        self.sender: int | None = 7  # of the last private message
-        self.line = InputLine(
-            lambda before: complete(before, {"bob"}, {"den"}),
-            Syntax(
-                disguised_command,
-                looks_like,
-                say_literally,
-                lambda: "everybody in den",
-                lambda line: expand_reply(line, self.sender),
-            ),
-            self.warnings.append,
-            history,
-            max_waiting_lines=max_waiting_lines,
-        )
-        keys = KeyBindings()
-        self.line.bind(keys)
-        search = SearchBufferControl(self.line.search_buffer)
-        typing = Window(BufferControl(self.line.buffer, search_buffer_control=search))
-        self.app: Application[None] = Application(
-            layout=Layout(HSplit([typing, Window(search)]), focused_element=typing),
-            key_bindings=keys,
-            input=DummyInput(),
-            output=DummyOutput(),
-        )
-        self.loop = asyncio.new_event_loop()
-        self.loop.run_until_complete(self._press([], None))
-
-    def press(self, *keys: str, data: str | None = None) -> None:
-        self.loop.run_until_complete(self._press(keys, data))
-
-    async def _press(self, keys: Iterable[str], data: str | None) -> None:
-        with set_app(self.app):
-            for key in keys:
-                self.app.key_processor.feed(KeyPress(_key(key), data))
-            self.app.key_processor.process_keys()
-            self.line.buffer.load_history_if_not_yet_loaded()  # as before each drawing
-            for _ in range(3):
-                await asyncio.sleep(0)
-
-    def close(self) -> None:
-        self.loop.run_until_complete(self.app.cancel_and_wait_for_background_tasks())
-        self.loop.close()
-
-    def type(self, text: str) -> None:
-        self.press(*text)
-
-    def paste(self, text: str) -> None:
-        self.press(Keys.BracketedPaste, data=text)
-
-    @property
-    def text(self) -> str:
-        return self.line.buffer.text
-
-    @property
-    def question(self) -> str:
-        return "".join(text for _, text in self.line.question)
-
-    def sent(self) -> list[str]:
-        lines: list[str] = []
-        try:
-            while True:
-                lines.append(self.line.typed.receive_nowait().text)
-        except (trio.WouldBlock, trio.EndOfChannel):
-            return lines
-
-
-@pytest.fixture
-def keyboard(request: pytest.FixtureRequest) -> Iterator[Keyboard]:
-    options = getattr(request, "param", {})
-    made = Keyboard(options.get("history", []), options.get("max_waiting_lines", 100))
-    yield made
-    made.close()
 
 
 def default_sequences() -> Iterator[tuple[str, ...]]:
@@ -346,7 +250,7 @@ def test_the_recipient_of_a_reply_is_fixed_when_the_space_is_typed(
 ) -> None:
     keyboard.type(f"{command} h")
     assert keyboard.text == "/msg 7 h"
-    keyboard.sender = 8
+    keyboard.set_last_sender(8)
     keyboard.type("i /r x")
     keyboard.press("enter")
     assert keyboard.sent() == ["/msg 7 hi /r x"]
@@ -354,7 +258,7 @@ def test_the_recipient_of_a_reply_is_fixed_when_the_space_is_typed(
 
 def test_the_recipient_of_a_pasted_reply_is_fixed_when_it_is_pasted(keyboard: Keyboard) -> None:
     keyboard.paste("/r a secret")
-    keyboard.sender = 8
+    keyboard.set_last_sender(8)
     assert keyboard.text == "/msg 7 a secret"
 
 
@@ -366,7 +270,7 @@ def test_a_disguised_reply_that_is_run_has_a_recipient(keyboard: Keyboard) -> No
 
 
 def test_a_reply_to_nobody_is_left_as_it_is(keyboard: Keyboard) -> None:
-    keyboard.sender = None
+    keyboard.set_last_sender(None)
     keyboard.type("/r hi")
     keyboard.press("enter")
     assert keyboard.sent() == ["/r hi"]

@@ -360,7 +360,10 @@ async def test_a_closed_terminal_ends_the_client_in_order(
 
 @pytest.mark.parametrize(
     ("method", "arguments", "keys"),
-    [("ignore", "*_", [*"/ignore bob", "Enter"]), ("complete", "self, before", ["b", "Tab"])],
+    [
+        ("TerminalChat._ignore", "*_", [*"/ignore bob", "Enter"]),
+        ("ChatSyntax.complete", "self, before", ["b", "Tab"]),
+    ],
     ids=["in a command", "in drawing"],
 )
 async def test_a_bug_leaves_the_terminal_as_it_was(
@@ -369,9 +372,9 @@ async def test_a_bug_leaves_the_terminal_as_it_was(
     program = tmp_path / "crash.py"
     program.write_text(
         "from multichat.cli.main import main\n"
-        "from multichat.terminal.conversation import Conversation\n"
+        "from multichat.terminal.app import ChatSyntax, TerminalChat\n"
         f"def crash({arguments}): raise RuntimeError('a bug of ours')\n"
-        f"Conversation.{method} = crash\n"
+        f"{method} = crash\n"
         "main()\n",
         "utf-8",
     )

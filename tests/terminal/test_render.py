@@ -161,9 +161,9 @@ WELCOME = Welcome(
         (Reconnected(resumed=True), DIM, "· Connected again"),
         (Missed(count=3), WARNING, "! 3 messages skipped"),
         (
-            Error(code="name-taken", text="the name bob is taken"),
+            Error(code="name-taken", text="the name 'bob' is taken"),
             WARNING,
-            "! the name bob is taken",
+            "! the name 'bob' is taken",
         ),
         (Goodbye(reason="too slow"), WARNING, "! goodbye: too slow"),
         (Notice(text="/who  who is here", nonce=7), "", "· /who  who is here"),

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multichat.protocol.messages import RoomSize, Said
+from multichat.terminal.columns import Fragments, columns_of
 from multichat.terminal.render import WARNING
 from multichat.terminal.rooms import Heard, Rooms
 from multichat.terminal.status import count_of, list_rooms, status_line
-from multichat.terminal.wrap import Fragments, columns_of
 
 pytestmark = pytest.mark.unit
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tests.support.processes import (
     listening,
     serve,
 )
-from tests.support.terminals import GREY, Terminal, paste, wait_for_input
+from tests.support.terminals import GREY, Terminal, connect_alice, paste, wait_for_input
 
 pytestmark = pytest.mark.process
 
@@ -64,6 +65,40 @@ async def test_a_space_before_a_command_asks_for_confirmation(
         await terminal.press("t", "Enter")
         await terminal.wait_for_match("t", r"you → bob  it\s*\n>")
         assert said(server) == []
+
+
+async def test_the_question_breaks_between_words(terminal: Terminal, tmp_path: Path) -> None:
+    looks = (
+        "looks like /msg: Enter again runs it, Ctrl+S sends it to everybody in lobby, or edit it"
+    )
+    pasted = (
+        "2 pasted lines, with /msg: Ctrl+S sends them to everybody in lobby, "
+        "Esc discards them (Ctrl+Y brings them back)"
+    )
+    (tmp_path / "lines").write_text("one\n/msg bob two\n", "utf-8")
+    async with serve(tmp_path) as server:
+        await connect_alice(terminal, server, columns=60, rows=24)
+        await terminal.type("t", " /msg bob hi")
+        for columns in (60, 50, 40):
+            await terminal.resize("t", columns, 24)
+            await wait_for_question(terminal, "> /msg bob hi", looks, columns)
+        await terminal.press("t", "Escape", "C-u")
+        await paste(terminal, tmp_path / "lines")
+        for columns in (40, 50, 60):
+            await terminal.resize("t", columns, 24)
+            await wait_for_question(terminal, ">", pasted, columns)
+
+
+async def wait_for_question(terminal: Terminal, typed: str, question: str, columns: int) -> None:
+    """Wait until *question* is below the input line, in rows that are broken between words."""
+    rows = textwrap.wrap(question, columns)
+    with trio.move_on_after(WAIT_SECONDS):
+        while True:
+            shown = [" ".join(row.split()) for row in await terminal.rows("t")]
+            if typed in shown and shown[shown.index(typed) + 1 :][: len(rows)] == rows:
+                return
+            await trio.sleep(0.05)
+    pytest.fail(f"{rows} never followed {typed!r} in {shown}")
 
 
 async def test_a_reply_does_not_go_to_another_client_that_has_the_name_now(

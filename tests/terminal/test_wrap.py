@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.terminal.wrap import Fragments, columns_of, wrap
+from multichat.terminal.columns import Fragments, columns_of
+from multichat.terminal.wrap import wrap
 
 pytestmark = pytest.mark.unit
 
