@@ -19,12 +19,21 @@ from multichat.journal.base import PendingWrite, RoomJournal, SavedSession
 from multichat.net.send_queue import SendQueue, SendResult
 from multichat.protocol.json_codec import JsonCodec
 from multichat.protocol.lookalikes import NameIndex
-from multichat.protocol.messages import Goodbye, HistoryPage, Missed, SaidBlock, SayBlock
+from multichat.protocol.messages import (
+    Error,
+    Goodbye,
+    HistoryPage,
+    Missed,
+    SaidBlock,
+    SayBlock,
+    Start,
+)
 from multichat.protocol.text_codec import TextCodec
 from multichat.server.broadcast import Batch, Delivery, Receipt
 from multichat.server.client import Client
 from multichat.server.config import Message, ReplayLimits
 from multichat.server.filters import Filters
+from multichat.server.greeting import start_from
 from multichat.server.history_pages import read_history
 from multichat.server.member import Member
 from multichat.server.open_rooms import OpenRooms
@@ -32,7 +41,6 @@ from multichat.server.recent_messages import Ring
 from multichat.server.registry import Registry
 from multichat.server.replay import Replayer
 from multichat.server.room import Room
-from multichat.server.session import Session
 from multichat.server.session_store import SessionStore, StoredSession
 from multichat.server.slow_clients import SlowClients
 
@@ -281,7 +289,9 @@ def tell_the_past_from(offset: int) -> Break:
 
 
 def miscount_what_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multichat.server.replay.Missed", lambda count: Missed(count + 1))
+    monkeypatch.setattr(
+        "multichat.server.replay.Missed", lambda count, room: Missed(count + 1, room)
+    )
 
 
 def forget_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,13 +445,13 @@ def back_up_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
     wrap(monkeypatch, Disk, "copy", copy)
 
 
-pass_over_unknown_ids = edited(
-    "pass_over_unknown_ids",
-    Session,
-    "_start_from",
-    "return [Invalid.because(error).error]",
-    "return []",
-)
+def pass_over_unknown_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(member: Member, start: Start) -> list[Error]:
+        start_from(member, start)
+        return []
+
+    for module in ("greeting", "session"):
+        monkeypatch.setattr(f"multichat.server.{module}.start_from", start)
 
 
 # --- Lagging clients ------------------------------------------------------------------------------
