@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from multichat.cli.config_file import Settings, load_settings, settings_path
+from multichat.cli.login import PASSPHRASE_VARIABLE
 from multichat.cli.notices import tell
 from multichat.cli.process import PASSWORD_VARIABLE, one_line_errors
 from multichat.errors import InvalidSettings
@@ -50,7 +51,7 @@ def default_to_file(context: typer.Context, host: str | None) -> str | None:
     values = settings.values(None if is_text else host)
     # Strings are parsed as if they had been typed.
     context.default_map = {
-        name: msgspec.to_builtins(value, enc_hook=str)
+        name: _for_option(context, name, msgspec.to_builtins(value, enc_hook=str))
         for name, (value, _) in values.items()
         if not (is_send and name == "unix")
     }
@@ -58,6 +59,14 @@ def default_to_file(context: typer.Context, host: str | None) -> str | None:
         return host
     context.meta[SERVER_KEY] = server = settings.servers[host]
     return host if server.host is None else server.host
+
+
+def _for_option(context: typer.Context, name: str, value: Any) -> Any:
+    """Return *value* as the option takes it: several values, or one, which is the last."""
+    is_multiple = any(each.name == name and each.multiple for each in context.command.params)
+    if is_multiple:
+        return value if isinstance(value, list) else [value]
+    return value[-1] if isinstance(value, list) and value else value
 
 
 def list_servers(incomplete: str) -> list[str]:
@@ -96,10 +105,9 @@ def config(
         address = each.unix if each.host is None else f"{each.host} {each.port}"
         rows.append((f"server {name}", str(address), "file"))
     rows += _settings_rows(context, settings, server)
-    secret = _is_set(PASSWORD_VARIABLE)
-    rows.append(
-        ("password", "(secret)" if secret else _NOTHING, PASSWORD_VARIABLE if secret else "default")
-    )
+    for what, variable in ("password", PASSWORD_VARIABLE), ("passphrase", PASSPHRASE_VARIABLE):
+        secret = _is_set(variable)
+        rows.append((what, "(secret)", variable) if secret else (what, _NOTHING, "default"))
     rows = [(clean(setting), clean(value), clean(source)) for setting, value, source in rows]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for setting, value, source in rows:
@@ -137,8 +145,10 @@ def _settings_rows(
 
 
 def _format_value(value: object) -> str:
-    if value is None:
+    if value is None or value in ([], ()):
         return _NOTHING
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, bool):

@@ -18,11 +18,12 @@ import msgspec
 from multichat.cli.parameters import (
     Bell,
     Color,
+    Login,
     LogStyle,
     Name,
+    PassphraseFile,
     PasswordFile,
     Plain,
-    Room,
     Tls,
     TlsCa,
     TlsName,
@@ -48,7 +49,9 @@ class Preferences(
     """The settings for one server, or for all; None if not set."""
 
     name: Name = None
-    room: Room = None
+    room: str | list[str] | None = None
+    login: Login = None
+    passphrase_file: PassphraseFile = None
     password_file: PasswordFile = None
     tls: Tls | None = None
     tls_ca: TlsCa = None

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import msgspec
 import trio
 
 from multichat.cli.piped import Piped, for_pipe, send_input
@@ -13,7 +14,7 @@ from multichat.client.options import ChatOptions
 from multichat.errors import ConnectionLost, MultichatError, NoJson
 from multichat.protocol.json_codec import JSON, encode_hello
 from multichat.protocol.json_lines import clean_json
-from multichat.protocol.messages import Goodbye, Quit, Welcome
+from multichat.protocol.messages import Goodbye, Hello, Quit, Welcome
 from multichat.protocol.text_codec import TEXT
 from multichat.stdio import until_signal, watch_output, write_output
 
@@ -34,8 +35,9 @@ class JsonPipe(FrontEnd):
         timeouts = for_pipe(options).timeouts
         if input_fd is not None:  # the server closes after our `quit`, when it has received all
             timeouts = replace(timeouts, finish=timeouts.progress)
-        self._hello = encode_hello(make_hello(options.name, options.room, options.replay))
-        options = replace(options, name=None, room=None, plain=True, reconnect=False)
+        self._hello = encode_hello(_hello(options))
+        options = replace(options, name=None, room=None, rooms=(), login=None, plain=True)
+        options = replace(options, reconnect=False)
         super().__init__(endpoint, replace(options, timeouts=timeouts))
         self._input_fd, self._output_fd = input_fd, output_fd
         self._welcomed = trio.Event()
@@ -105,6 +107,17 @@ class JsonPipe(FrontEnd):
         except MultichatError as error:
             self.failure = self.failure or error
             scope.cancel(reason=str(error))
+
+
+def _hello(options: ChatOptions) -> Hello:
+    """Return the first line; it names several rooms only if there are.
+
+    So a program that knows one room gets only events that it knows.
+    """
+    hello = make_hello(
+        options.name, options.room, options.replay, rooms=options.rooms, login=options.login
+    )
+    return hello if options.rooms else msgspec.structs.replace(hello, rooms=None)
 
 
 def _from_welcome(lines: list[str]) -> list[str]:

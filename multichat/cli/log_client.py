@@ -28,13 +28,30 @@ from multichat.errors import (
     Refused,
 )
 from multichat.log import Log, LogWriter
-from multichat.protocol.auth import parse_password
-from multichat.protocol.commands import COMMANDS
+from multichat.protocol.commands import COMMANDS, split_command
 from multichat.protocol.framing import Part
 from multichat.protocol.json_codec import JSON
-from multichat.protocol.messages import Disconnected, Event, Reconnected, Welcome
+from multichat.protocol.messages import (
+    Disconnected,
+    Enter,
+    Event,
+    Exit,
+    Join,
+    Joined,
+    Left,
+    Missed,
+    Presence,
+    Reconnected,
+    Said,
+    Welcome,
+)
 from multichat.protocol.text_codec import TEXT
-from multichat.protocol.typed_lines import disguised_command, why_not_said
+from multichat.protocol.typed_lines import (
+    disguised_command,
+    holds_secret,
+    may_be_disguised,
+    why_not_said,
+)
 from multichat.stdio import read_input, until_signal, watch_output
 from multichat.terminal.render import STATES
 
@@ -53,6 +70,9 @@ _LEFT_INPUT_SECONDS = 0.25
 
 # The events that our own client adds to the server's.
 _OURS = (Disconnected, Reconnected)
+
+# The events about a room that do not describe it themselves.
+_IN_ROOM = (Joined, Left, Presence, Missed)
 
 _LOCAL_COMMANDS = COMMANDS.local_names(terminal=False)
 
@@ -75,6 +95,8 @@ class LogClient(FrontEnd):
         self._log = Log("client")
         self._piped: Piped
         self._sending = 0  # lines that were read and not sent yet
+        # Then `/join` enters another room and keeps the others, as on a terminal.
+        self._in_rooms = bool(options.rooms)
 
     async def run(self) -> None:
         """Connect and chat until the input ends, the server closes, or SIGINT or SIGTERM comes.
@@ -168,12 +190,26 @@ class LogClient(FrontEnd):
                 self.connected_at = trio.current_time()
             for tag, some in groupby(events, _tag):
                 if tag == "RX":
-                    lines = list(filter(None, map(TEXT.format, some)))
+                    lines = list(filter(None, map(self._format, some)))
                 else:
-                    lines = [line for event in some for line in describe_event(event)]
+                    lines = [line for event in some for line in self._describe(event)]
                 if lines:
                     self._log.lines(tag, "\n".join(lines))
             await self._wait_for_output()
+
+    def _format(self, event: Event) -> str | None:
+        """Return the line of a message, with its room if we are in several."""
+        line = TEXT.format(event)
+        if line and self._in_rooms and isinstance(event, Said):
+            return f"{event.room}: {line}"
+        return line
+
+    def _describe(self, event: Event) -> list[str]:
+        lines = describe_event(event)
+        room = getattr(event, "room", "")
+        if self._in_rooms and room and isinstance(event, _IN_ROOM):
+            return [f"{room}: {line}" for line in lines]
+        return lines
 
     async def _last_input_was_sent(self, chat: LineChat) -> bool:
         if not (self._is_piped and chat.link.can_send):
@@ -216,6 +252,10 @@ class LogClient(FrontEnd):
                 self.tell(str(part), warning=True)
                 continue
             for typed in parse_typed(part, _LOCAL_COMMANDS, piped=piped):
+                if isinstance(typed.request, Join) and self._in_rooms and chat.welcome is not None:
+                    await self._send(chat, requests)
+                    requests = [_moving(typed, typed.request, chat)]
+                    continue
                 if not isinstance(typed.request, LocalCommand):
                     requests.append(typed)
                     continue
@@ -253,8 +293,10 @@ class LogClient(FrontEnd):
             self._sending = 0
         self.sent += count
         lines = "\n".join(each.lines for each in typed)
-        if shown := [line for line in lines.split("\n") if parse_password(line) is None]:
-            self._log.lines("TX", "\n".join(shown))
+        if may_be_disguised(lines):
+            lines = "\n".join(line for line in lines.split("\n") if not holds_secret(line))
+        if lines:
+            self._log.lines("TX", lines)
         await self._wait_for_output()
 
     async def _wait_for_output(self, at_most_bytes: int = _UNWRITTEN_BYTES) -> None:
@@ -272,3 +314,11 @@ class LogClient(FrontEnd):
 def _tag(event: Event) -> str:
     """Return the tag of an event's log lines: joins and leaves are no messages."""
     return "STATE" if isinstance(event, STATES) else "RX"
+
+
+def _moving(typed: Typed, join: Join, chat: LineChat) -> Typed:
+    """Return what a command does that moves to another room, for a client in several rooms."""
+    command = COMMANDS.find(split_command(typed.lines)[0])
+    if command is not None and command.name == "/part":
+        return typed._replace(request=Exit(chat.next_room))
+    return typed._replace(request=Enter(join.room))

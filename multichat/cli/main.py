@@ -13,18 +13,22 @@ from multichat.cli.account import account
 from multichat.cli.config import config
 from multichat.cli.config_file import history_path
 from multichat.cli.endpoint import Host, make_endpoint, make_timeouts, parse_server, split_port
+from multichat.cli.login import run_with_login
 from multichat.cli.option_rules import CheckedCommand, described
 from multichat.cli.parameters import (
     AnswerTimeout,
     Bell,
     Color,
     ColorWhen,
+    Login,
     LogStyle,
     Name,
+    PassphraseFile,
     PasswordFile,
     Plain,
     Port,
     Room,
+    Rooms,
     Timeout,
     Tls,
     TlsCa,
@@ -70,7 +74,9 @@ def connect(
     port: Port = None,
     unix: Unix = None,
     name: Name = None,
-    room: Room = None,
+    room: Rooms = None,
+    login: Login = None,
+    passphrase_file: PassphraseFile = None,
     password_file: PasswordFile = None,
     tls: Tls = False,
     tls_ca: TlsCa = None,
@@ -126,9 +132,14 @@ def connect(
         endpoint = make_endpoint(
             context, host, port, unix, tls=tls, tls_ca=tls_ca, tls_name=tls_name
         )
+        rooms = list(room or [])
+        current = rooms.pop() if rooms else None
+        if rooms and plain:
+            raise UsageMistake("--plain is for one room")
         options = ChatOptions(
             name=name,
-            room=room,
+            room=current,
+            rooms=tuple(rooms),
             password=read_password_file(password_file),
             plain=plain,
             replay=replay,
@@ -154,7 +165,7 @@ def connect(
             else:
                 _run_console(endpoint, options, input_fd)
 
-        run_with_password(join, endpoint, options)
+        run_with_login(join, endpoint, options, login=login, file=passphrase_file)
 
 
 def _run_console(endpoint: "Endpoint", options: ChatOptions, input_fd: int | None) -> None:
@@ -207,6 +218,8 @@ def send(
     ] = None,
     name: Name = None,
     room: Room = None,
+    login: Login = None,
+    passphrase_file: PassphraseFile = None,
     password_file: PasswordFile = None,
     tls: Tls = False,
     tls_ca: TlsCa = None,
@@ -253,7 +266,7 @@ def send(
             errand = partial(send, endpoint, options, message, input_fd=input_fd)
             return trio.run(until_signal, errand)
 
-        if not run_with_password(say, endpoint, options):
+        if not run_with_login(say, endpoint, options, login=login, file=passphrase_file):
             raise KeyboardInterrupt
 
 

@@ -52,6 +52,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "connect": (
         *_NO_TLS,
         *_ONE_SERVER,
+        Needs("passphrase_file", "login"),
         Excludes("json", "plain"),
         Excludes("replay", "plain"),
         Excludes("log_style", "json"),
@@ -64,7 +65,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             for other in ("json", "log_style", "listen")
         ),
     ),
-    "send": _NO_TLS,
+    "send": (*_NO_TLS, Needs("passphrase_file", "login")),
     "who": (*_NO_TLS, *_ONE_SERVER),
     "serve": (
         Needs("unix_mode", "unix"),

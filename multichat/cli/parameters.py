@@ -18,11 +18,14 @@ __all__ = [
     "Color",
     "ColorWhen",
     "LogStyle",
+    "Login",
     "Name",
+    "PassphraseFile",
     "PasswordFile",
     "Plain",
     "Port",
     "Room",
+    "Rooms",
     "Timeout",
     "Tls",
     "TlsCa",
@@ -69,6 +72,25 @@ TlsName = Annotated[
 ]
 Name = Annotated[str | None, typer.Option(help="Your name in the chat.", show_default="Client N")]
 Room = Annotated[str | None, typer.Option(help="Room to join.", show_default="lobby")]
+Rooms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--room",
+        help="Room to join; give it again for more rooms, of which the last is the current one.",
+        show_default="lobby",
+    ),
+]
+Login = Annotated[
+    str | None,
+    typer.Option(help="Log in to this account, and have its name.", show_default="no account"),
+]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Read the passphrase of --login from this file or pipe; it can also be set as "
+        "MULTICHAT_PASSPHRASE. Without either it is asked for."
+    ),
+]
 Plain = Annotated[
     bool,
     typer.Option(

@@ -506,7 +506,7 @@ class Chat:
                     f"{MAX_UNACCEPTED} messages are unacknowledged: receive events first"
                 )
 
-    def _check_private(self, request: WireRequest) -> None:
+    def _check_private(self, request: object) -> None:
         """Raise `NotPrivate` for a passphrase over a connection that others can read."""
         is_secret = isinstance(request, Register | Login | ChangePassphrase)
         if is_secret and not transport.is_private(self._link.connection.stream):

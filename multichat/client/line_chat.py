@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from multichat.client.chat import Chat
 from multichat.client.reconnect import Link
 from multichat.client.typed_input import LocalCommand, Typed
-from multichat.errors import ConnectionLost, InvalidRequest, NoJson
+from multichat.errors import ConnectionLost, InvalidRequest, NoJson, NotPrivate
 from multichat.protocol.codec import Codec
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
@@ -36,23 +36,32 @@ class LineChat(Chat):
     async def send_typed(self, typed: Iterable[Typed]) -> list[Nonce | None]:
         """Send typed requests; in the text protocol, their lines as they are.
 
-        An invalid command, or a line that is too long, yields an `Error` event.  Returns each
-        line's nonce, or None if it has none; an empty list in the text protocol.  For the rest see
-        `Chat.send`.
+        An invalid command, a line that is too long, or a passphrase that others could read on its
+        way, yields an `Error` event.  Returns each line's nonce, or None if it has none; an empty
+        list in the text protocol.  For the rest see `Chat.send`.
         """
         if self.codec is TEXT:
-            await self._link.send_lines("\n".join(each.lines for each in typed))
+            if lines := [each.lines for each in typed if self._is_safe(each)]:
+                await self._link.send_lines("\n".join(lines))
             return []
         nonces: list[Nonce | None] = []
         with self._link.sending():
             for each in typed:
-                nonces += await self._send_one(each)
+                nonces += await self._send_one(each) if self._is_safe(each) else [None]
         return nonces
+
+    def _is_safe(self, typed: Typed) -> bool:
+        try:
+            self._check_private(typed.request)
+        except NotPrivate as error:
+            self._link.events.put([Error("insecure", str(error))])
+            return False
+        return True
 
     async def _send_one(self, typed: Typed) -> list[Nonce | None]:
         match typed.request:
-            case SayBlock(text=text):
-                says = [Say(line) for line in text.split("\n")]
+            case SayBlock(text=text, room=room):
+                says = [Say(line, room) for line in text.split("\n")]
                 return await self._send_pieces(says, typed=True)
             case Invalid(error=error):
                 self._link.events.put([error])
@@ -101,6 +110,11 @@ class LineChat(Chat):
     def codec(self) -> Codec:
         """The protocol that is spoken now."""
         return self._session.codec
+
+    @property
+    def next_room(self) -> str:
+        """The current room once all requests are answered."""
+        return self._session.outbox.next_room(self.rooms)
 
     @property
     def fell_back(self) -> bool:

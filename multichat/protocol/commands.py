@@ -82,7 +82,8 @@ class Command(NamedTuple):
     to be completed.  *local* says which of our clients run it themselves: `all`, `terminal`, or
     empty for none.  *parse* turns what follows the name into a request, or into text to say; it
     returns None for invalid arguments.  Without it the server answers with the usage.  The help
-    lists those *for_operators* by name only.
+    lists those *for_operators* by name only.  What follows one that *has_secret* is neither kept
+    nor shown again.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Command(NamedTuple):
     local: str = ""
     parse: Callable[[str], Request | str | None] | None = None
     for_operators: bool = False
+    has_secret: bool = False
 
     @property
     def is_client_only(self) -> bool:
@@ -230,12 +232,13 @@ COMMANDS = CommandTable(
     Command("/help", "", "show this list", parse=lambda _: Help()),
     Command("/quit", "", "leave the chat", ("/exit",), local="all",
             parse=lambda rest: None if rest.strip() else Quit()),
-    Command("/register", "PASSPHRASE", "make your name your own",
+    Command("/register", "PASSPHRASE", "make your name your own", has_secret=True,
             parse=lambda rest: Register(rest) if rest else None),
-    Command("/login", "NAME PASSPHRASE", "take the name that is yours", parse=_parse_login),
+    Command("/login", "NAME PASSPHRASE", "take the name that is yours", has_secret=True,
+            parse=_parse_login),
     Command("/logout", "", "give up the name that is yours",
             parse=lambda rest: None if rest.strip() else Logout()),
-    Command("/passphrase", "NEW", "change your passphrase",
+    Command("/passphrase", "NEW", "change your passphrase", has_secret=True,
             parse=lambda rest: ChangePassphrase(rest) if rest else None),
     Command("/kick", "WHO [REASON]", completes="name", for_operators=True,
             parse=lambda rest: Kick(rest.strip()) if rest.strip() else None),
@@ -248,7 +251,7 @@ COMMANDS = CommandTable(
     Command("/announce", "TEXT", completes="text", for_operators=True,
             parse=lambda rest: Announce(rest) if rest.strip() else None),
     Command("/say", "TEXT", completes="text", parse=lambda rest: rest or None),
-    Command("/auth", "PASSWORD",
+    Command("/auth", "PASSWORD", has_secret=True,
             parse=lambda _: Invalid.because(InvalidRequest("no password is required"))),
     Command("/json"),
     Command("/status", "", "show the room and the connection", local="all"),

@@ -22,6 +22,7 @@ from multichat.protocol.messages import Invalid, Request
 
 __all__ = [
     "disguised_command",
+    "holds_secret",
     "looks_like",
     "may_be_disguised",
     "parse_line",
@@ -87,6 +88,16 @@ def why_not_said(command: str, table: CommandTable = COMMANDS) -> str:
     return (
         f"not sent, because it looks like a command, and there is no {name}: type /{name} to say it"
     )
+
+
+def holds_secret(line: str) -> bool:
+    """Return whether *line* is, or looks like, a command with a password or a passphrase."""
+    line = disguised_command(line) or line
+    if not line.startswith("/"):
+        return False
+    word, secret = split_command(line)
+    command = COMMANDS.find(word)
+    return command is not None and command.has_secret and bool(secret)
 
 
 def say_literally(text: str) -> str:

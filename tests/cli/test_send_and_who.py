@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.support.clients import HELLO
+from tests.support.clients import HELLO, JSON_HELLO
 from tests.support.processes import (
     LOOPBACK,
     MULTICHAT,
@@ -211,7 +211,8 @@ async def test_a_silent_server_is_one_line_that_names_plain(command: str, tmp_pa
             heard = b""
             while data := await stream.receive_some():
                 heard += data
-            assert heard == f"{HELLO}\n".encode()  # and nothing in another protocol
+            hello = JSON_HELLO if "--json" in options else HELLO
+            assert heard == f"{hello}\n".encode()  # and nothing in another protocol
 
 
 INVALID_WELCOMES = [
@@ -249,7 +250,8 @@ async def test_an_invalid_welcome_is_one_line_and_nothing_is_sent(
                 with suppress(trio.BrokenResourceError):
                     while data := await stream.receive_some():
                         heard += data
-                assert heard == f"{HELLO}\n".encode()
+                hello = JSON_HELLO if "--json" in options else HELLO
+                assert heard == f"{hello}\n".encode()
 
 
 async def test_send_reports_the_lines_not_accepted_at_its_timeout(

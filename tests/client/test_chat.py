@@ -96,7 +96,7 @@ async def test_people_talk(autojump_clock: MockClock) -> None:
         event = await anext(alice)
         assert isinstance(event, Directed)
         assert event.text == "what?"
-        assert await anext(alice) == Joined(2, "bob", members=2)
+        assert await anext(alice) == Joined(2, "bob", "lobby", members=2)
 
 
 async def test_asking_while_nobody_iterates(autojump_clock: MockClock) -> None:
@@ -111,7 +111,7 @@ async def test_asking_while_nobody_iterates(autojump_clock: MockClock) -> None:
         await trio.sleep(3)
         # What answered a call is not among the events, what it did to others is.
         # Nobody was told that Client 1 is called alice before that Client 1 has left.
-        assert await anext(b) == Left(1, "Client 1", "joined den", members=1)
+        assert await anext(b) == Left(1, "Client 1", "joined den", members=1, room="lobby")
 
 
 async def test_a_client_that_only_asks_who_is_there_is_not_said_to_have_left(
@@ -123,7 +123,7 @@ async def test_a_client_that_only_asks_who_is_there_is_not_said_to_have_left(
         await trio.sleep(5)
         async with network.chat() as bob:
             await trio.sleep(5)
-            assert await anext(alice) == Joined(bob.client, bob.name, members=2)
+            assert await anext(alice) == Joined(bob.client, bob.name, "lobby", members=2)
 
 
 async def test_every_count_of_members_in_an_event_is_right(autojump_clock: MockClock) -> None:

@@ -11,10 +11,11 @@ from multichat.client.reconnect import Redial
 from multichat.client.typed_input import parse_typed
 from multichat.protocol.messages import Nonce
 
-__all__ = ["HELLO", "open_line_chat", "type_lines"]
+__all__ = ["HELLO", "JSON_HELLO", "open_line_chat", "type_lines"]
 
-# The first line of a client that asks for nothing.
+# The first line of a client that asks for nothing, and of `connect --json`.
 HELLO = '/json {"protocol":1,"rooms":{"lobby":{}}}'
+JSON_HELLO = '/json {"protocol":1}'
 
 
 def open_line_chat(
