@@ -48,10 +48,10 @@ def account(
         ),
     ] = None,
 ) -> None:
-    """Add, remove or list accounts in a journal; its server must not be running.
+    """Add, remove or list the accounts in a journal.
 
-    While the server runs, its console does the same: /account. Who is logged in to a removed
-    account is so no longer after the start.
+    Its server must not be running: while it runs, its console does the same with /account. Who is
+    logged in to a removed account no longer is after the next start.
     """
     if (name is None) is not (action is Action.LIST):
         raise UsageMistake("NAME is missing" if name is None else "list takes no NAME")

@@ -21,7 +21,6 @@ from multichat.protocol.codec import Codec
 from multichat.protocol.framing import clean
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
-    LOBBY,
     PROTOCOL,
     Credentials,
     Error,
@@ -66,7 +65,8 @@ def make_hello(
     others = [room_of(clean(each)) for each in rooms]
     if room is None and others:
         room = others.pop()
-    starts = {each: Start(replay=replay) for each in (*others, room or LOBBY)}
+    # Empty if none is named: it still says that we understand events of several rooms.
+    starts = {each: Start(replay=replay) for each in (*others, *filter(None, [room]))}
     return Hello(
         PROTOCOL,
         None if name is None or login is not None else clean(name),

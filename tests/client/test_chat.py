@@ -350,7 +350,7 @@ async def test_a_server_that_does_not_know_the_hello_gets_text_at_once(
         assert chat.fell_back
         await chat.send("hi")
         assert await anext(chat) == Said(name="bob", text="hello")
-        assert await server.lines(2) == ['/json {"protocol":1,"rooms":{"lobby":{}}}', "hi"]
+        assert await server.lines(2) == ['/json {"protocol":1,"rooms":{}}', "hi"]
         await server.finish()
     assert trio.current_time() - started < 0.1
 

@@ -190,9 +190,7 @@ async def test_a_plain_server_is_never_pinged(autojump_clock: MockClock) -> None
             await trio.sleep(1000)
             assert chat.connected
             await server.finish()
-        assert await server.rest() == (
-            [] if plain else ['/json {"protocol":1,"rooms":{"lobby":{}}}']
-        )
+        assert await server.rest() == ([] if plain else ['/json {"protocol":1,"rooms":{}}'])
 
 
 async def test_an_idle_chat_with_a_server_of_ours_stays(autojump_clock: MockClock) -> None:

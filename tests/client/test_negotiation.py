@@ -231,7 +231,7 @@ async def test_silence_is_an_error_that_names_the_way_out(
             pytest.fail("nobody answered")
     assert trio.current_time() == pytest.approx(timeouts.answer)
     assert await ScriptedClient(theirs).rest() == [
-        '/json {"protocol":1,"rooms":{"lobby":{}}}'
+        '/json {"protocol":1,"rooms":{}}'
     ]  # and nothing else
 
 
@@ -256,7 +256,7 @@ async def test_a_welcome_may_take_as_long_as_the_timeout(autojump_clock: MockClo
         async with open_line_chat(ours) as chat:
             assert chat.codec is JSON
             await chat.send("hi")
-            assert await server.line() == '/json {"protocol":1,"rooms":{"lobby":{}}}'
+            assert await server.line() == '/json {"protocol":1,"rooms":{}}'
             said = json.loads(await server.line())
             assert said["text"] == "hi"
             await server.send(f'{{"type":"accepted","nonce":{said["nonce"]},"id":"x-1"}}')

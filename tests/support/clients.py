@@ -14,7 +14,7 @@ from multichat.protocol.messages import Nonce
 __all__ = ["HELLO", "JSON_HELLO", "open_line_chat", "type_lines"]
 
 # The first line of a client that asks for nothing, and of `connect --json`.
-HELLO = '/json {"protocol":1,"rooms":{"lobby":{}}}'
+HELLO = '/json {"protocol":1,"rooms":{}}'
 JSON_HELLO = '/json {"protocol":1}'
 
 
