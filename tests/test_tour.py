@@ -12,7 +12,14 @@ from .support.terminals import Terminal
 pytestmark = pytest.mark.process
 
 PAGE = Path(__file__).parent.parent / "docs" / "tour.md"
-KEYS = {"[Ctrl+C]": "C-c", "[Ctrl+D]": "C-d", "[Ctrl+Z]": "C-z", "[Tab]": "Tab", "[Ctrl+S]": "C-s"}
+KEYS = {
+    "[Alt+1]": "M-1",
+    "[Ctrl+C]": "C-c",
+    "[Ctrl+D]": "C-d",
+    "[Ctrl+S]": "C-s",
+    "[Ctrl+Z]": "C-z",
+    "[Tab]": "Tab",
+}
 
 
 def blocks() -> list[tuple[str, str, str]]:

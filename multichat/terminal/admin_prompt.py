@@ -128,7 +128,7 @@ class _InputLine:
 
         async with open_prompt(
             AdminSyntax(),
-            status=lambda: [(DIM, _STATUS)],
+            status=lambda _: [(DIM, _STATUS)],
             pending=lambda: (),
             warn=self._warn,
             color=self._color,
@@ -140,9 +140,10 @@ class _InputLine:
             # One line at a time: while the server is busy, further lines wait in the prompt, which
             # warns when there are too many.
             while not self._closing:
-                line = await anext(self._prompt.line.typed, None)
-                if line is None or self._closing:
+                typed = await anext(self._prompt.line.typed, None)
+                if typed is None or self._closing:
                     return
+                line = typed.text
                 self._prompt.screen.show([[("", f"> {line}")]])  # as a terminal echoes it
                 self._line_done = trio.Event()
                 self._token.run_sync_soon(self._submit, line)

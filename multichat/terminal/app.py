@@ -1,16 +1,11 @@
 """The interactive client: sends typed lines to the server and shows events on the screen.
 
-Owns the local commands, the ignored names, the names and rooms for completion, and the messages
-that have not been acknowledged.  `multichat.terminal.prompt` owns the terminal itself, and
-`multichat.terminal.render` formats events.
-
-Our own messages are shown as pending until the server acknowledges them, and then in the order of
-the room.
+Runs the local commands and those that enter and leave rooms.  `multichat.terminal.prompt` owns the
+terminal itself, and `multichat.terminal.conversation` turns events into lines.
 """
 
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import partial
 
 import msgspec
@@ -24,7 +19,6 @@ from multichat.client.options import ChatOptions
 from multichat.client.typed_input import LocalCommand, Typed, parse_typed
 from multichat.errors import (
     ConnectionLost,
-    LineTooLong,
     LocalProtocolError,
     MultichatError,
     Refused,
@@ -32,38 +26,33 @@ from multichat.errors import (
 )
 from multichat.protocol.commands import COMMANDS
 from multichat.protocol.messages import (
+    LOBBY,
     NO_SENDER,
-    Accepted,
     Act,
     Direct,
     Directed,
     Disconnected,
-    Entered,
-    Error,
+    Enter,
     Event,
+    Exit,
     Help,
-    HistoryPage,
-    Joined,
-    Left,
-    Members,
-    Nonce,
-    Presence,
     Reconnected,
-    Renamed,
     Reply,
-    Request,
     Said,
     SayBlock,
+    SetTopic,
     Welcome,
+    Who,
 )
-from multichat.protocol.names import fold_name
-from multichat.protocol.text_codec import TEXT
+from multichat.protocol.messages import History as GetHistory
 from multichat.stdio import until_signal
+from multichat.terminal.conversation import Conversation, Own, room_command
 from multichat.terminal.event_loop import run_with_prompt
 from multichat.terminal.input_history import History, belongs_in_history
 from multichat.terminal.prompt import Prompt, open_prompt
-from multichat.terminal.render import DIM, WARNING, Fragments, Identity, Line, Renderer
-from multichat.terminal.syntax import ChatSyntax
+from multichat.terminal.render import Fragments, Line
+from multichat.terminal.status import status_line
+from multichat.terminal.syntax import ChatSyntax, TypedLine
 
 __all__ = ["TerminalChat"]
 
@@ -74,8 +63,8 @@ _ASK_AGAIN_SECONDS = 10.0
 # Sooner if the members changed during the request: the response may be outdated.
 _ASK_AGAIN_SOON_SECONDS = 1.0
 
-# The most names, and the most rooms, kept for completion.
-_MAX_NAMES = 4096
+# The most rooms kept for completion.
+_MAX_ROOMS = 4096
 
 # How often we check whether everything has been acknowledged, once the terminal is gone.
 _LOOK_AGAIN_SECONDS = 0.1
@@ -83,15 +72,13 @@ _LOOK_AGAIN_SECONDS = 0.1
 # How often the status line updates its countdown to the next reconnect attempt.
 _COUNT_DOWN_SECONDS = 1.0
 
-# The most lines waiting for a connection that are formatted; fewer rows are shown.
-_SHOWN_WAITING = 10
-
 # The most unsent lines that are shown at the end; all of them are in the input history.
 _SHOWN_UNSENT = 10
 
 _LOCAL_COMMANDS = COMMANDS.local_names(terminal=True)
 
-_Said = SayBlock | Act | Direct
+# Requests about the room in which they are typed.
+_Addressed = SayBlock | Act | Who | GetHistory | SetTopic
 
 
 class TerminalChat(FrontEnd):
@@ -112,21 +99,11 @@ class TerminalChat(FrontEnd):
         super().__init__(endpoint, options)
         self._history = history
         self._color, self._bell = color, bell
-        self._renderer = Renderer()
-        self._syntax = ChatSyntax(options.room)
+        self._conversation = Conversation(options.name or "", options.room or "")
         self._prompt: Prompt
-        self._chat: LineChat | None = None
         self._state = "connecting"  # empty while connected
         self._retrying = ""  # the next reconnect attempt, while the connection is lost
-        self._first_room = self._last = ""  # where we joined, and the last message there then
-        self._unsent: Sequence[Request] = ()  # being sent now
-        self._waiting: dict[Nonce, Request] = {}  # sent, not acknowledged; the oldest first
-        self._early: set[Nonce] = set()  # acknowledged before `send_typed` returned
-        self._ignored: dict[str, str] = {}  # by folded name: as typed
-        self._renamed: dict[int, str] = {}  # by client: the folded, ignored name that it had
-        self._members = 0
-        self._changes = 0  # how many events have changed the members
-        self._names_stale = trio.Event()
+        self._stale = trio.Event()  # set when the names of the room may be outdated
         self._lost = trio.Event()  # set on each failed attempt to reconnect
         self._leaving = False  # the user quit
         self._typed_late: list[str] = []  # entered after the chat had ended
@@ -142,10 +119,11 @@ class TerminalChat(FrontEnd):
     async def _run(self) -> None:
         history = await trio.to_thread.run_sync(self._history.load)
         async with open_prompt(
-            self._syntax,
+            ChatSyntax(self._conversation, self._show),
             status=self._status,
             pending=self._pending,
             warn=partial(self.tell, warning=True),
+            switch=self._switch,
             history=history,
             color=self._color,
         ) as self._prompt:
@@ -170,7 +148,7 @@ class TerminalChat(FrontEnd):
             self.tell("The chat has ended; press Enter to leave", warning=True)
             self._state = "not connected"
             self._prompt.line.close_after_next()
-            self._typed_late += [line async for line in self._prompt.line.typed]
+            self._typed_late += [line.text async for line in self._prompt.line.typed]
         self._prompt.discard_input()
 
     async def _converse(self) -> None:
@@ -178,15 +156,14 @@ class TerminalChat(FrontEnd):
         await self.run_chat(await self.dial())
 
     def begin(self, chat: LineChat, welcome: Welcome | None) -> None:
-        """Show our name and room."""
-        self._chat = self._syntax.chat = chat
+        """Show our name and rooms."""
+        self._conversation.chat = chat
         self._state = ""
         chat.report_accepted()
         if welcome is None:
             self.tell("Connected")
         else:
-            self._first_room, self._last = welcome.room, welcome.last or ""
-            self._show(self._take(welcome))
+            self._show(self._conversation.begin(welcome))
 
     def end(self, chat: LineChat) -> None:
         """Raise the error that ended the run, except for a goodbye, which has been shown."""
@@ -194,10 +171,9 @@ class TerminalChat(FrontEnd):
             super().end(chat)
 
     def _show_unaccepted(self) -> None:
-        for request in (*self._waiting.values(), *self._unsent):
-            for line in self._renderer.typed(request, self._identity, _now()):
-                text = "".join(text for _, text in line.fragments)
-                self.tell(f"not accepted: {text}", warning=True)
+        for line in self._conversation.unaccepted_lines():
+            text = "".join(text for _, text in line.fragments)
+            self.tell(f"not accepted: {text}", warning=True)
 
     def _show_unsent(self) -> None:
         """Show the lines that were not sent, and add them to the input history."""
@@ -228,89 +204,14 @@ class TerminalChat(FrontEnd):
                 nursery.cancel_scope.cancel(reason="the chat has ended")
 
     def _take(self, event: Event) -> list[Line]:
-        """Apply an event and return the lines to show."""
-        self._note(event)
-        before: list[Line] = []
         match event:
-            case Accepted(nonce=nonce):
-                return self._settle(nonce)
-            case Error(nonce=nonce) if nonce is not None:
-                before = self._settle(nonce)
-            case Error(code=LineTooLong.code):
-                hint = "the line was not sent; press the up arrow to edit it"
-                return [
-                    *self._renderer.event(event, self._identity, _now()),
-                    *self._renderer.notice(hint, _now(), warning=True),
-                ]
             case Said() | Directed():
                 self.received += 1
-                if self._is_ignored(event):
-                    return []
-                if isinstance(event, Directed) and event.client:  # 0 in the text protocol
-                    self._syntax.last_direct = event
-            case Reconnected(resumed=False):
-                self._syntax.last_direct = None
-            case Renamed(client=client, old=old) if fold_name(old) in self._ignored:
-                if len(self._renamed) < _MAX_NAMES:
-                    self._renamed[client] = fold_name(old)
-            case HistoryPage(messages=messages):
-                heard = [said for said in messages if not self._is_ignored(said)]
-                event = msgspec.structs.replace(event, messages=heard)
-        lines = self._renderer.event(event, self._identity, _now())
-        if isinstance(event, Said) and self._is_replayed(event):
-            lines = [line._replace(is_alert=False) for line in lines]
-        return [*before, *lines]
-
-    def _is_replayed(self, said: Said) -> bool:
-        """Return whether *said* is from before we joined, as opposed to missed later."""
-        return said.room == self._first_room and "" < said.id <= self._last
-
-    def _is_ignored(self, said: Said | Directed) -> bool:
-        names = {fold_name(said.name), self._renamed.get(said.client)}
-        return not self._ignored.keys().isdisjoint(names)
-
-    def _settle(self, nonce: Nonce | None) -> list[Line]:
-        """Remove our message *nonce* from the pending ones and return its lines."""
-        if nonce in self._waiting:
-            return self._renderer.typed(self._waiting.pop(nonce), self._identity, _now())
-        if nonce is not None and self._unsent:
-            self._early.add(nonce)
-        return []
-
-    def _note(self, event: Event) -> None:
-        """Update the status line and the names for completion."""
-        self._changes += isinstance(event, Entered | Joined | Left | Renamed)
-        match event:
-            case Welcome(members=members):
-                self._members = members
-                self._names_stale.set()
-            case Joined(name=name, members=members):
-                self._members = members or self._members + 1
-                self._add_name(name)
-            case Entered(members=members):
-                self._members = members
-                self._names_stale.set()
-            case Left(name=name, members=members):
-                self._members = members or max(1, self._members - 1)
-                self._syntax.names.discard(name)
-            case Renamed(old=old, name=name):
-                self._syntax.names.discard(old)
-                self._add_name(name)
-            case Presence(members=members):
-                self._members = members
-                self._names_stale.set()
             case Disconnected():
                 self._lost.set()
             case Reconnected():
                 self._retrying, self.connected_at = "", trio.current_time()
-                self._names_stale.set()
-            case Members(room=room, members=members) if self._is_here(room):
-                self._members = len(members)
-                self._syntax.names = {member.name for member in members[:_MAX_NAMES]}
-
-    def _add_name(self, name: str) -> None:
-        if len(self._syntax.names) < _MAX_NAMES:
-            self._syntax.names.add(name)
+        return self._conversation.take(event)
 
     async def _count_down(self, chat: LineChat) -> None:
         """While the connection is lost, show the number and time of the next reconnect attempt."""
@@ -328,23 +229,26 @@ class TerminalChat(FrontEnd):
 
     async def _ask_names(self, chat: LineChat) -> None:
         """Request members and rooms when they may have changed without an event."""
+        conversation = self._conversation
         while chat.welcome is not None:
-            await self._names_stale.wait()
-            self._names_stale = trio.Event()
-            before = self._changes
+            room = conversation.rooms.shown
+            if not room.is_stale:
+                await self._stale.wait()
+                continue
+            room.is_stale, before = False, room.changes
             try:
-                members, rooms = await chat.members(), await chat.list_rooms()
+                members, rooms = await chat.members(room.name), await chat.list_rooms()
             except (ConnectionLost, LocalProtocolError, Refused):
                 continue  # the receiving task reports what matters
-            self._syntax.names = {member.name for member in members[:_MAX_NAMES]}
-            self._members = len(members)
-            self._syntax.rooms = {room.room for room in rooms[:_MAX_NAMES]}
+            room.list_members(members)
+            conversation.all_rooms = {each.room for each in rooms[:_MAX_ROOMS]}
             self._prompt.refresh()
-            if self._changes == before:
-                await trio.sleep(_ASK_AGAIN_SECONDS)
-            else:
-                self._names_stale.set()
-                await trio.sleep(_ASK_AGAIN_SOON_SECONDS)
+            room.is_stale |= room.changes != before
+            with trio.move_on_after(
+                _ASK_AGAIN_SOON_SECONDS if room.is_stale else _ASK_AGAIN_SECONDS
+            ):
+                while conversation.rooms.shown is room:
+                    await self._stale.wait()
 
     # --- Input ------------------------------------------------------------------------------------
 
@@ -354,7 +258,7 @@ class TerminalChat(FrontEnd):
             async for line in self._prompt.line.typed:
                 if not await self._run_line(chat, line):
                     break
-                await trio.to_thread.run_sync(self._history.append, line)
+                await trio.to_thread.run_sync(self._history.append, line.text)
             self._leaving = True
             self._state = "leaving"
             self._prompt.refresh()
@@ -387,19 +291,21 @@ class TerminalChat(FrontEnd):
                 await trio.sleep(_LOOK_AGAIN_SECONDS)
         end.deadline = trio.current_time() + timeouts.finish
 
-    async def _run_line(self, chat: LineChat, line: str) -> bool:
+    async def _run_line(self, chat: LineChat, line: TypedLine) -> bool:
         """Run or send a typed line; return False to leave."""
-        [typed] = parse_typed(line, _LOCAL_COMMANDS)
+        if self._conversation.has_rooms and await self._run_in_rooms(chat, line):
+            return True
+        [typed] = parse_typed(line.text, _LOCAL_COMMANDS)
         match typed.request:
             case LocalCommand(name="/quit"):
-                self.tell_leaving(chat, self._unaccepted)
+                self.tell_leaving(chat, self._conversation.unaccepted)
                 return False
             case LocalCommand(name="/status"):
-                self.tell(self.describe(chat, self._unaccepted))
+                self.tell(self.describe(chat, self._conversation.unaccepted))
             case LocalCommand(name="/clear"):
                 self._prompt.screen.clear()
             case LocalCommand(name="/ignore", argument=name):
-                self._ignore(name.removeprefix("@"))
+                self.tell(self._conversation.ignore(name.removeprefix("@")))
             case Reply() if chat.welcome is not None:
                 # `expand_reply` replaces `/r` if anyone has written to us, so nobody has.
                 # Ignored senders do not count.
@@ -408,107 +314,68 @@ class TerminalChat(FrontEnd):
                 if isinstance(request, Help):
                     for each in COMMANDS.help_lines(local=True):
                         self.tell(each)
-                await self._send(chat, typed)
+                    if self._conversation.has_rooms:
+                        self.tell("Alt+1 … Alt+9  show one of your rooms")
+                await self._send(chat, typed, line.room)
         return True
 
-    async def _send(self, chat: LineChat, typed: Typed) -> None:
-        said = [self._with_name(typed.request)] if isinstance(typed.request, _Said) else []
-        self._unsent = said
+    async def _run_in_rooms(self, chat: LineChat, line: TypedLine) -> bool:
+        """Run a command that enters, shows or leaves a room; return False if it is none."""
+        command, argument = room_command(line.text)
+        rooms = self._conversation.rooms
+        if command == "/join" and argument:
+            if argument not in rooms:  # otherwise it was shown at once
+                await self._send(chat, Typed(line.text, self._entering(argument)))
+        elif command == "/part":
+            room = argument or line.room
+            if len(rooms) == 1 and room in rooms:  # it cannot be left
+                if LOBBY in rooms:
+                    self.tell("this is your only room; /join ROOM enters another, /quit leaves")
+                    return True
+                await self._send(chat, Typed(line.text, self._entering(LOBBY)))
+            await self._send(chat, Typed(line.text, Exit(room)))
+        else:
+            return False
+        return True
+
+    def _entering(self, room: str) -> Enter:
+        return Enter(room, replay=self.options.replay)
+
+    async def _send(self, chat: LineChat, typed: Typed, room: str = "") -> None:
+        """Send a request; one that says nothing of a room is meant for *room*."""
+        request, conversation = typed.request, self._conversation
+        if conversation.has_rooms and isinstance(request, _Addressed) and request.room is None:
+            request = msgspec.structs.replace(request, room=room or None)
+            typed = typed._replace(request=request)
+        conversation.begin_sending([request] if isinstance(request, Own) else [])
         self._prompt.refresh()
         nonces = await chat.send_typed([typed])
-        self._unsent = ()
-        self.sent += len(said)
-        for request, nonce in zip(said, nonces, strict=False):
-            if nonce is None:  # too long
-                continue
-            self._waiting[nonce] = request
-            if nonce in self._early:
-                self._show(self._settle(nonce))
-        self._early.clear()
-        if chat.codec is TEXT:  # which has no acknowledgements
-            self._show(
-                [
-                    line
-                    for each in said
-                    for line in self._renderer.typed(each, self._identity, _now())
-                ]
-            )
-
-    @property
-    def _unaccepted(self) -> int:
-        return len(self._waiting) + len(self._unsent)
-
-    def _with_name(self, request: SayBlock | Act | Direct) -> SayBlock | Act | Direct:
-        """Return *request* for display: a reply to a private message shows its sender's name."""
-        last = self._syntax.last_direct
-        if last is not None and isinstance(request, Direct) and request.to == last.client:
-            return msgspec.structs.replace(request, to=last.name)
-        return request
-
-    def _ignore(self, name: str) -> None:
-        if not name:
-            listed = ", ".join(sorted(self._ignored.values())) or "nobody"
-            self.tell(f"ignored: {listed}")
-        elif self._ignored.pop(fold_name(name), None) is not None:
-            self.tell(f"{name} is no longer ignored")
-        else:
-            self._ignored[fold_name(name)] = name
-            self.tell(f"{name} is ignored; repeat the command to stop ignoring")
+        self.sent += isinstance(request, SayBlock | Act | Direct)
+        self._show(conversation.end_sending(nonces))
 
     # --- Display ----------------------------------------------------------------------------------
 
-    @property
-    def _identity(self) -> Identity:
-        if self._chat is None:
-            return Identity(name=self.options.name or "")
-        return Identity(self._chat.client, self._chat.name)
-
     def tell(self, text: str, *, warning: bool = False) -> None:
         """Show a line from the client itself."""
-        self._show(self._renderer.notice(text, _now(), warning=warning))
+        self._show(self._conversation.notice(text, warning=warning))
 
     def _show(self, lines: Sequence[Line]) -> None:
-        self._prompt.screen.show([line.fragments for line in lines])
+        self._prompt.screen.show([line.fragments for line in lines if line.fragments])
         if self._bell and any(line.is_alert for line in lines):
             self._prompt.ring()
+        if self._conversation.rooms.shown.is_stale:
+            self._stale.set()
+            self._stale = trio.Event()
         self._prompt.refresh()
 
-    def _is_here(self, room: str) -> bool:
-        return self._chat is None or fold_name(room) == fold_name(self._chat.room)
-
-    def _status(self) -> Fragments:
-        parts = [str(self.endpoint)]
-        if self._chat is not None and self._chat.room:
-            parts = [f"{self._identity.name} in {self._chat.room}", f"{self._members} here", *parts]
-        where = " · ".join(parts)
+    def _status(self, columns: int) -> Fragments:
         state = ", ".join(filter(None, (self._state, self._retrying)))
-        if not state:
-            return [(DIM, where)]
-        # The state comes first, because a narrow terminal truncates the end.
-        return [(f"{WARNING} bold", state), (DIM, f" · {where}")]
+        conversation = self._conversation
+        name = conversation.identity.name
+        return status_line(name, conversation.rooms, str(self.endpoint), state, columns)
 
     def _pending(self) -> list[Fragments]:
-        now, me = _now(), self._identity
-        entered = self._prompt.line.waiting
-        first, last = entered[:-_SHOWN_WAITING], entered[-_SHOWN_WAITING:]
-        requests = (
-            *self._waiting.values(),
-            *self._unsent,
-            *map(self._with_name, _said_by("\n".join(last))),
-        )
-        lines = [
-            line.fragments
-            for request in requests
-            for line in self._renderer.typed(request, me, now, pending=True)
-        ]
-        return [[] for _ in first] + lines  # the first ones are only counted
+        return self._conversation.pending(self._prompt.line.waiting)
 
-
-def _said_by(block: str) -> list[SayBlock | Act | Direct]:
-    """Return the messages in a block of typed lines."""
-    requests = [typed.request for typed in parse_typed(block)] if block else []
-    return [request for request in requests if isinstance(request, _Said)]
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+    def _switch(self, number: int) -> None:
+        self._show(self._conversation.switch(number))

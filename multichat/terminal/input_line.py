@@ -32,7 +32,7 @@ from prompt_toolkit.selection import SelectionType
 from multichat.protocol.framing import clean
 from multichat.terminal.graphemes import end_of_cluster, start_of_cluster
 from multichat.terminal.input_history import belongs_in_history
-from multichat.terminal.syntax import Syntax
+from multichat.terminal.syntax import Syntax, TypedLine
 
 __all__ = ["InputLine"]
 
@@ -86,8 +86,8 @@ class InputLine:
     ) -> None:
         self._syntax, self._warn = syntax, warn
         self._max_waiting_lines = max_waiting_lines
-        self._typed_in, self.typed = trio.open_memory_channel[str](max_waiting_lines)
-        self._submitted: deque[str] = deque()  # the newest ones
+        self._typed_in, self.typed = trio.open_memory_channel[TypedLine](max_waiting_lines)
+        self._submitted: deque[TypedLine] = deque()  # the newest ones
         self._asked_about = ""  # the line that looked like a command when it was entered
         self._paste: _Paste | None = None  # waits for a key
         self._is_last = False
@@ -139,7 +139,7 @@ class InputLine:
         return bool(self.buffer.text or self._paste)
 
     @property
-    def waiting(self) -> list[str]:
+    def waiting(self) -> list[TypedLine]:
         """The lines that were submitted and not received yet."""
         count = self._typed_in.statistics().current_buffer_used
         while len(self._submitted) > count:
@@ -159,7 +159,7 @@ class InputLine:
         lines: list[str] = []
         with suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
             while True:
-                lines.append(self.typed.receive_nowait())
+                lines.append(self.typed.receive_nowait().text)
         lines += map(self._syntax.literally, self._pasted_lines())
         if self.buffer.text and not self._is_around_paste():
             lines.append(self.buffer.text)
@@ -201,8 +201,9 @@ class InputLine:
             return False
         with suppress(trio.ClosedResourceError, trio.BrokenResourceError):  # we are leaving
             for line in lines:
-                self._typed_in.send_nowait(line)
-                self._submitted.append(line)
+                typed = TypedLine(line, self._syntax.address(line))
+                self._typed_in.send_nowait(typed)
+                self._submitted.append(typed)
                 self.buffer.history.append_string(line)
             return True
         return False

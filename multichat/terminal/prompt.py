@@ -71,9 +71,10 @@ class Prompt:
         syntax: Syntax,
         history: Sequence[str],
         *,
-        status: Callable[[], Fragments],
+        status: Callable[[int], Fragments],
         pending: Callable[[], Sequence[Fragments]],
         warn: Callable[[str], None],
+        switch: Callable[[int], None],
         color: bool,
         wraps: bool,
         handles_signals: bool,
@@ -81,6 +82,7 @@ class Prompt:
         self._handles_signals = handles_signals
         self._detached = ExitStack()  # detaches the terminal's input while suspended
         self._show_status, self._show_pending, self._show_warning = status, pending, warn
+        self._switch = switch
         self._modes = TerminalModes()
         self.line = InputLine(syntax, self._warn, history)
         self._app = ScreenApplication(
@@ -166,7 +168,7 @@ class Prompt:
         return Layout(Rows(rows, align=VerticalAlign.TOP), focused_element=typing)
 
     def _status(self) -> StyleAndTextTuples:
-        return list(self._show_status())
+        return list(self._show_status(self._app.output.get_size().columns))
 
     def _pending(self) -> StyleAndTextTuples:
         lines = self._show_pending()
@@ -184,6 +186,12 @@ class Prompt:
     def _bind_keys(self) -> KeyBindings:
         keys = KeyBindings()
         self.line.bind(keys)
+
+        for digit in range(1, 10):
+
+            @keys.add("escape", str(digit))
+            def _(event: KeyPressEvent) -> None:
+                self._switch(int(event.data))
 
         @keys.add("c-c", eager=True)
         def _(_: KeyPressEvent) -> None:
@@ -285,9 +293,10 @@ def _joined(rows: Iterable[Fragments]) -> StyleAndTextTuples:
 async def open_prompt(
     syntax: Syntax,
     *,
-    status: Callable[[], Fragments],
+    status: Callable[[int], Fragments],
     pending: Callable[[], Sequence[Fragments]],
     warn: Callable[[str], None],
+    switch: Callable[[int], None] = lambda _: None,
     history: Sequence[str] = (),
     color: bool = True,
     wraps: bool = True,
@@ -296,9 +305,10 @@ async def open_prompt(
     """Take over the terminal while the block runs, and restore it afterwards.
 
     Requires `event_loop.run_with_prompt`, and a terminal as standard input and output.  *syntax* is
-    that of the receiver of the lines.  *status* and *pending* return the rows below and above the
-    input line whenever they are drawn; *warn* shows one line in the conversation.  *history* holds
-    earlier lines, the oldest first.  Without *wraps*, the terminal breaks long lines.
+    that of the receiver of the lines.  *status*, which is called with the width, and *pending*
+    return the rows below and above the input line whenever they are drawn; *warn* shows one line in
+    the conversation; *switch* is called with the digit that is typed together with Alt.  *history*
+    holds earlier lines, the oldest first.  Without *wraps*, the terminal breaks long lines.
     *handles_signals* requires the main thread; without it, the handler of the signals calls
     `Prompt.suspend`, `Prompt.resume` and `Screen.resized`.  Errors of drawing, which are bugs of
     ours, cancel the block and are raised from it.
@@ -309,6 +319,7 @@ async def open_prompt(
         status=status,
         pending=pending,
         warn=warn,
+        switch=switch,
         color=color,
         wraps=wraps,
         handles_signals=handles_signals,

@@ -96,7 +96,10 @@ class Identity(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line to show, and whether it should alert the user (a mention or a private message)."""
+    """A line to show, and whether it should alert the user (a mention or a private message).
+
+    A line without fragments only alerts.
+    """
 
     fragments: Fragments
     is_alert: bool = False

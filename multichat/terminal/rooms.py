@@ -63,8 +63,8 @@ class Room:
     """A room that we are in, *last* being the id of its last message when we entered.
 
     *names* are those of the members, for completion; *is_stale* says that others may have come and
-    gone.  *unread* counts the messages since the room was shown, and *mentions* those of them that
-    mention us.
+    gone, and *changes* counts what we know of.  *unread* counts the messages since the room was
+    shown, and *mentions* those of them that mention us.
     """
 
     name: str
@@ -72,6 +72,7 @@ class Room:
     last: str = ""
     names: set[str] = field(default_factory=set)
     is_stale: bool = True
+    changes: int = 0
     unread: int = 0
     mentions: int = 0
     left_out: int = 0
@@ -135,15 +136,15 @@ class Rooms:
     # --- Entering, leaving, showing ---------------------------------------------------------------
 
     def enter(self, name: str, members: int, last: str | None) -> Room:
-        """Note that we are in a room; if it was meant by `aim`, or is the first, show it next."""
+        """Note that we are in a room; show it if it is our only one."""
         key = fold_name(name)
         room = self._rooms.get(key)
         if room is None:
             room = self._rooms[key] = Room(name, last=last or "")
             self._recent.insert(0, key)
+            if len(self._rooms) == 1:
+                self.show(name)
         room.members = members
-        if len(self._rooms) == 1:
-            self.show(name)
         return room
 
     def welcome(self, welcome: Welcome) -> Meanwhile | None:
@@ -245,13 +246,16 @@ class Rooms:
             case Joined(name=name, members=members):
                 if room := self.find(event.room):
                     room.members = members or room.members + 1
+                    room.changes += 1
                     room.add_name(name)
             case Left(name=name, members=members):
                 if room := self.find(event.room):
                     room.members = members or max(1, room.members - 1)
+                    room.changes += 1
                     room.names.discard(name)
             case Renamed(old=old, name=name):
                 for room in self:
+                    room.changes += 1
                     if old in room.names:
                         room.names.discard(old)
                         room.add_name(name)

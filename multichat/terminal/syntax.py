@@ -3,17 +3,25 @@
 An input line asks its `Syntax`, and imports neither the chat nor the server's console.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 from multichat.protocol.commands import ADMIN_COMMANDS, COMMANDS, CommandTable
 from multichat.protocol.typed_lines import disguised_command, looks_like, say_literally
-from multichat.terminal.completion import Completion, complete, expand_reply
+from multichat.terminal.completion import Completion, complete
 
 if TYPE_CHECKING:
-    from multichat.client.line_chat import LineChat
-    from multichat.protocol.messages import Directed
+    from multichat.terminal.conversation import Conversation
+    from multichat.terminal.render import Line
 
-__all__ = ["AdminSyntax", "ChatSyntax", "Syntax"]
+__all__ = ["AdminSyntax", "ChatSyntax", "Syntax", "TypedLine"]
+
+
+class TypedLine(NamedTuple):
+    """A submitted line; *room* is the one that it was meant for, empty if there are no rooms."""
+
+    text: str
+    room: str
 
 
 class Syntax:
@@ -49,34 +57,38 @@ class Syntax:
         """
         return line
 
+    def address(self, line: str) -> str:  # noqa: ARG002
+        """Return the room that a line is meant for; called once, when the line is submitted."""
+        return ""
+
 
 class ChatSyntax(Syntax):
-    """The syntax of a chat, which begins in *room* as soon as there is a *chat*.
+    """The syntax of a chat, whose *conversation* knows the rooms and the names.
 
-    *names* and *rooms* are those to complete; *last_direct* is what `/r` answers.
+    *show* shows lines in it.
     """
 
-    def __init__(self, room: str | None) -> None:
+    def __init__(self, conversation: "Conversation", show: "Callable[[list[Line]], None]") -> None:
         super().__init__(COMMANDS)
-        self._first_room = room
-        self.chat: LineChat | None = None
-        self.names: set[str] = set()
-        self.rooms: set[str] = set()
-        self.last_direct: Directed | None = None
+        self._conversation, self._show = conversation, show
 
     def audience(self) -> str:
         """Return who receives messages: the members of the room."""
-        room = self._first_room if self.chat is None else self.chat.room
-        return f"everybody in {room}" if room else "everybody"
+        return self._conversation.audience()
 
     def complete(self, before: str) -> list[Completion]:
         """Return the completions of the text before the cursor; not our own name."""
-        own = set() if self.chat is None else {self.chat.name}
-        return complete(before, self.names - own, self.rooms)
+        return self._conversation.complete(before)
 
     def expand(self, line: str) -> str:
         """Return *line* with `/r` replaced by the recipient."""
-        return expand_reply(line, None if self.last_direct is None else self.last_direct.client)
+        return self._conversation.expand(line)
+
+    def address(self, line: str) -> str:
+        """Return the room that a line is meant for; a `/join` shows a room that we are in."""
+        room, lines = self._conversation.address(line)
+        self._show(lines)
+        return room
 
 
 class AdminSyntax(Syntax):

@@ -14,9 +14,10 @@ from prompt_toolkit.layout import BufferControl, Layout, SearchBufferControl, Wi
 from prompt_toolkit.layout.containers import HSplit
 from prompt_toolkit.output import DummyOutput
 
-from multichat.protocol.messages import Directed
+from multichat.protocol.messages import Directed, Reconnected
 from multichat.terminal.input_line import InputLine
 from multichat.terminal.syntax import ChatSyntax
+from tests.support.conversations import begun
 
 
 def _key(name: str) -> Keys | str:
@@ -28,11 +29,12 @@ class Keyboard:
 
     def __init__(self, history: list[str], max_waiting_lines: int) -> None:
         self.warnings: list[str] = []
-        self.syntax = ChatSyntax("den")
-        self.syntax.names, self.syntax.rooms = {"bob"}, {"den"}
+        self.conversation = begun("den")
+        self.conversation.rooms.shown.names = {"bob"}
         self.set_last_sender(7)
+        syntax = ChatSyntax(self.conversation, lambda _: None)
         self.line = InputLine(
-            self.syntax, self.warnings.append, history, max_waiting_lines=max_waiting_lines
+            syntax, self.warnings.append, history, max_waiting_lines=max_waiting_lines
         )
         keys = KeyBindings()
         self.line.bind(keys)
@@ -49,9 +51,10 @@ class Keyboard:
 
     def set_last_sender(self, client: int | None) -> None:
         """Make *client* the sender of the last private message."""
-        self.syntax.last_direct = (
-            None if client is None else Directed(client=client, name="eve", text="psst")
-        )
+        if client is None:
+            self.conversation.take(Reconnected(resumed=False))
+        else:
+            self.conversation.take(Directed(client=client, name="eve", text="psst"))
 
     def press(self, *keys: str, data: str | None = None) -> None:
         self.loop.run_until_complete(self._press(keys, data))
@@ -87,6 +90,6 @@ class Keyboard:
         lines: list[str] = []
         try:
             while True:
-                lines.append(self.line.typed.receive_nowait())
+                lines.append(self.line.typed.receive_nowait().text)
         except (trio.WouldBlock, trio.EndOfChannel):
             return lines

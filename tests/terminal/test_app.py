@@ -341,7 +341,9 @@ async def test_local_commands_are_not_sent_and_others_are(
         await connect_alice(terminal, server, columns=80, rows=40)
         await terminal.type("t", "/help")
         await terminal.wait_for_match("t", r"· /ignore NAME  hide the messages of NAME")
-        await terminal.wait_for("t", "· /msg WHO TEXT  tell one person")  # the server's answer
+        await terminal.wait_for_match(
+            "t", "· /msg WHO TEXT +tell one person"
+        )  # the server's answer
         await terminal.type("t", "/clear")
         await terminal.wait_for_match("t", r"\A>\s*\nalice in lobby")
         await terminal.type("t", "/ignore BOB")

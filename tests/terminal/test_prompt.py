@@ -361,7 +361,7 @@ async def test_a_closed_terminal_ends_the_client_in_order(
 @pytest.mark.parametrize(
     ("method", "arguments", "keys"),
     [
-        ("TerminalChat._ignore", "*_", [*"/ignore bob", "Enter"]),
+        ("Conversation.ignore", "*_", [*"/ignore bob", "Enter"]),
         ("ChatSyntax.complete", "self, before", ["b", "Tab"]),
     ],
     ids=["in a command", "in drawing"],
@@ -372,7 +372,7 @@ async def test_a_bug_leaves_the_terminal_as_it_was(
     program = tmp_path / "crash.py"
     program.write_text(
         "from multichat.cli.main import main\n"
-        "from multichat.terminal.app import ChatSyntax, TerminalChat\n"
+        "from multichat.terminal.app import ChatSyntax, Conversation\n"
         f"def crash({arguments}): raise RuntimeError('a bug of ours')\n"
         f"{method} = crash\n"
         "main()\n",

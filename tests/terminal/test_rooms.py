@@ -10,17 +10,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from multichat.protocol.messages import (
     Joined,
     Left,
-    Limits,
     MemberName,
     Members,
     Missed,
     Presence,
     Renamed,
-    RoomState,
     Said,
-    Welcome,
 )
 from multichat.terminal.rooms import Heard, Rooms
+from tests.support.conversations import welcome
 
 pytestmark = pytest.mark.unit
 
@@ -179,31 +177,16 @@ def test_events_change_the_members_of_their_room() -> None:
     assert (kitchen.members, kitchen.is_stale) == (6, True)
 
 
-def welcome(room: str, **rooms: RoomState) -> Welcome:
-    return Welcome(
-        protocol=1,
-        client=1,
-        name="alice",
-        room=room,
-        members=2,
-        limits=Limits(65536, 32),
-        last="x-9",
-        server="test",
-        resumed=False,
-        rooms=rooms or None,
-    )
-
-
 def test_a_welcome_enters_rooms_and_shows_the_current_one() -> None:
     rooms = Rooms()
-    rooms.welcome(welcome("ops", lobby=RoomState(3, "x-1"), ops=RoomState(2, None)))
+    rooms.welcome(welcome("ops", "lobby", "ops", last="x-1", members=3))
     assert [(room.name, room.members, room.last) for room in rooms] == [
         ("lobby", 3, "x-1"),
-        ("ops", 2, ""),
+        ("ops", 3, "x-1"),
     ]
     assert rooms.shown.name == rooms.target == "ops"
     old = Rooms()
-    old.welcome(welcome("lobby"))
+    old.welcome(welcome("lobby", last="x-9"))
     assert [(room.name, room.last) for room in old] == [("lobby", "x-9")]
 
 
@@ -211,14 +194,13 @@ def test_after_a_reconnect_the_same_room_is_shown_and_what_is_unread_stays() -> 
     rooms = entered("lobby", "kitchen", "ops")
     rooms.show("lobby")
     keep(rooms, "kitchen", "hello")
-    again = welcome("ops", lobby=RoomState(5, None), kitchen=RoomState(1, "x-2"))
-    assert rooms.welcome(again) is None
+    assert rooms.welcome(welcome("ops", "lobby", "kitchen", members=5)) is None
     assert rooms.shown.name == "lobby"
     assert [(room.name, room.members, room.unread) for room in rooms] == [
         ("lobby", 5, 0),
-        ("kitchen", 1, 1),
+        ("kitchen", 5, 1),
     ]
-    meanwhile = rooms.welcome(welcome("kitchen", kitchen=RoomState(1, "x-2")))
+    meanwhile = rooms.welcome(welcome("kitchen", "kitchen"))
     assert meanwhile is not None
     assert texts(meanwhile.heard) == ["hello"]
 
