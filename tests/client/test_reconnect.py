@@ -73,6 +73,9 @@ class Peer(ScriptedClient):
             "session": "token",
             "resumed": "session" in hello,
         }
+        if len(rooms := hello.get("rooms", {})) > 1:
+            answer["room"] = hello.get("room", list(rooms)[-1])
+            answer["rooms"] = {room: {"members": 2, "last": "e-0001"} for room in rooms}
         await self.tell("welcome", **(answer | fields))
         return hello
 
