@@ -244,10 +244,10 @@ class Negotiation:
         if hello.name is not None and fold_name(hello.name) != fold_name(welcome.name):
             self._refusals_left += 1
         if hello.login is not None and fold_name(hello.login.name) != fold_name(welcome.account):
-            if asked:
-                self._refusals_left += 1
-            else:  # it has not read the login
+            if welcome.rooms is None:  # an older server, which has not read the login
                 self.refusals.append(Error("unknown-request", "this server has no accounts"))
+            else:
+                self._refusals_left += 1
         self.settled = not self._refusals_left
 
     def _receive_refusals(self, line: str) -> list[Event]:

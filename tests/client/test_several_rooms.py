@@ -21,8 +21,8 @@ from multichat import (
 from multichat.client.outbox import Pending
 from multichat.protocol.messages import Login
 from multichat.testing import memory_server
-from tests.client.test_reconnect import Peer, conversation, numbers
 from tests.support.clients import type_lines
+from tests.support.scripted_server import Peer, conversation, numbers
 
 pytestmark = pytest.mark.unit
 

@@ -1,6 +1,7 @@
 """Kills a server under load: `python -m tests.kills [--kills 30] [--durability full] [--seed N]`.
 
-There are ten rooms with two writers and one reader each.  The server is repeatedly killed with
+There are ten rooms, and two writers and one reader for each.  Each client is in one room or, with
+--rooms, in so many.  The server is repeatedly killed with
 SIGKILL and restarted with the same journal, and all clients resume.  Fails unless each message was
 received exactly once by every other member of its room, by nobody else, and in the same order.
 
@@ -41,14 +42,14 @@ def journal(folder: Path, durability: str) -> list[str]:
     return ["--journal", str(folder / "chat.db"), "--durability", durability]
 
 
-def run(folder: Path, options: Sequence[str], *, kills: int, seed: int) -> str:
+def run(folder: Path, options: Sequence[str], *, kills: int, seed: int, rooms_each: int = 1) -> str:
     """Run a server with *options* and kill it; return a line of statistics.  Raises `Wrong`."""
     dice = random.Random(f"{seed} kills")
     with socket.socket() as kept:  # keeps the port from being assigned to another process
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         kept.bind((LOOPBACK, 0))
         port = kept.getsockname()[1]
-        rooms = Rooms(port, seed)
+        rooms = Rooms(port, seed, rooms_each=rooms_each)
         server = _start(port, folder, options)
         try:
             rooms.start()
@@ -57,8 +58,8 @@ def run(folder: Path, options: Sequence[str], *, kills: int, seed: int) -> str:
                 time.sleep(dice.uniform(*LIFE_SECONDS))
                 server.kill()
                 server.wait()
-                for member in rooms.members:
-                    member.connected = False
+                for client in rooms.clients:
+                    client.connected = False
                 server = _start(port, folder, options)
                 rooms.wait_connected(START_SECONDS)
             rooms.wait_heard(SETTLE_SECONDS)
@@ -79,16 +80,19 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--durability", choices=["full", "normal"])
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rooms", type=int, default=1, help="rooms that each client is in")
     options = parser.parse_args()
     for durability in [options.durability] if options.durability else ["full", "normal"]:
         with tempfile.TemporaryDirectory() as folder:
             what = f"{options.kills} kills with --durability {durability}, seed {options.seed}"
+            what += f", clients in {options.rooms} rooms" if options.rooms > 1 else ""
             try:
                 done = run(
                     Path(folder),
                     journal(Path(folder), durability),
                     kills=options.kills,
                     seed=options.seed,
+                    rooms_each=options.rooms,
                 )
             except Wrong as wrong:
                 sys.exit(f"{what}: {wrong}")

@@ -3,10 +3,10 @@
 Imports nothing from multichat: the reference is docs/protocol.md.
 
 Writers send numbered messages with nonces; after each reconnect they send the unaccepted ones again
-with the same nonces.  Writers and readers resume their sessions with the id of the last message
-that they received.  Each member must receive each message of the others in its room exactly once
-and none of other rooms, all members of a room in the same order, and an accepted message must have
-the id with which the others received it.
+with the same nonces.  Writers and readers, each in one room or in several, resume their sessions
+with the id of the last message that they received in each.  Each member must receive each message
+of the others in its room exactly once and none of other rooms, all members of a room in the same
+order, and an accepted message must have the id with which the others received it.
 """
 
 import json
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["LOOPBACK", "Member", "Rooms", "Wrong", "check_room"]
+__all__ = ["LOOPBACK", "Client", "Member", "Rooms", "Wrong", "check_room"]
 
 LOOPBACK = "127.0.0.1"
 
@@ -101,32 +101,66 @@ class _Lines:
 
 @dataclass
 class Member:
-    """One member of one room, which a writer is, too; `run` runs in a thread of its own."""
+    """A client in one of its rooms, where it may write, and what it has received there."""
 
-    rooms: "Rooms"
-    name: str
+    client: "Client"
     room: str
-    writes: bool
     said: int = 0
-    resumed: int = 0
-    said_again: int = 0
     heard: list[tuple[str, str]] = field(default_factory=list)  # ids and texts
     accepted: dict[str, str] = field(default_factory=dict)  # texts, and their ids
     unaccepted: dict[int, str] = field(default_factory=dict)  # nonces, and their texts
-    failure: str = ""
-    connected: bool = False
-    _came: bool = False
-    _is_trusted: bool = False  # the session has accepted a message, so it must be stored
-    _session: str = ""
-    _since: str | None = None
+    since: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.client.name
+
+    def start(self) -> dict[str, Any]:
+        """Return where a new connection begins in the room."""
+        return {"replay": _EVERYTHING} if self.since is None else {"since": self.since}
+
+    def say(self, nonce: int) -> dict[str, Any]:
+        """Return the request for the next message; from here on it must be delivered."""
+        text = f"{self.room} {self.name} {self.said}"
+        self.said += 1
+        self.unaccepted[nonce] = text
+        return self._say(nonce, text)
+
+    def say_again(self) -> list[dict[str, Any]]:
+        """Return the requests for the messages that are not accepted."""
+        return [self._say(nonce, text) for nonce, text in self.unaccepted.items()]
+
+    def _say(self, nonce: int, text: str) -> dict[str, Any]:
+        say = {"type": "say", "text": text, "nonce": nonce}
+        return say if len(self.client.members) == 1 else say | {"room": self.room}
+
+
+class Client:
+    """A client in one or several rooms; `run` runs in a thread of its own.
+
+    In one room it speaks the protocol of a program that knows no more.
+    """
+
+    def __init__(self, everything: "Rooms", name: str, rooms: list[str], *, writes: bool) -> None:
+        self.name = name
+        self.members = [Member(self, room) for room in rooms]
+        self.resumed = self.said_again = 0
+        self.failure = ""
+        self.connected = False
+        self._everything, self._writes = everything, writes
+        self._by_room = {each.room: each for each in self.members}
+        self._nonce = 0
+        self._came = False
+        self._is_trusted = False  # the session has accepted a message, so it must be stored
+        self._session = ""
 
     def run(self) -> None:
         """Connect and reconnect until the end."""
-        dice = random.Random(f"{self.rooms.seed} {self.name}")
+        dice = random.Random(f"{self._everything.seed} {self.name}")
         try:
-            while not self.rooms.over.is_set():
+            while not self._everything.over.is_set():
                 try:
-                    lines = _Lines(self.rooms.port)
+                    lines = _Lines(self._everything.port)
                 except OSError:
                     time.sleep(_RETRY_SECONDS)
                     continue
@@ -139,111 +173,131 @@ class Member:
                         time.sleep(_RETRY_SECONDS)
         except Exception as error:  # noqa: BLE001 - reported by `Rooms`
             self.failure = f"{self.name}: {error!r}"
-            self.rooms.over.set()
+            self._everything.over.set()
 
     def _greet(self, lines: _Lines) -> None:
         if not self._came:
             self._come(lines)
         else:
             self._come_back(lines)
-        if self.unaccepted:
-            self.said_again += len(self.unaccepted)
-            lines.send(*(_say(nonce, text) for nonce, text in self.unaccepted.items()))
+        if again := [say for member in self.members for say in member.say_again()]:
+            self.said_again += len(again)
+            lines.send(*again)
         for event in lines.take_early():
             self._hear(event)
         self.connected = True
 
     def _come(self, lines: _Lines) -> None:
-        """Join the room via the lobby, because a session remembers its rooms."""
+        """Join the room, or enter the rooms, via the lobby: a session remembers its rooms."""
         welcome = lines.hello({"protocol": 1, "name": self.name})
         if welcome["name"] != self.name:
             raise _Cut  # our last connection still has the name
-        lines.send({"type": "join", "room": self.room, "nonce": "join"})
-        joined = lines.answer("joined")
-        while joined["client"] != welcome["client"]:
+        for member in self.members:
+            kind = "join" if member is self.members[0] else "enter"
+            lines.send({"type": kind, "room": member.room, "nonce": member.room})
             joined = lines.answer("joined")
-        self._session, self._since, self._came = welcome["session"], joined.get("last"), True
+            while joined["client"] != welcome["client"]:
+                joined = lines.answer("joined")
+            member.since = joined.get("last")
+        self._session, self._came = welcome["session"], True
 
     def _come_back(self, lines: _Lines) -> None:
+        current = self.members[-1]
         wishes: dict[str, Any] = {"protocol": 1}
-        wishes |= {"replay": _EVERYTHING} if self._since is None else {"since": self._since}
+        if len(self.members) == 1:
+            wishes |= current.start()
+        else:
+            wishes["rooms"] = {each.room: each.start() for each in self.members}
         if self._session:
             welcome = lines.hello(wishes | {"session": self._session})
         else:
-            welcome = lines.hello(wishes | {"name": self.name, "room": self.room})
-        is_right = (welcome["name"], welcome["room"]) == (self.name, self.room)
+            welcome = lines.hello(wishes | {"name": self.name, "room": current.room})
+        is_right = (welcome["name"], welcome["room"]) == (self.name, current.room)
+        if len(self.members) > 1:
+            is_right = is_right and set(welcome["rooms"]) == set(self._by_room)
         if is_right and (welcome["resumed"] or not self._session):
             self.resumed += bool(self._session)
             self._session = welcome["session"]
             return
         if self._is_trusted:
             kind = "resumed" if welcome["resumed"] else "new"
-            raise Wrong(f"a {kind} session is {welcome['name']} in {welcome['room']}")
+            rooms = welcome.get("rooms", welcome["room"])
+            raise Wrong(f"a {kind} session is {welcome['name']} in {rooms}")
         self._session = ""  # it accepted nothing, so it need not have been stored
         raise _Cut
 
     def _talk(self, lines: _Lines, dice: random.Random) -> None:
         next_at = 0.0
-        while not self.rooms.over.is_set():
+        while not self._everything.over.is_set():
             now = time.monotonic()
             if self._may_say() and now >= next_at:
                 next_at = now + dice.uniform(0, 2 * _PAUSE_SECONDS)
                 requests = []
                 for _ in range(dice.randint(1, _MAX_BURST)):
-                    # From here on it must be delivered, even if this connection breaks.
-                    nonce, text = self.said, f"{self.room} {self.name} {self.said}"
-                    self.said += 1
-                    self.unaccepted[nonce] = text
-                    requests.append(_say(nonce, text))
+                    requests.append(dice.choice(self.members).say(self._nonce))
+                    self._nonce += 1
                 lines.send(*requests)
             for event in lines.receive(_PAUSE_SECONDS / 2):
                 self._hear(event)
 
     def _may_say(self) -> bool:
-        quiet = self.rooms.hushed.is_set() or not self.rooms.begun.is_set()
-        return self.writes and not quiet and len(self.unaccepted) < _MAX_UNACCEPTED
+        quiet = self._everything.hushed.is_set() or not self._everything.begun.is_set()
+        unaccepted = sum(len(each.unaccepted) for each in self.members)
+        return self._writes and not quiet and unaccepted < _MAX_UNACCEPTED
 
     def _hear(self, event: dict[str, Any]) -> None:
         match event["type"]:
             case "said":
-                if event["room"] != self.room or event["text"].split(" ")[0] != self.room:
-                    raise Wrong(f"heard in {self.room}: {event}")
-                self._since = event["id"]
-                self.heard.append((event["id"], event["text"]))
+                member = self._by_room.get(event["room"])
+                if member is None or event["text"].split(" ")[0] != member.room:
+                    raise Wrong(f"heard in {', '.join(self._by_room)}: {event}")
+                member.since = event["id"]
+                member.heard.append((event["id"], event["text"]))
             case "accepted":
-                text = self.unaccepted.pop(event["nonce"], None)
-                if text is None:
-                    raise Wrong(f"accepted and not asked: {event}")
-                self.accepted[text] = event["id"]
-                self._is_trusted = True
+                for member in self.members:
+                    if (text := member.unaccepted.pop(event["nonce"], None)) is not None:
+                        member.accepted[text] = event["id"]
+                        self._is_trusted = True
+                        return
+                raise Wrong(f"accepted and not asked: {event}")
             case "joined" | "left" | "renamed" | "presence" | "pong":
                 pass
             case _:
                 raise Wrong(str(event))
 
 
-def _say(nonce: int, text: str) -> dict[str, Any]:
-    return {"type": "say", "text": text, "nonce": nonce}
-
-
 class Rooms:
     """*rooms* rooms, each with *writers* and *readers*, on *port*, from one *seed*.
 
-    Writers start when `begun` is set, and send nothing new after `hushed`.
+    Each client is in *rooms_each* of them, so that a room has as many times the members.  Writers
+    start when `begun` is set, and send nothing new after `hushed`.
     """
 
     def __init__(
-        self, port: int, seed: int, *, rooms: int = 10, writers: int = 2, readers: int = 1
+        self,
+        port: int,
+        seed: int,
+        *,
+        rooms: int = 10,
+        writers: int = 2,
+        readers: int = 1,
+        rooms_each: int = 1,
     ) -> None:
         self.port, self.seed = port, seed
         self.begun, self.hushed, self.over = (threading.Event() for _ in range(3))
-        self.members = [
-            Member(self, f"r{room}m{number}", f"room{room}", writes=number < writers)
+        self.clients = [
+            Client(
+                self,
+                f"r{room}m{number}",
+                [f"room{(room + other) % rooms}" for other in range(rooms_each)],
+                writes=number < writers,
+            )
             for room in range(rooms)
             for number in range(writers + readers)
         ]
+        self.members = [member for client in self.clients for member in client.members]
         self._threads = [
-            threading.Thread(target=member.run, daemon=True) for member in self.members
+            threading.Thread(target=client.run, daemon=True) for client in self.clients
         ]
 
     def start(self) -> None:
@@ -259,8 +313,11 @@ class Rooms:
 
     def wait_connected(self, seconds: float) -> None:
         """Wait until all are connected; raises `Wrong`."""
-        self._wait(seconds, lambda: [each for each in self.members if not each.connected])
+        self._wait(seconds, self._unconnected)
         self.begun.set()
+
+    def _unconnected(self) -> list[Member]:
+        return [each for each in self.members if not each.client.connected]
 
     def wait_heard(self, seconds: float) -> None:
         """Wait until all messages are accepted and received; raises `Wrong`."""
@@ -284,15 +341,16 @@ class Rooms:
             raise Wrong(
                 f"after {seconds:g} s: "
                 + ", ".join(
-                    f"{each.name} {'has' if each.connected else 'had'} heard {len(each.heard)} of "
-                    f"{self._expected(each)}, {len(each.unaccepted)} unaccepted"
+                    f"{each.name} {'has' if each.client.connected else 'had'} heard "
+                    f"{len(each.heard)} of {self._expected(each)} in {each.room}, "
+                    f"{len(each.unaccepted)} unaccepted"
                     for each in late
                 )
             )
 
     def raise_failures(self) -> None:
-        """Raise `Wrong` for the failures of members."""
-        if failures := [each.failure for each in self.members if each.failure]:
+        """Raise `Wrong` for the failures of clients."""
+        if failures := [each.failure for each in self.clients if each.failure]:
             raise Wrong("; ".join(failures))
 
     def _others(self, member: Member) -> Iterator[Member]:
@@ -328,8 +386,8 @@ class Rooms:
         """Return one line of statistics."""
         said = sum(each.said for each in self.members)
         heard = sum(len(each.heard) for each in self.members)
-        resumed = sum(each.resumed for each in self.members)
-        again = sum(each.said_again for each in self.members)
+        resumed = sum(each.resumed for each in self.clients)
+        again = sum(each.said_again for each in self.clients)
         return f"{said} said, {heard} heard, {resumed} resumed, {again} said again"
 
 

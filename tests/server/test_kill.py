@@ -104,12 +104,16 @@ async def test_accepted_messages_survive_a_killed_server(tmp_path: Path) -> None
 # --- On raw sockets -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("durability", ["full", "normal"])
+@pytest.mark.parametrize(
+    ("durability", "rooms_each", "kills"), [("full", 1, 8), ("normal", 1, 8), ("full", 3, 20)]
+)
 def test_each_message_arrives_once_in_its_room_and_in_one_order(
-    durability: str, tmp_path: Path
+    durability: str, rooms_each: int, kills: int, tmp_path: Path
 ) -> None:
     """`python -m tests.kills` does the same for longer."""
-    sys.stdout.write(run(tmp_path, journal(tmp_path, durability), kills=8, seed=seed_of_kills()))
+    options = journal(tmp_path, durability)
+    done = run(tmp_path, options, kills=kills, seed=seed_of_kills(), rooms_each=rooms_each)
+    sys.stdout.write(done)
 
 
 def test_the_checker_detects_a_server_that_stores_nothing(tmp_path: Path) -> None:
