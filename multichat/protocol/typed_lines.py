@@ -12,6 +12,7 @@ import unicodedata
 
 from multichat.errors import InvalidRequest
 from multichat.protocol.commands import (
+    ADMIN_COMMANDS,
     COMMANDS,
     CommandTable,
     parse_command,
@@ -97,6 +98,8 @@ def holds_secret(line: str) -> bool:
         return False
     word, secret = split_command(line)
     command = COMMANDS.find(word)
+    if command is None:
+        command = ADMIN_COMMANDS.find(word)
     return command is not None and command.has_secret and bool(secret)
 
 

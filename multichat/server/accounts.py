@@ -84,6 +84,11 @@ class Accounts:
         for record in self._journal.accounts:
             self._put(Account(record.name, record.hash))
 
+    @property
+    def are_lasting(self) -> bool:
+        """Whether accounts are there after a restart."""
+        return bool(self._journal.location)
+
     def __len__(self) -> int:
         """How many accounts there are."""
         return len(self._accounts)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from multichat.net.send_queue import SendQueue
 from multichat.protocol.codec import Codec
-from multichat.protocol.messages import Event, Notice
+from multichat.protocol.messages import Event, Notice, TopicChanged
 from multichat.protocol.text_codec import TEXT
 from multichat.server.log_rate import ClientLog
 from multichat.server.member import Member
@@ -57,6 +57,9 @@ class Client:
     *refused_room* is the current room that the client asked for, or was in before it reconnected,
     if it could not enter it: its messages that name no room are refused until it joins or enters
     one.  Empty if that is no valid room name.  *refused_rooms*, by key, are the others.
+
+    *account* is the one that it is logged in to, case-folded, empty if there is none; changed by
+    `multichat.server.logins` only.  *may_speak* if it needs none to speak.
     """
 
     number: int
@@ -69,11 +72,13 @@ class Client:
     origin: str | None = None  # the address for limits; see `Origin`
     stored_session: StoredSession | None = None  # set once it can be resumed
     assigned_name: str = ""  # by `authenticate`: it can have no other
+    account: str = ""
+    may_speak: bool = True
     names_rooms: bool = False
     refused_room: str | None = None
     refused_rooms: dict[str, str] = field(default_factory=dict)
     last_sender: int | None = None  # of a private message
-    notices: tuple[Notice, ...] = ()  # for when it no longer lags
+    notices: tuple[Notice | TopicChanged, ...] = ()  # for when it no longer lags
     undelivered_at: tuple[int, int] | None = None  # its progress when a private message failed
     memberships: dict[str, Member] = field(default_factory=dict)
     current: Member = field(init=False)
@@ -125,6 +130,6 @@ class Client:
             behind=sum(member.behind for member in self.memberships.values()),
         )
 
-    def keep_notice(self, notice: Notice) -> None:
+    def keep_notice(self, notice: Notice | TopicChanged) -> None:
         """Keep *notice* until the client no longer lags; only the newest are kept."""
         self.notices = (*self.notices, notice)[-_MAX_NOTICES:]

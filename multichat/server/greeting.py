@@ -15,15 +15,19 @@ from multichat.protocol.messages import (
     Hello,
     Invalid,
     Limits,
+    LoggedOut,
     RoomState,
     Start,
     Welcome,
 )
 from multichat.protocol.names import fold_name
+from multichat.server.accounts import Account
 from multichat.server.client import Client
 from multichat.server.member import Member
 from multichat.server.registry import Refusal, Registry
 from multichat.server.session_store import StoredSession
+
+_LOST = "somebody has logged in elsewhere, or the passphrase was changed"
 
 __all__ = ["WantedRoom", "greet", "start_from", "wanted_rooms"]
 
@@ -63,15 +67,18 @@ def greet(
     *,
     rooms: list[WantedRoom],
     name: str | None,
+    login: Account | RemoteProtocolError | None,
     stored: StoredSession | None,
     limits: Limits,
-) -> list[Welcome | Error]:
+) -> list[Welcome | Error | LoggedOut]:
     """Carry out *hello*, and return the answer.
 
     The client asks for these *rooms* and this *name*, which a filter has rejected if it is None
-    and *hello* has one.  *stored* is the session to resume, if there is one.
+    and *hello* has one.  *login* is the account to which it logs in, or why it cannot.  *stored* is
+    the session to resume, if there is one.
     """
     refusals: list[Refusal] = []
+    was_logged_in = stored is not None and bool(stored.login)
     if stored is not None:
         token = hello.session or ""
         refusals += registry.resume(client, stored)
@@ -82,6 +89,13 @@ def greet(
     else:
         client.names_rooms = True
         refusals += _enter_all(client, registry, rooms, is_resumed=stored is not None)
+    if isinstance(login, Account):
+        try:
+            registry.logins.log_in(client, login)
+        except RemoteProtocolError as error:
+            refusals.append(Refusal(error))
+    elif login is not None:
+        refusals.append(Refusal(login))
     if hello.name is not None or name:
         try:
             registry.rename(client, _passed(name))
@@ -108,8 +122,10 @@ def greet(
         resumed=stored is not None,
         session=token,
         rooms=None if hello.rooms is None else _states(client.memberships.values()),
+        account="" if (account := registry.logins.account_of(client)) is None else account.name,
     )
-    return [welcome, *errors]
+    lost = [LoggedOut(client.name, _LOST)] if was_logged_in and not client.account else []
+    return [welcome, *lost, *errors]
 
 
 def _passed(wish: str | None) -> str:

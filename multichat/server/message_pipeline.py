@@ -12,6 +12,7 @@ from contextlib import suppress
 import msgspec
 
 from multichat.errors import (
+    LoginRequired,
     NobodyThere,
     NonceReused,
     NotInRoom,
@@ -108,6 +109,7 @@ class MessagePipeline:
         answers: list[Accepted | Error] = []
         rejections: list[Error] = []
         try:
+            self._require_login()
             member = self.member_in(block.room)
             # Of the original texts, whatever filters make of them: the client may send those again.
             checks = checks_of(block.text, act=block.act) if block.nonces else b""
@@ -121,10 +123,14 @@ class MessagePipeline:
                         for i, nonce in enumerate(block.nonces)
                         if nonce is not None
                     ]
-        except (StorageFailed, NotInRoom) as error:
+        except (StorageFailed, NotInRoom, LoginRequired) as error:
             answers += _refusals(block.nonces or [None], error)
         if answers or rejections:
             await client.send(*answers, *rejections)
+
+    def _require_login(self) -> None:
+        if not self._client.account and not self._client.may_speak:
+            raise LoginRequired
 
     def member_in(self, room: str | None) -> Member:
         """Return this client as a member of *room*, by default of its current room.
@@ -178,6 +184,7 @@ class MessagePipeline:
         if (answer := await self._earlier_answer(nonce, check)) is not None:
             await client.send(answer)
             return
+        self._require_login()
         recipient = registry.find(to)
         if recipient is None:
             raise NobodyThere(to)

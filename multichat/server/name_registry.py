@@ -2,8 +2,12 @@
 
 Changes only in functions without `await`: of two clients that want one name exactly one gets it.
 
-Invariant: no two clients have names that are the same (`multichat.protocol.names.fold_name`) or
-look alike (`multichat.protocol.lookalikes`).
+Invariants:
+
+1. No two clients have names that are the same (`multichat.protocol.names.fold_name`) or look alike
+   (`multichat.protocol.lookalikes`).
+2. The name of an account is given to nobody who is not logged in to it, also not when its owner is
+   away or it was never connected.
 """
 
 from collections.abc import Callable
@@ -49,12 +53,18 @@ class NameRegistry:
     """The names of one server's clients; default names such as `Client 7` are not in it.
 
     A name is reserved for *keep_seconds* after its client has disconnected.  *is_banned* says
-    whether a name is banned.
+    whether a name is banned, and *check_account* raises `NameTaken` for a name that belongs to
+    another account than the given one.
     """
 
-    def __init__(self, keep_seconds: float, is_banned: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        keep_seconds: float,
+        is_banned: Callable[[str], bool],
+        check_account: Callable[[str, str], None],
+    ) -> None:
         self._keep_seconds = keep_seconds
-        self._is_banned = is_banned
+        self._is_banned, self._check_account = is_banned, check_account
         self._names: NameIndex[_Holder] = NameIndex()
         self._away: dict[_Away, None] = {}  # the one that disconnected first is first
 
@@ -69,14 +79,26 @@ class NameRegistry:
 
     def check(self, client: Client, name: str) -> None:
         """Raise `NameTaken` or `Banned` if *client* cannot have that *name*."""
+        self._check_account(name, client.account)
         now = trio.current_time()
+        is_own = client.account == fold_name(name)
         for other in self._names.lookalikes(name):
-            if other is client or (isinstance(other, _Away) and other.gives_way_to(client, now)):
+            if other is client or (
+                isinstance(other, _Away) and (is_own or other.gives_way_to(client, now))
+            ):
                 continue
             is_same = fold_name(other.name) == fold_name(name)
             raise NameTaken(name, "" if is_same else other.name)
+        self.check_banned(name)
+
+    def check_banned(self, name: str) -> None:
+        """Raise `Banned` if *name* is."""
         if self._is_banned(name):
             raise Banned(name)
+
+    def holders(self, name: str) -> list[Client]:
+        """Return the connected clients whose names are, or look like, *name*."""
+        return [each for each in self._names.lookalikes(name) if isinstance(each, Client)]
 
     def take(self, client: Client, name: str) -> None:
         """Give *client* a *name* that it can have (see `check`)."""

@@ -13,13 +13,21 @@ from functools import partial
 
 import trio
 
-from multichat.errors import InvalidName, TooManyRooms
+from multichat.errors import InvalidName, InvalidRequest, TooManyRooms
 from multichat.journal.base import Journal
 from multichat.log import Log
 from multichat.protocol.address import is_loopback
+from multichat.protocol.framing import clean
 from multichat.protocol.lookalikes import NameIndex, lookalike_keys
-from multichat.protocol.messages import LOBBY, Goodbye, RoomList, RoomSize
-from multichat.protocol.names import fold_name, parse_room_name
+from multichat.protocol.messages import (
+    LOBBY,
+    MAX_TOPIC_CHARACTERS,
+    Goodbye,
+    RoomList,
+    RoomSize,
+    TopicChanged,
+)
+from multichat.protocol.names import SERVER_NAME, fold_name, parse_room_name
 from multichat.server.broadcast import Counts
 from multichat.server.cached_response import CachedResponse
 from multichat.server.client import Client
@@ -32,13 +40,16 @@ from multichat.server.room import Room
 
 __all__ = ["OpenRooms"]
 
+# As many as accounts: all are in memory.
+_MAX_TOPICS = 10_000
+
 
 class OpenRooms:
     """The open rooms of one server; iterating yields those with members, the oldest first.
 
-    *journal*, which is open, stores the messages; *start_soon* starts tasks of the rooms, and
-    *disconnect* disconnects a client.  *counts* is what all rooms have done, and *list* the answer
-    to `rooms`.
+    *journal*, which is open, stores the messages and topics; *start_soon* starts tasks of the
+    rooms, and *disconnect* disconnects a client.  *counts* is what all rooms have done, and *list*
+    the answer to `rooms`.
     """
 
     def __init__(
@@ -55,11 +66,16 @@ class OpenRooms:
         self._start_soon, self._disconnect = start_soon, disconnect
         self._closing: Goodbye | None = None
         self._rooms: dict[str, Room] = {}
+        self._topics: dict[str, str] = {}  # by key, also of rooms that are not open
         # Without the lobby, whose lookalikes are refused by another rule.
         self._names: NameIndex[Room] = NameIndex()
         self._rings = RingBudget(config.rings_bytes, config.replay.ring_bytes)
         self._pages = PageCache(config.replay.page_messages, config.max_pages)
         self._new_rooms = HourlyLimit(config.max_new_rooms)
+
+    def load(self) -> None:
+        """Load the topics from the journal, which is open."""
+        self._topics.update(self._journal.topics)
 
     def __iter__(self) -> Iterator[Room]:
         return iter([room for room in self._rooms.values() if room])
@@ -123,11 +139,34 @@ class OpenRooms:
                 disconnect=self._disconnect,
                 start_soon=self._start_soon,
             )
+            room.topic = self._topics.get(key, "")
             if name != LOBBY:
                 self._names.add(room, name)
             if self._closing is not None:
                 room.shut_down(self._closing)
         return room
+
+    async def set_topic(self, room: Room, topic: str, by: Client | None) -> TopicChanged:
+        """Give *room* a *topic*, empty for none; return that, once it is stored.
+
+        *by* is the operator's client, None for the server's console.  Raises `InvalidRequest` or
+        `StorageFailed`.
+        """
+        topic = clean(topic)
+        if len(topic) > MAX_TOPIC_CHARACTERS:
+            raise InvalidRequest(f"a topic has at most {MAX_TOPIC_CHARACTERS} characters")
+        if topic and room.key not in self._topics and len(self._topics) >= _MAX_TOPICS:
+            raise InvalidRequest(f"too many rooms have a topic (limit: {_MAX_TOPICS})")
+        if (pending := self._journal.save_topic(room.key, topic)) is not None:
+            await pending.wait()
+        self._topics[room.key] = topic
+        if not topic:
+            del self._topics[room.key]
+        number, name = (0, SERVER_NAME) if by is None else (by.number, by.name)
+        changed = TopicChanged(room.name, topic, number, name)
+        if (now_open := self._rooms.get(room.key)) is not None:
+            now_open.set_topic(changed, by)
+        return changed
 
     def _check_name(self, name: str, *, is_new: bool) -> None:
         """Raise `InvalidName` if *name* can be mistaken for that of another room.

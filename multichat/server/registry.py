@@ -36,11 +36,13 @@ from multichat.protocol.names import (
     parse_room_name,
 )
 from multichat.protocol.text_codec import TEXT
+from multichat.server.accounts import Accounts
 from multichat.server.broadcast import Receipt
 from multichat.server.client import Client
 from multichat.server.config import ServerConfig
 from multichat.server.join_hook import JoinHook, OnJoin
 from multichat.server.log_rate import LogRates
+from multichat.server.logins import Logins
 from multichat.server.member import Member
 from multichat.server.name_registry import NameRegistry
 from multichat.server.open_rooms import OpenRooms
@@ -104,8 +106,15 @@ class Registry:
         self._log_rates = LogRates(log, config.log_rate, start_soon)
         self._start_soon = start_soon
         self._clients: dict[int, Client] = {}
-        self._names = NameRegistry(config.away_seconds, is_banned)
+        self.accounts = Accounts(config, journal)
+        self._names = NameRegistry(config.away_seconds, is_banned, self.accounts.check_name)
+        self.logins = Logins(self.accounts, self._names, self._renamed, start_soon)
         self.rooms = OpenRooms(config, log, start_soon, journal, self.disconnect)
+
+    def load(self) -> None:
+        """Load the accounts and topics from the journal, which is open."""
+        self.accounts.load()
+        self.rooms.load()
 
     @property
     def clients(self) -> list[Client]:
@@ -186,6 +195,7 @@ class Registry:
     def _take_out(self, client: Client, reason: str, *, away: bool = False) -> None:
         del self._clients[client.number]
         self._names.release(client, keep=away)
+        self.logins.forget(client)
         self.rooms.leave_all(client, reason, away=away)
 
     def _join(self, client: Client, room: Room) -> None:
@@ -208,7 +218,10 @@ class Registry:
     def give_session(self, client: Client) -> str:
         """Give *client* a session, which it can resume; return the token."""
         token, client.stored_session = self.session_store.create(
-            client.number, self._names.name_of(client), client.session_rooms
+            client.number,
+            self._names.name_of(client),
+            client.session_rooms,
+            self.logins.proof_of(client),
         )
         return token
 
@@ -233,6 +246,7 @@ class Registry:
         client.log.client = client.number
         client.name = default_name(client.number)
         self._clients[client.number] = client
+        self.logins.resume(client, stored_session.login)
         if name:
             try:
                 self._names.check(client, parse_person_name(name))  # the rules may have changed
@@ -259,8 +273,9 @@ class Registry:
     def _note_change(self, client: Client) -> None:
         if (session := client.stored_session) is not None:
             name, rooms = self._names.name_of(client), client.session_rooms
-            if (session.name, session.rooms) != (name, rooms):
-                self.session_store.update(session, name, rooms)
+            login = self.logins.proof_of(client)
+            if (session.name, session.rooms, session.login) != (name, rooms, login):
+                self.session_store.update(session, name, rooms, login)
 
     def _shed_soon(self) -> None:
         # Not at once: this is called while a publish iterates over the members.
@@ -310,12 +325,16 @@ class Registry:
         self._names.check(client, name)
         old = client.name
         self._names.take(client, name)
-        if name != old:
-            client.log.line("STATE", f"Client {client.number} is now called {name}")
+        self._renamed(client, old)
+        return old
+
+    def _renamed(self, client: Client, old: str) -> None:
+        """Tell of the name of *client*, which was *old*, and store it with its login."""
+        if client.name != old:
+            client.log.line("STATE", f"Client {client.number} is now called {client.name}")
             for member in client.memberships.values():
                 member.room.presence.entered(member)
-            self._note_change(client)
-        return old
+        self._note_change(client)
 
     def move(self, client: Client, room_name: str) -> None:
         """Move *client* to a room, and out of all others.

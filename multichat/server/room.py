@@ -36,6 +36,7 @@ from multichat.protocol.messages import (
     Notice,
     SaidBlock,
     SayBlock,
+    TopicChanged,
 )
 from multichat.protocol.names import SERVER_NAME, fold_name
 from multichat.protocol.text_codec import TEXT
@@ -311,6 +312,19 @@ class Room:
                 return Receipt()
             delivery = Delivery(said, 1, notice=notice, to=to, lagging=lagging)
             return await self._deliver(iter([batch]), delivery)
+
+    def set_topic(self, changed: TopicChanged, by: Client | None) -> None:
+        """Note a new topic, and tell the members who know several rooms, but not *by*."""
+        self.topic = changed.text
+        for member in list(self.members.values()):
+            client = member.client
+            if client is by or not client.names_rooms:
+                continue
+            if member.lag is None:
+                if member.send_queue.try_send(client.codec.encode(changed)) is not _FULL:
+                    continue
+                self.start_replay(member, self.next)
+            client.keep_notice(changed)
 
     async def _deliver(self, batches: Iterator[Batch], delivery: Delivery) -> Receipt:
         """Deliver to all live members; the others get a block by replay.

@@ -45,6 +45,7 @@ from multichat.protocol.framing import LineDecoder, clean
 from multichat.protocol.goodbyes import SHUTTING_DOWN
 from multichat.protocol.messages import Goodbye, Notice
 from multichat.protocol.names import load_tables
+from multichat.server.admin_commands import AdminCommands
 from multichat.server.admission import (
     Admission,
     AdmissionRefused,
@@ -101,6 +102,8 @@ class Server:
     `handle` for each stream in a task of its own, and call `close` at the end.  All other methods
     may be called by any task of the same trio run.
 
+    *admin* are the operator's commands.
+
     *port* is the first TCP port that it listens on and *addresses* are all of them, such as
     `0.0.0.0:9000` and `[::]:9000`; 0 and empty until it listens.
     """
@@ -133,6 +136,7 @@ class Server:
         self._admission = Admission(self.config)
         self._authentication = Authentication(self.config, authenticate)
         self._turns = Turns(shares)
+        self.admin = AdminCommands(self, self._registry)
         self._filters = Filters(
             self.config.filters,
             self.config.filter_seconds,
@@ -255,6 +259,8 @@ class Server:
                 try:
                     self._clients_before = self._journal.clients_ever
                     self._clients_ever = self._clients_before
+                    self._registry.load()
+                    self._warn_of_operators()
                     self._start_soon(self._turns.run)
                     async with self._bots.open():
                         yield self
@@ -263,6 +269,12 @@ class Server:
                 finally:
                     self._nursery.cancel_scope.cancel(reason="the server has ended")
                     self._nursery = None
+
+    def _warn_of_operators(self) -> None:
+        """Log which operators have no account yet: until they have, nobody is an operator."""
+        for name in self._registry.accounts.missing_operators():
+            advice = "add it with `multichat account add`, or with /account at the console"
+            self._log.line("start", f"The operator {name} has no account: {advice}", WARNING)
 
     def _start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
         if self._nursery is not None:  # otherwise the server has ended
@@ -485,15 +497,19 @@ class Server:
                 self._check(address, too_many)
                 number = await self._give_number()  # which may wait for the disk
                 self._check(address, too_many)  # nothing waits from here on
+                is_private = transport.is_private(stream)
                 session = Session(
                     connection,
                     self._registry,
+                    self.admin,
                     number,
                     self.config,
                     self._filters,
                     address,
                     origin,
                     meter,
+                    is_private=is_private,
+                    may_speak=trusted or not self.config.require_login,
                 )
                 await session.run()
             finally:

@@ -64,6 +64,9 @@ from multichat.protocol.messages import (
 from multichat.protocol.names import default_name, fold_name
 from multichat.protocol.sniff import TLS_RECORD, sniff_bytes, sniff_line
 from multichat.protocol.text_codec import TEXT
+from multichat.server.account_requests import AccountRequests
+from multichat.server.accounts import Account
+from multichat.server.admin_commands import AdminCommands
 from multichat.server.admission import AdmittedConnection
 from multichat.server.client import Client
 from multichat.server.config import Joining, Renaming, ServerConfig
@@ -116,12 +119,16 @@ class _Leave(Exception):
 class Session:
     """A client in *registry*; constructing it starts nothing and sends nothing.
 
-    *connection* comes from *address*; its use counts towards the limits of *origin*; *meter*
-    schedules its turns.  `run` is called once, by one task.  The stream is closed when it returns
-    or raises.
+    *admin* are the commands of operators.
+
+    *connection* comes from *address*, and *is_private* if nobody on the network can read it; the
+    client *may_speak* if it needs no account for that.  Its use counts towards the limits of
+    *origin*; *meter* schedules its turns.  `run` is called once, by one task.  The stream is closed
+    when it returns or raises.
     """
 
     __slots__ = (
+        "_accounts",
         "_active_at",
         "_config",
         "_connection",
@@ -147,12 +154,16 @@ class Session:
         self,
         connection: AdmittedConnection,
         registry: Registry,
+        admin: AdminCommands,
         number: int,
         config: ServerConfig,
         filters: Filters,
         address: str,
         origin: Origin | None,
         meter: Meter,
+        *,
+        is_private: bool,
+        may_speak: bool,
     ) -> None:
         self._connection = connection
         self._stream = connection.stream
@@ -183,11 +194,15 @@ class Session:
             send_queue=self._send_queue,
             address=address,
             origin=origin and origin.address,
+            may_speak=may_speak,
             on_leave=self._stop_reading,
             on_lag=self._start_replaying,
         )
         self._rate_limit = ClientRateLimit(config, self.client, burst_bytes=_READ_BYTES)
         self._pipeline = MessagePipeline(self.client, registry, self._rate_limit, filters, config)
+        self._accounts = AccountRequests(
+            self.client, registry, self._pipeline, admin, origin, is_private=is_private
+        )
 
     def _encode_missed(self, missed: Mapping[str, int]) -> bytes:
         encode = self.client.codec.encode
@@ -227,7 +242,7 @@ class Session:
         finally:
             # They refer to this session, or to each other: without these cycles the memory is freed
             # at once.
-            del self.client.current, self.client, self._pipeline, self._rate_limit
+            del self.client.current, self.client, self._pipeline, self._rate_limit, self._accounts
             del self._send_queue, self._nursery, self._connection
             await transport.close(self._stream)
 
@@ -404,6 +419,8 @@ class Session:
             case Quit(nonce=nonce):
                 goodbye = Goodbye.of("quit", ASKED_TO_LEAVE, nonce=nonce)
                 raise _Leave(last_words=me.codec.encode(goodbye), for_good=True)
+            case _:
+                await self._accounts.carry_out(request)
 
     async def _join(self, room: str, nonce: Nonce | None, since: str | None = None) -> None:
         """Move to *room*, and answer."""
@@ -456,14 +473,38 @@ class Session:
             name = me.assigned_name
         told = 0 if hello.rooms is None else len(rooms) + self._config.max_rooms_per_client
         size = _ANSWER_BYTES + told * _ROOM_BYTES
+        login = None if hello.login is None else await self._verify(hello)
         stored = await self._find_session(hello.session or "", size)
         # From here on nothing waits: all this happens in one step with the welcome.
         missed = self._send_queue.take_missed()  # in the protocol before the change
         limits = self._config.limits
         answer = greet(
-            me, self._registry, hello, rooms=rooms, name=name, stored=stored, limits=limits
+            me,
+            self._registry,
+            hello,
+            rooms=rooms,
+            name=name,
+            login=login,
+            stored=stored,
+            limits=limits,
         )
         await self._send_queue.put(missed + b"".join(map(JSON.encode, answer)))
+
+    async def _verify(self, hello: Hello) -> Account | RemoteProtocolError | None:
+        """Return the account to which *hello* logs in, or why it does not.
+
+        None if its session is logged in to that account: then the token proves as much.
+        """
+        assert hello.login is not None  # noqa: S101 - the caller has asked
+        stored = await self._find_session(hello.session or "", 0)
+        login = "" if stored is None else stored.login
+        account = self._registry.accounts.logged_in(login)
+        if account is not None and account.key == fold_name(hello.login.name):
+            return None
+        try:
+            return await self._accounts.verify(hello.login)
+        except RemoteProtocolError as error:
+            return error
 
     async def _find_session(self, token: str, size: int) -> StoredSession | None:
         """Return the session with that *token*, once *size* bytes can be queued in that step."""

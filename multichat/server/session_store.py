@@ -149,7 +149,8 @@ class Submission:
 class StoredSession:
     """A session: *client* is the client's number, *name* is empty if it has none.
 
-    It is in *rooms*, of which the last is the current one.
+    It is in *rooms*, of which the last is the current one.  *login* is its login to an account,
+    empty if it has none; see `multichat.server.accounts`.
 
     If it is not connected, *address* is its last address, *left_at* when it disconnected, and
     *counted_bytes* what it takes in memory.
@@ -164,6 +165,7 @@ class StoredSession:
         "digest",
         "is_connected",
         "left_at",
+        "login",
         "name",
         "rooms",
         "window",
@@ -171,7 +173,7 @@ class StoredSession:
 
     def __init__(self, record: SessionRecord) -> None:
         self.digest, self.client = record.digest, record.client
-        self.name, self.rooms = record.name, record.rooms
+        self.name, self.rooms, self.login = record.name, record.rooms, record.login
         self.is_connected = False
         self.address: Hashable = None
         self.left_at = 0.0
@@ -250,7 +252,11 @@ class StoredSession:
     def record(self) -> SessionRecord:
         """Return what a journal keeps of it."""
         return SessionRecord(
-            digest=self.digest, client=self.client, name=self.name, rooms=self.rooms
+            digest=self.digest,
+            client=self.client,
+            name=self.name,
+            rooms=self.rooms,
+            login=self.login,
         )
 
     def count_new(self, nonces: Sequence[Nonce | None]) -> int:
@@ -316,13 +322,17 @@ class SessionStore:
         self._journal_lookup = trio.Lock()
         self.disconnected_bytes = 0
 
-    def create(self, client: int, name: str, rooms: tuple[str, ...]) -> tuple[str, StoredSession]:
+    def create(
+        self, client: int, name: str, rooms: tuple[str, ...], login: str = ""
+    ) -> tuple[str, StoredSession]:
         """Create a session for a new client.
 
         Return its token, which is never stored, and the session.
         """
         token = secrets.token_hex(_TOKEN_BYTES)
-        record = SessionRecord(digest=_digest(token), client=client, name=name, rooms=rooms)
+        record = SessionRecord(
+            digest=_digest(token), client=client, name=name, rooms=rooms, login=login
+        )
         session = self._connected[record.digest] = StoredSession(record)
         session.is_connected = True
         self._journal.save_session(record, connected=True)
@@ -371,9 +381,11 @@ class SessionStore:
         self._connected[session.digest] = session
         session.is_connected = True
 
-    def update(self, session: StoredSession, name: str, rooms: tuple[str, ...]) -> None:
-        """Store the present name and rooms of *session*."""
-        session.name, session.rooms = name, rooms
+    def update(
+        self, session: StoredSession, name: str, rooms: tuple[str, ...], login: str = ""
+    ) -> None:
+        """Store the present name, rooms and login of *session*."""
+        session.name, session.rooms, session.login = name, rooms, login
         self._journal.save_session(session.record(), connected=True)
 
     def disconnect(self, session: StoredSession, address: Hashable) -> None:

@@ -1,6 +1,6 @@
 """The operator's console: runs the commands that are typed at the server's terminal.
 
-Maps the commands of `ADMIN_COMMANDS` to calls on the server, and formats the answers.
+Maps the commands of `ADMIN_COMMANDS` to `multichat.server.admin_commands`, and shows the answers.
 
 1. Commands run immediately, even if clients are slow.  Messages, and a shutdown that follows them,
    are queued in the order in which they were typed.
@@ -20,22 +20,15 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from multichat.errors import InvalidBan, LocalProtocolError, MultichatError
+from multichat.errors import LocalProtocolError, MultichatError
 from multichat.log import Log
 from multichat.protocol.commands import ADMIN_COMMANDS, split_command, unknown_command, usage
 from multichat.protocol.framing import Part, clean
 from multichat.protocol.messages import room_of
-from multichat.protocol.names import fold_name, parse_person_name
+from multichat.protocol.names import fold_name
 from multichat.protocol.typed_lines import disguised_command, why_not_said
-from multichat.server.bans import (
-    Ban,
-    Target,
-    host_of,
-    network_of,
-    parse_duration,
-    parse_target,
-    split_target,
-)
+from multichat.server.admin_commands import split_who
+from multichat.server.bans import host_of
 from multichat.stdio import read_input
 from multichat.terminal.columns import columns_of
 
@@ -76,8 +69,9 @@ class AdminConsole:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._server = server
+        self._commands = server.admin
+        self._commands.clock = clock
         self._show_line = show
-        self._clock = clock
         self._queue, self._queued = trio.open_memory_channel[Callable[[], Awaitable[object]]](
             MAX_WAITING_LINES
         )
@@ -142,17 +136,23 @@ class AdminConsole:
                 self._show_clients(room_of(rest))
             case "/rooms":
                 self._show_rooms()
-            case "/send" if _split_who(rest)[1]:
-                who, text = _split_who(rest)
-                self._soon(partial(self._server.tell, self._client(who), text))
+            case "/send" if split_who(rest)[1]:
+                who, text = split_who(rest)
+                self._soon(partial(self._server.tell, self._commands.find(who), text))
             case "/kick" if rest:
-                self._kick(*_split_who(rest))
+                self._show(self._commands.kick(rest))
             case "/ban" if rest:
-                self._ban(rest)
+                self._show(self._commands.ban(rest))
             case "/unban" if rest:
-                self._unban(rest)
+                self._show(self._commands.unban(rest))
             case "/bans":
-                self._show_bans()
+                for text in self._commands.describe_bans():
+                    self._show(text)
+            case "/topic" if rest:
+                self._soon(partial(self._set_topic, rest))
+            case "/account" if rest:
+                # Its end is a passphrase, of which spaces are a part.
+                self._soon(partial(self._account, split_command(line)[1].lstrip()))
             case "/help":
                 lines = [_HELP_HEADER, *ADMIN_COMMANDS.help_lines(), *_HELP_ARGUMENTS.split("\n")]
                 for text in lines:
@@ -165,74 +165,16 @@ class AdminConsole:
                 assert command is not None  # noqa: S101 - it has a name
                 self._show(f"usage: {usage(command)}")
 
+    async def _set_topic(self, rest: str) -> None:
+        self._show(await self._commands.topic(rest))
+
+    async def _account(self, rest: str) -> None:
+        for text in await self._commands.account(rest):
+            self._show(text)
+
     async def _shut_down(self) -> None:
         await trio.lowlevel.checkpoint()
         self._server.shutdown()
-
-    def _client(self, who: str) -> int:
-        """Return the number of the client *who*; raises `LocalProtocolError` if there is none."""
-        client = self._server.find(who)
-        if client is None:
-            nobody = "no client" if who.isdecimal() else "nobody called"
-            raise LocalProtocolError(f"{nobody} {who[:40]} is connected")
-        return client
-
-    def _kick(self, who: str, reason: str) -> None:
-        client = self._client(who)
-        self._server.kick(client, f"kicked: {reason}" if reason else "kicked")
-        self._show(f"client {client} was disconnected")
-
-    def _ban(self, rest: str) -> None:
-        target, terms = self._split_target(rest)
-        if isinstance(target, str):
-            parse_person_name(target)  # an invalid name is a mistake
-        until, reason = self._parse_terms(terms)
-        ban = Ban(target=target, until=until, reason=reason)
-        gone = len(self._server.ban(ban))
-        clients = {0: "no client was", 1: "1 client was"}.get(gone, f"{gone} clients were")
-        self._show(f"banned {ban.describe(self._clock())} ({clients} disconnected)")
-
-    def _split_target(self, rest: str) -> tuple[Target, str]:
-        """Split off the target of a ban; addresses and `name NAME` take precedence over clients."""
-        what, terms = split_target(rest)
-        if " " in what or _is_network(what):
-            return parse_target(what), terms
-        who, terms = _split_who(rest)
-        if " " in who or who.isdecimal() or self._server.find(who) is not None:
-            return self._target(self._client(who)), terms
-        return parse_target(who), terms
-
-    def _target(self, client: int) -> Target:
-        """Return the ban target for *client*: its address, or its name if it has no address."""
-        info = next(each for each in self._server.members if each.client == client)
-        if (network := network_of(info.address)) is not None:
-            return network
-        try:
-            return parse_target(f"name {info.name}")
-        except InvalidBan:
-            raise InvalidBan(f"{info.name} has neither an address nor a name; /kick it") from None
-
-    def _parse_terms(self, terms: str) -> tuple[float | None, str]:
-        """Return the expiry and the reason of a ban; a word starting with a digit is a duration."""
-        word, _, rest = terms.partition(" ")
-        if not (word[:1].isdecimal() or word.lower() == "forever"):
-            return None, terms
-        seconds = parse_duration(word)
-        return None if seconds is None else self._clock() + seconds, rest
-
-    def _unban(self, text: str) -> None:
-        subject = Ban(target=parse_target(text)).subject
-        if self._server.unban(text):
-            self._show(f"{subject} is no longer banned")
-        else:
-            self._show(f"there is no ban of {subject}; /bans lists them")
-
-    def _show_bans(self) -> None:
-        now = self._clock()
-        for ban in self._server.bans:
-            self._show(ban.describe(now))
-        if not self._server.bans:
-            self._show("nobody is banned")
 
     def _show_rooms(self) -> None:
         sizes = Counter(room for member in self._server.members for room in member.rooms)
@@ -253,24 +195,6 @@ class AdminConsole:
             return
         for line in _table([("#", "name", "room", "address", "waiting"), *map(_row, members)]):
             self._show(line)
-
-
-def _split_who(text: str) -> tuple[str, str]:
-    """Split off a client: a number, a name, or two words such as `Client 7`."""
-    who, _, rest = text.partition(" ")
-    rest = rest.lstrip()
-    if who.lower() == "client" and rest:
-        number, _, others = rest.partition(" ")
-        if number.isdecimal():
-            return f"{who} {number}", others.lstrip()
-    return who, rest
-
-
-def _is_network(text: str) -> bool:
-    try:
-        return not isinstance(parse_target(text), str)
-    except InvalidBan:
-        return False
 
 
 def _row(member: "MemberInfo") -> tuple[str, ...]:

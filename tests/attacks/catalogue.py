@@ -96,6 +96,9 @@ ATTACKS = (
         ("resume-storm", "lobby"),
         said=(Said(room="lobby", messages=50_000, message_bytes=20),),
     ),
+    _attack("logins", ("logins", "attic")),
+    _attack("200-logins-a-second", ("200-logins-a-second", "attic")),
+    _attack("right-logins", ("right-logins", "attic"), options="--journal {folder}/journal"),
     _attack("who-of-800", ("who", "attic"), crowd="800-members"),
     _attack("rooms-of-800", ("rooms", "attic"), crowd="800-rooms"),
 )

@@ -81,6 +81,7 @@ _JSON_HELP = b'{"type":"help"}\n' * 1000
 _LONG_LINE = "x" * _LONG_LINE_BYTES + "\n"
 
 _PONG = b"pong\n"
+_LOGIN = b"/login mallory %s\n/ping\n"
 
 KINDS = {
     # They send messages or noise in one room.
@@ -113,6 +114,18 @@ KINDS = {
         addresses=8,
         answer=b'"pong"',
         leaves="answered",
+    ),
+    # They guess at a passphrase, or know one and take the name from each other.
+    "logins": Kind(_LOGIN % b"wrong guess", clients=200, addresses=10, answer=_PONG),
+    "200-logins-a-second": Kind(
+        _LOGIN % b"wrong guess", clients=1000, addresses=10, answer=_PONG, every_seconds=0.005
+    ),
+    "right-logins": Kind(
+        _LOGIN % b"correct horse",
+        hello="/name mallory\n/register correct horse\n",
+        clients=200,
+        addresses=10,
+        answer=_PONG,
     ),
     # They do not read; the first also sends endless `/help` requests.
     "slow": Kind(_HELP, reads=False, clients=60, every_seconds=1.5),

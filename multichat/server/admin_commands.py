@@ -1,0 +1,167 @@
+"""The operator's commands, whoever gives them: the console, or an operator in the chat.
+
+Parses the arguments as they are typed, acts on the server, and returns the answer.  Knows nothing
+of terminals, and does not ask whether it is an operator who asks.
+"""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from multichat.errors import InvalidBan, LocalProtocolError
+from multichat.protocol.messages import BanInfo, room_of
+from multichat.protocol.names import parse_person_name
+from multichat.server.bans import (
+    Ban,
+    Target,
+    network_of,
+    parse_duration,
+    parse_target,
+    split_target,
+)
+
+if TYPE_CHECKING:  # the server imports this module
+    from multichat.server.registry import Registry
+    from multichat.server.server import Server
+
+__all__ = ["AdminCommands", "split_who"]
+
+
+class AdminCommands:
+    """The commands of *server*, whose clients are in *registry*.
+
+    Raise `MultichatError` for what cannot be done.  *clock* returns the Unix time in seconds.
+    """
+
+    def __init__(
+        self, server: "Server", registry: "Registry", *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._server, self._registry = server, registry
+        self.clock = clock
+
+    def find(self, who: str) -> int:
+        """Return the number of the client *who*; raises `LocalProtocolError` if there is none."""
+        client = self._server.find(who)
+        if client is None:
+            nobody = "no client" if who.isdecimal() else "nobody called"
+            raise LocalProtocolError(f"{nobody} {who[:40]} is connected")
+        return client
+
+    def kick(self, rest: str) -> str:
+        """Disconnect a client: *rest* is who it is, and maybe a reason."""
+        who, reason = split_who(rest)
+        client = self.find(who)
+        self._server.kick(client, f"kicked: {reason}" if reason else "kicked")
+        return f"client {client} was disconnected"
+
+    def ban(self, rest: str) -> str:
+        """Ban what *rest* names, with a duration and a reason if it has them."""
+        target, terms = self._split_target(rest)
+        if isinstance(target, str):
+            parse_person_name(target)  # an invalid name is a mistake
+        until, reason = self._parse_terms(terms)
+        ban = Ban(target=target, until=until, reason=reason)
+        gone = len(self._server.ban(ban))
+        clients = {0: "no client was", 1: "1 client was"}.get(gone, f"{gone} clients were")
+        return f"banned {ban.describe(self.clock())} ({clients} disconnected)"
+
+    def _split_target(self, rest: str) -> tuple[Target, str]:
+        """Split off the target of a ban; addresses and `name NAME` take precedence over clients."""
+        what, terms = split_target(rest)
+        if " " in what or _is_network(what):
+            return parse_target(what), terms
+        who, terms = split_who(rest)
+        if " " in who or who.isdecimal() or self._server.find(who) is not None:
+            return self._target(self.find(who)), terms
+        return parse_target(who), terms
+
+    def _target(self, client: int) -> Target:
+        """Return the ban target for *client*: its address, or its name if it has no address."""
+        info = next(each for each in self._server.members if each.client == client)
+        if (network := network_of(info.address)) is not None:
+            return network
+        try:
+            return parse_target(f"name {info.name}")
+        except InvalidBan:
+            raise InvalidBan(f"{info.name} has neither an address nor a name; /kick it") from None
+
+    def _parse_terms(self, terms: str) -> tuple[float | None, str]:
+        """Return the expiry and the reason of a ban; a word starting with a digit is a duration."""
+        word, _, rest = terms.partition(" ")
+        if not (word[:1].isdecimal() or word.lower() == "forever"):
+            return None, terms
+        seconds = parse_duration(word)
+        return None if seconds is None else self.clock() + seconds, rest
+
+    def unban(self, text: str) -> str:
+        """Lift the ban of exactly that target."""
+        subject = Ban(target=parse_target(text)).subject
+        if self._server.unban(text):
+            return f"{subject} is no longer banned"
+        return f"there is no ban of {subject}; /bans lists them"
+
+    def bans(self) -> list[BanInfo]:
+        """Return the bans, for a program."""
+        now = self.clock()
+        return [
+            BanInfo(
+                ban.subject, None if ban.until is None else max(0.0, ban.until - now), ban.reason
+            )
+            for ban in self._server.bans
+        ]
+
+    def describe_bans(self) -> list[str]:
+        """Return a line for each ban."""
+        now = self.clock()
+        return [ban.describe(now) for ban in self._server.bans] or ["nobody is banned"]
+
+    async def announce(self, text: str) -> None:
+        """Send *text* to everybody as the server."""
+        await self._server.broadcast(text)
+
+    async def topic(self, rest: str) -> str:
+        """Show or set the topic of a room that is open: *rest* is its name, and maybe a topic."""
+        name, _, topic = rest.partition(" ")
+        room = self._registry.rooms.find(room_of(name))
+        if not room:
+            raise LocalProtocolError(f"nobody is in {name[:40]}")
+        if not topic.strip():
+            return f"the topic of {room.name}: {room.topic}" if room.topic else "it has no topic"
+        await self._registry.rooms.set_topic(room, topic.strip(), None)
+        return f"the topic of {room.name} is set"
+
+    async def account(self, rest: str) -> list[str]:
+        """Do as *rest* says: `add NAME PASSPHRASE`, `remove NAME` or `list`."""
+        action, _, rest = rest.partition(" ")
+        name, _, passphrase = rest.lstrip().partition(" ")
+        registry = self._registry
+        match action.lower():
+            case "list" if not rest:
+                return [account.name for account in registry.accounts] or ["there are no accounts"]
+            case "add" if name and passphrase:
+                account = await registry.accounts.add(name, passphrase)
+                return [f"{account.name} has an account"]
+            case "remove" if name and not passphrase:
+                removed = await registry.logins.remove(name)
+                if removed is None:
+                    raise LocalProtocolError(f"there is no account {name[:40]}")
+                return [f"{removed.name} has no account any more"]
+        raise LocalProtocolError("usage: /account add NAME PASSPHRASE, remove NAME, or list")
+
+
+def split_who(text: str) -> tuple[str, str]:
+    """Split off a client: a number, a name, or two words such as `Client 7`."""
+    who, _, rest = text.partition(" ")
+    rest = rest.lstrip()
+    if who.lower() == "client" and rest:
+        number, _, others = rest.partition(" ")
+        if number.isdecimal():
+            return f"{who} {number}", others.lstrip()
+    return who, rest
+
+
+def _is_network(text: str) -> bool:
+    try:
+        return not isinstance(parse_target(text), str)
+    except InvalidBan:
+        return False

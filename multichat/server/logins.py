@@ -1,0 +1,162 @@
+"""Who is logged in to which account, and what that does to names.
+
+Changes only in functions without `await`, except what has to be stored or hashed first.
+
+Invariants:
+
+1. At most one client is logged in to an account.
+2. A name that is an account's, or looks like it, is given only to the client that is logged in to
+   it; see `multichat.server.name_registry`.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from multichat.errors import InvalidRequest, NameAssigned, NameTaken
+from multichat.protocol.messages import Event, LoggedOut, Notice, Renamed
+from multichat.protocol.names import default_name, fold_name
+from multichat.server.accounts import Account, Accounts
+from multichat.server.client import Client
+from multichat.server.name_registry import NameRegistry
+from multichat.server.origin import Origin
+
+__all__ = ["Logins"]
+
+_ELSEWHERE = "somebody has logged in to your account elsewhere"
+_REMOVED = "the account was removed"
+
+
+class Logins:
+    """The logins of one server's clients.
+
+    *note_change* is called with each client whose name or login has changed, and its former name.
+    *start_soon* starts a task that outlives the call.
+    """
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        names: NameRegistry,
+        note_change: Callable[[Client, str], None],
+        start_soon: Callable[[Callable[[], Awaitable[None]]], None],
+    ) -> None:
+        self._accounts, self._names = accounts, names
+        self._note_change, self._start_soon = note_change, start_soon
+        self._clients: dict[str, Client] = {}  # by account
+
+    def account_of(self, client: Client) -> Account | None:
+        """Return the account to which *client* is logged in, if any."""
+        return self._accounts.find(client.account) if client.account else None
+
+    def proof_of(self, client: Client) -> str:
+        """Return what a session keeps of the login of *client*; see `Account.login`."""
+        account = self.account_of(client)
+        return "" if account is None else account.login
+
+    def log_in(self, client: Client, account: Account) -> None:
+        """Log *client* in, and give it the account's name, whoever has it.
+
+        Raises `NameAssigned` or `Banned`.
+        """
+        assigned = client.assigned_name
+        if assigned and fold_name(assigned) != account.key:
+            raise NameAssigned(assigned)
+        self._names.check_banned(account.name)
+        other = self._clients.get(account.key)
+        if other is not None and other is not client:
+            self.log_out(other, _ELSEWHERE)
+        for holder in self._names.holders(account.name):
+            if holder is not client:
+                old = self._unname(holder)
+                why = f"the name {account.name} is registered, and its owner has logged in"
+                self._tell(holder, Renamed(holder.number, old, holder.name), Notice(why))
+        self._put(client, account)
+        old = client.name
+        self._names.take(client, account.name)
+        self._note_change(client, old)
+
+    def _put(self, client: Client, account: Account) -> None:
+        self.forget(client)
+        client.account = account.key
+        self._clients[account.key] = client
+        client.log.line("STATE", f"Client {client.number} logged in as {account.name}")
+
+    def log_out(self, client: Client, reason: str = "") -> None:
+        """Log *client* out; with a *reason* it is told.
+
+        Raises `InvalidRequest` if it is not logged in.
+        """
+        if not client.account:
+            raise InvalidRequest("you are not logged in")
+        client.log.line("STATE", f"Client {client.number} logged out of {client.account}")
+        self.forget(client)
+        try:
+            self._accounts.check_name(client.name)
+        except NameTaken:
+            self._unname(client)
+        else:
+            self._note_change(client, client.name)
+        if reason:
+            self._tell(client, LoggedOut(client.name, reason))
+
+    def forget(self, client: Client) -> None:
+        """Note that *client* is not logged in any more, as when it has left."""
+        if self._clients.get(client.account) is client:
+            del self._clients[client.account]
+        client.account = ""
+
+    def resume(self, client: Client, login: str) -> None:
+        """Log *client* in as its session was, unless that login holds no longer."""
+        account = self._accounts.logged_in(login) if login else None
+        if account is not None and account.key not in self._clients:
+            self._put(client, account)
+
+    async def register(self, client: Client, passphrase: str, origin: Origin | None) -> Account:
+        """Make the name of *client* an account, and log it in; see `Accounts.register`."""
+        name = self._names.name_of(client)
+        if client.account:
+            raise InvalidRequest("you are logged in to an account: /logout first")
+        if not name:
+            raise InvalidRequest("you have no name yet: /name NAME")
+
+        def check() -> None:
+            if self._names.name_of(client) != name:  # it was taken, or the client has left
+                raise NameTaken(name)
+
+        account = await self._accounts.register(name, passphrase, origin, check)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self.log_in(client, account)
+        return account
+
+    async def change_passphrase(
+        self, client: Client, passphrase: str, origin: Origin | None
+    ) -> None:
+        """Change the passphrase of *client*'s account; see `Accounts.change`."""
+        account = self.account_of(client)
+        if account is None:
+            raise InvalidRequest("you are not logged in")
+        await self._accounts.change(account, passphrase, origin)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._note_change(client, client.name)
+
+    async def remove(self, name: str) -> Account | None:
+        """Remove the account *name*; see `Accounts.remove`."""
+        account = await self._accounts.remove(name)
+        if account is not None and (client := self._clients.get(account.key)) is not None:
+            self.log_out(client, _REMOVED)
+        return account
+
+    def _unname(self, client: Client) -> str:
+        """Take the name of *client* away, and return it."""
+        old = client.name
+        self._names.release(client, keep=False)
+        client.name = default_name(client.number)
+        self._note_change(client, old)
+        return old
+
+    def _tell(self, client: Client, *events: Event) -> None:
+        async def tell() -> None:  # waits while its send queue is full
+            await client.send(*events)
+
+        self._start_soon(tell)
