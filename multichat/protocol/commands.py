@@ -57,7 +57,7 @@ __all__ = [
 _MAX_HELP_CHARACTERS = 51
 
 # The help of a longer usage begins further right.
-_WIDEST_USAGE = 16
+_WIDEST_USAGE = 14
 
 # Enough of a mistyped command to recognize it; a 64 KiB "/aaaa…" need not come back whole.
 _SHOWN_CHARACTERS = 40

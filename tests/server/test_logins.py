@@ -507,7 +507,7 @@ async def test_no_passphrase_is_anywhere(tmp_path: Path) -> None:
     options = ("--log-level", "debug", "--log-file", str(log_file))
     async with serve(tmp_path, *journal(tmp_path), *options) as server:
         async with program(server, name="alice") as alice:
-            answers = [
+            answers: list[object] = [
                 await alice.ask("register", passphrase=right),
                 await alice.ask("login", name="alice", passphrase=wrong),
                 await alice.ask("passphrase", passphrase=changed),
