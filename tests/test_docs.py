@@ -15,6 +15,7 @@ import trio.testing
 
 import multichat
 from multichat import ServerConfig
+from multichat.server.config import AccountLimits
 from multichat.testing import ScriptedClient, memory_server
 
 from .support.documents import load
@@ -45,6 +46,7 @@ def wire_bytes(text: str) -> bytes:
 
 
 WIRE = blocks(ROOT / "docs" / "protocol.md", "wire")
+WITH_ACCOUNTS = blocks(ROOT / "docs" / "protocol.md", "wire accounts")
 WITH_PASSWORD = blocks(ROOT / "docs" / "protocol.md", "wire password")
 
 
@@ -58,9 +60,23 @@ async def test_the_example_with_a_password(autojump_clock: trio.testing.MockCloc
     await run_example(block, ServerConfig(password="swordfish"))
 
 
-async def run_example(block: str, config: ServerConfig) -> None:
+@pytest.mark.parametrize("number", range(len(WITH_ACCOUNTS)))
+async def test_the_examples_with_accounts(
+    number: int, thread_clock: trio.testing.MockClock
+) -> None:
+    accounts = AccountLimits(hash_kib=8, hash_passes=1)
+    await run_example(
+        WITH_ACCOUNTS[number],
+        ServerConfig(accounts=accounts, operators=("alice",) if number else ()),
+        account="alice correct horse" if number else "",
+    )
+
+
+async def run_example(block: str, config: ServerConfig, *, account: str = "") -> None:
     steps = [re.fullmatch(r"(\d)([<>|.]) ?(.*)", line) for line in block.splitlines()]
     async with memory_server(config) as network:
+        if account:
+            await network.server.admin.account(f"add {account}")
         clients = [await network.join(), await network.join()]
         received = [bytearray(), bytearray()]
         for step in steps:
