@@ -220,6 +220,16 @@ def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
         read_password_file(file)
 
 
+def test_a_ban_file_without_a_directory_is_refused(tmp_path: Path) -> None:
+    assert load_bans(tmp_path / "none") == []
+    with pytest.raises(FileNotFoundError):
+        load_bans(tmp_path / "none" / "none")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "none" / "none")
+    with pytest.raises(FileNotFoundError):
+        load_bans(link)
+
+
 def test_only_the_end_of_a_huge_input_history_is_read(tmp_path: Path) -> None:
     file = tmp_path / "history"
     file.touch()

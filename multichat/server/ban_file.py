@@ -20,13 +20,15 @@ _MODE = 0o600
 
 
 def load_bans(path: Path) -> list[Ban]:
-    """Return the bans in the file at *path*, which need not exist.
+    """Return the bans in the file at *path*, which need not exist, but its directory must.
 
     Raises `OSError`, or `InvalidBanFile`, which names the line.
     """
     try:
         return read_bans(read_file(path, max_bytes=_MAX_BYTES), str(path))
     except FileNotFoundError:
+        if not path.resolve().parent.is_dir():  # no ban could be saved
+            raise
         return []
 
 

@@ -1,7 +1,7 @@
 """The settings and timeouts of a server: defaults, with the reason for each.  Pure."""
 
 import enum
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
@@ -88,6 +88,39 @@ class Registration(enum.Enum):
     CLOSED = "closed"  # the operator, at the console or on the command line
 
 
+def _expected(value: Any, default: Any) -> str:
+    """Return what *value* should be, if it is of another kind than *default*; else ""."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    match default:
+        case bool():
+            return "" if isinstance(value, bool) else "True or False"
+        case enum.Enum():
+            members = ", ".join(map(str, type(default)))
+            return "" if isinstance(value, type(default)) else f"one of {members}"
+        case int():
+            return "" if is_number and isinstance(value, int) else "an integer"
+        case float():
+            return "" if is_number else "a number"
+        case tuple():
+            is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
+            return "" if is_sequence else "a tuple"
+    return "" if default is None or isinstance(value, type(default)) else type(default).__name__
+
+
+def _check_kind(name: str, value: Any, default: Any) -> None:
+    if expected := _expected(value, default):
+        raise ValueError(f"{name} must be {expected}")
+
+
+def _check_bounds(limits: Any, *, at_least: int) -> None:
+    for each in fields(limits):
+        value = getattr(limits, each.name)
+        _check_kind(each.name, value, each.default)
+        if not value >= at_least:  # also refuses NaN
+            bound = f"at least {at_least}" if at_least else "0 or more"
+            raise ValueError(f"{each.name} must be {bound}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerTimeouts:
     """Timeouts that an operator need not choose, in seconds.
@@ -116,14 +149,12 @@ class ServerTimeouts:
     session: float = 24 * 3600.0
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            if not getattr(self, each.name) >= 0:  # also refuses NaN
-                raise ValueError(f"{each.name} must be 0 or more")
+        _check_bounds(self, at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplayLimits:
-    """Sizes of replays to clients that are behind."""
+    """Sizes of replays to clients that are behind; raises `ValueError` for one below 1."""
 
     # Bytes that a replay keeps in a send queue at most, so that answers and private messages fit in
     # beside it.
@@ -137,10 +168,16 @@ class ReplayLimits:
     # number, and has at most half the size of a batch before it is encoded.
     page_messages: int = 500
 
+    def __post_init__(self) -> None:
+        _check_bounds(self, at_least=1)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AccountLimits:
-    """How many accounts there may be, and what a passphrase costs whoever guesses it."""
+    """How many accounts there may be, and what a passphrase costs whoever guesses it.
+
+    Raises `ValueError` for a negative value.
+    """
 
     # Accounts in all: they are in memory, with 0.5 KiB each.
     max_accounts: int = 10_000
@@ -151,6 +188,9 @@ class AccountLimits:
     # argon2id as OWASP recommends it: 30 ms of one processor and 19 MiB for each login.
     hash_kib: int = 19 * 1024
     hash_passes: int = 2
+
+    def __post_init__(self) -> None:
+        _check_bounds(self, at_least=0)
 
 
 # An eighth of the memory: besides its queues and buffers, an idle connection takes 11 KiB, and one
@@ -171,7 +211,7 @@ _MIB = 1024 * 1024
 class Setting:
     """What is known of a field of `ServerConfig`: its bounds, and the option that sets it.
 
-    A value must be *at_least* a number, or *positive*; None is always allowed.  With *help* there
+    A value must be *at_least* a number, or *positive*.  With *help* there
     is an option, whose value is multiplied by *unit* and is at least *option_at_least*;
     *shown_default* describes the default where the value itself does not.
     """
@@ -423,7 +463,11 @@ class ServerConfig:
     def __post_init__(self) -> None:
         for each in fields(self):
             setting, value = each.metadata.get("setting"), getattr(self, each.name)
-            if setting is None or value is None:
+            if value is None and (each.default is None or each.name == "log_rate"):
+                continue
+            is_number = setting is not None and each.default is None
+            _check_kind(each.name, value, 0.0 if is_number else each.default)
+            if setting is None:
                 continue
             # Written so that NaN is refused, too.
             if setting.positive and not value > 0:

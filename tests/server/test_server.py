@@ -1,11 +1,13 @@
 """The server: its nursery tree, limits, public methods, and shutdown."""
 
+import dataclasses
 import errno
 import json
 import math
 import socket
 import struct
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -27,6 +29,7 @@ from multichat.journal.memory import MemoryJournal
 from multichat.net.fair_share import Shares
 from multichat.net.listeners import FairListener
 from multichat.net.turns import Meter, Turns
+from multichat.server.config import AccountLimits, ReplayLimits, ServerTimeouts
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from tests.support.log import LogRecorder
 from tests.support.processes import LOOPBACK, WAIT_SECONDS, listening
@@ -191,12 +194,31 @@ async def test_rejecting_a_client_that_does_not_read_delays_nobody(
         {"max_clients": 0},
         {"slow_timeout_seconds": -1.0},
         {"grace_seconds": float("nan")},
+        {"slow": "drop"},
+        {"registration": "closed"},
+        {"announce": "no"},
+        {"max_clients": "10"},
+        {"max_clients": None},
+        {"max_rooms": True},
+        {"rate": "fast"},
+        {"operators": "alice"},
+        {"filters": print},
+        {"accounts": 10},
+        {"max_clients": 1.5},
     ],
 )
-def test_an_invalid_configuration_is_an_error(values: dict[str, float]) -> None:
+def test_an_invalid_configuration_is_an_error(values: dict[str, object]) -> None:
     [name] = values
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=f"^{name} must be "):
         ServerConfig(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [ServerTimeouts, ReplayLimits, AccountLimits])
+@pytest.mark.parametrize("value", [-1, "5", None, True, float("nan")])
+def test_an_invalid_limit_is_an_error(kind: type[Any], value: object) -> None:
+    for each in dataclasses.fields(kind):
+        with pytest.raises(ValueError, match=f"^{each.name} must be "):
+            kind(**{each.name: value})
 
 
 # --- Shutdown --------------------------------------------------------------------------------
