@@ -116,6 +116,8 @@ def test_the_input_history_is_bounded_in_bytes(tmp_path: Path) -> None:
         ("/lgoin alice correct horse", False),
         ("/passphrase correct horse", False),
         ("/pasphrase correct horse", False),
+        ("/account add alice correct horse", False),
+        (" /account add alice correct horse", False),
         ("//register now", True),
         ("/logout", True),
         ("/list", True),
