@@ -527,7 +527,7 @@ async def test_no_passphrase_is_anywhere(tmp_path: Path) -> None:
             )
             await text.send(*commands, f" /login alice {wrong}", f"/passphrase {short}", "/quit")
             answers += await text.rest()
-        seen = subprocess.run(["ps", "-ef"], capture_output=True, text=True).stdout
+        seen = subprocess.run(["ps", "-efww"], capture_output=True, text=True).stdout
         assert "serve" in seen
         server.signal(signal.SIGTERM)
         await server.wait()
