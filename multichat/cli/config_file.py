@@ -174,31 +174,39 @@ def _read(path: Path, table: object, kind: type[Any], where: str) -> Any:
             return path.parent / Path(value).expanduser()
         raise ValueError("expected a path")
 
+    if isinstance(table, dict):
+        for key, value in table.items():
+            if key not in kind.__struct_encode_fields__:
+                shown = ".".join(filter(None, (where, key)))
+                raise InvalidSettings(path, shown, _no_such_setting(kind, key, value))
     try:
         return msgspec.convert(table, kind, dec_hook=to_path)
     except msgspec.ValidationError as error:
-        reason, _, at = str(error).partition(" - at `$")
-        key = at.rstrip("`").lstrip(".")
-        if "unknown field" in reason:
-            unknown = reason.split("`")[1]
-            key, reason = f"{key}.{unknown}".lstrip("."), _no_such_setting(kind, unknown, table)
-        elif reason.startswith("Invalid enum value"):
+        # The keys are ours; only the reason may quote a value, which comes before the last ` - at`.
+        reason, at, key = str(error).rpartition(" - at `$.")
+        key = key.rstrip("`")
+        if not at:  # not a table
+            reason, key = str(error), ""
+        reason = reason[:1].lower() + reason[1:]
+        if reason.startswith("invalid enum value"):
             reason += f": expected one of {_choices(kind, key)}"
-        shown = ".".join(filter(None, (where, key)))
-        raise InvalidSettings(path, shown, _lowered(reason)) from None
+        else:
+            reason = reason.replace("`", "").replace(" | null", "")
+        raise InvalidSettings(path, ".".join(filter(None, (where, key))), reason) from None
     except (RuntimeError, OSError) as error:  # ~name of an unknown user
         raise InvalidSettings(path, where, str(error)) from None
 
 
-def _no_such_setting(kind: type[Any], unknown: str, table: Any) -> str:
-    """Return the answer to the key *unknown* in *table*, with the key that was perhaps meant."""
+def _no_such_setting(kind: type[Any], unknown: str, value: object) -> str:
+    """Return the answer to the key *unknown* with *value*, with the key that was perhaps meant."""
     from difflib import get_close_matches
 
-    is_table = isinstance(table[unknown], dict)
-    known = ["servers"] if is_table and kind is Preferences else kind.__struct_encode_fields__
-    [similar] = get_close_matches(unknown, known, 1) or [""]
-    if similar and is_table:
-        similar = f"[servers.{next(iter(table[unknown]), 'NAME')}]"
+    if kind is Preferences and isinstance(value, dict):
+        tables = (name for name, table in value.items() if isinstance(table, dict))
+        known = {"servers": f"[servers.{next(tables, 'NAME')}]"}
+    else:
+        known = {key: key for key in kind.__struct_encode_fields__}
+    similar = "".join(known[key] for key in get_close_matches(unknown, known, 1))
     return "there is no such setting" + (f"; did you mean {similar}?" if similar else "")
 
 
@@ -207,7 +215,3 @@ def _choices(kind: type[Any], key: str) -> str:
     hints = get_args(get_type_hints(kind)[key.replace("-", "_")])
     [names] = [list(each) for each in hints if isinstance(each, type) and issubclass(each, Enum)]
     return ", ".join(str(each.value) for each in names)
-
-
-def _lowered(reason: str) -> str:
-    return reason[:1].lower() + reason[1:].replace("`", "").replace(" | null", "")
