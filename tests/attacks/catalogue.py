@@ -98,7 +98,7 @@ ATTACKS = (
     ),
     _attack("logins", ("logins", "attic")),
     _attack("200-logins-a-second", ("200-logins-a-second", "attic")),
-    _attack("right-logins", ("right-logins", "attic"), options="--journal {folder}/journal"),
+    _attack("right-logins", ("right-logins", "attic")),
     _attack("who-of-800", ("who", "attic"), crowd="800-members"),
     _attack("rooms-of-800", ("rooms", "attic"), crowd="800-rooms"),
 )
