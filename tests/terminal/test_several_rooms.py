@@ -193,7 +193,7 @@ async def test_the_newest_200_messages_of_a_room_are_kept(
         await connect_alice(terminal, server)
         await join(terminal, "kitchen")
         await terminal.press("t", "M-1")
-        await terminal.wait_for("t", "alice in lobby")
+        await terminal.wait_for("t", "alice in lobby · 1 here · lobby · kitchen")
         await bob.send(*(f"message {number}" for number in range(250)))
         await terminal.wait_for("t", "kitchen 250")
         await terminal.press("t", "M-2")
