@@ -61,6 +61,7 @@ ALLOWED = {
     "contextlib",
     "dataclasses",
     "datetime",
+    "difflib",
     "enum",
     "functools",
     "heapq",

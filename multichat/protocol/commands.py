@@ -62,6 +62,12 @@ _WIDEST_USAGE = 14
 # Enough of a mistyped command to recognize it; a 64 KiB "/aaaa…" need not come back whole.
 _SHOWN_CHARACTERS = 40
 
+# Finds `/who` for `/whi` and `/join` for `/jion`, but nothing for `/usr`.
+_MIN_RESEMBLANCE = 0.75
+
+# With its slash; any short word resembles a shorter command.
+_MIN_SUGGESTED = 4
+
 # No client has a longer number.
 _MAX_NUMBER_DIGITS = 15
 
@@ -113,6 +119,11 @@ class CommandTable:
         self._commands = commands
         self._by_name = {name: each for each in commands for name in (each.name, *each.aliases)}
         self.names = frozenset((*self._by_name, *self.unavailable))
+        self._suggested = [
+            name
+            for name, each in self._by_name.items()
+            if (each.help or each.for_operators) and len(name) >= _MIN_SUGGESTED
+        ]
 
     def __iter__(self) -> Iterator[Command]:
         return iter(self._commands)
@@ -141,6 +152,15 @@ class CommandTable:
             return None
         pattern = re.compile("/" + "".join(re.escape(c) if c.isascii() else "." for c in plain))
         return next(filter(pattern.fullmatch, self._by_name), None)
+
+    def closest(self, name: str) -> str | None:
+        """Return the command that *name* was perhaps meant to be, if it resembles only one."""
+        if len(name) > _SHOWN_CHARACTERS:
+            return None
+        from difflib import get_close_matches  # rarely needed
+
+        found = get_close_matches(name.lower(), self._suggested, 2, _MIN_RESEMBLANCE)
+        return found[0] if len(found) == 1 else None
 
     def help_lines(self, *, local: bool = False) -> list[str]:
         """Return a help line for each command that the server runs, or for each client-only one."""
@@ -287,7 +307,7 @@ def unknown_command(name: str, rest: str, table: CommandTable = COMMANDS) -> str
     """Return the answer to the command *name*, which is not in *table*, followed by *rest*."""
     if name.lower() in table.unavailable:
         return table.unavailable[name.lower()]
-    similar = table.similar(name, rest)
+    similar = table.similar(name, rest) or table.closest(name)
     hint = "/help lists them" if similar is None else f"did you mean {similar}?"
     return (
         f"unknown command {shortened(name)}; {hint}; "

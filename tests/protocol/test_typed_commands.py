@@ -537,6 +537,14 @@ def test_commands_of_other_chats_are_answered_with_the_alternative(name: str) ->
         ("/\uff4dsg bob x", "unknown command /\uff4dsg; did you mean /msg?; start with //"),
         ("/ hello", "unknown command /; /help lists them"),
         ("/\u043a\u0442\u043e", "unknown command /\u043a\u0442\u043e; /help lists them"),
+        ("/hlep", "unknown command /hlep; did you mean /help?; start with //"),
+        ("/JION kitchen", "unknown command /JION; did you mean /join?; start with //"),
+        ("/leav", "unknown command /leav; did you mean /leave?; start with //"),
+        ("/knick bob", "unknown command /knick; /help lists them"),  # /kick or /nick
+        ("/usr/bin/ld", "unknown command /usr/bin/ld; /help lists them"),
+        ("/dance", "unknown command /dance; /help lists them"),
+        ("/js", "unknown command /js; /help lists them"),
+        (f"/{'help' * 20}", "unknown command /helphelphelp"),
     ],
 )
 def test_an_unknown_command_is_answered_with_a_suggestion(line: str, answer: str) -> None:

@@ -112,7 +112,7 @@ async def test_commands_are_answered_in_turn_to_their_client_alone() -> None:
         ]
         assert await b.lines(2) == ["[Client 1] one", "[Client 1] /usr is full"]
         await a.send("/help")
-        assert "[Server] /quit            leave the chat" in await a.lines(
+        assert "[Server] /quit          leave the chat" in await a.lines(
             encoded_help(TEXT).count(b"\n")
         )
 
