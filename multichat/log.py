@@ -70,9 +70,13 @@ class Lines:
         tail = f"\n{start}{self.after}\n".encode() if self.after else b"\n"
         return b"".join((head, self.text.encode().replace(b"\n", tail + head), tail))
 
+    def __str__(self) -> str:
+        """Return the lines, for a filter or handler that asks a record for its message."""
+        return self.encode("")
+
     def split(self) -> list[str]:
         """Return the lines."""
-        return self.encode("").split("\n")
+        return str(self).split("\n")
 
 
 class Log:

@@ -64,7 +64,9 @@ def write_output(fd: int, data: bytes) -> None:
 
 
 async def watch_output(fd: int) -> None:
-    """Raise `OutputLost` when the reader of the pipe *fd* has closed it, even while it is idle.
+    """Raise `OutputLost` when the reader of *fd* has closed it, even while *fd* is idle.
+
+    For pipes and Unix sockets only: a TCP socket does not report that its reader has closed.
 
     Sleeps in a thread, which is abandoned on cancellation and does not keep the process alive.
     Waits for ever if *fd* is no pipe or socket, and on Windows: there, only writing fails.

@@ -89,6 +89,23 @@ def test_other_handlers_get_one_record_for_each_line(caplog: pytest.LogCaptureFi
     assert all(type(each.msg) is str for each in caplog.records)
 
 
+def test_a_filter_gets_the_lines_as_the_message_of_a_record(tmp_path: Path) -> None:
+    messages: list[str] = []
+
+    def take(record: logging.LogRecord) -> bool:
+        messages.extend(record.getMessage().split("\n"))
+        return True
+
+    logger = logging.getLogger("multichat.server")
+    with open_file_log(tmp_path / "log"):
+        logger.addFilter(take)
+        try:
+            lines = write_batches()
+        finally:
+            logger.removeFilter(take)
+    assert messages == lines
+
+
 def test_a_log_writer_beside_another_handler_writes_the_same_lines(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:

@@ -114,6 +114,7 @@ class Link:
         self.connected = True
         self.retry: Retry | None = None
         self._retryable_goodbye: Goodbye | None = None
+        self._retried: Refused | None = None  # why the last connection is tried again
         self._connected_at = 0.0
         self._backoff = backoff(self._timeouts)
         self._down_reason = ""  # why there is no connection
@@ -222,6 +223,7 @@ class Link:
     async def _reconnect(self) -> bool:
         """Dial until there is a new connection; return False if that is no longer possible."""
         goodbye, self._retryable_goodbye = self._retryable_goodbye, None
+        self._retried = None if goodbye is None else self.refused(goodbye)
         reason = self.connection.lost().reason if goodbye is None else goodbye.reason
         if self.connected and trio.current_time() >= self._connected_at + _STEADY_SECONDS:
             self._backoff = backoff(self._timeouts)
@@ -238,7 +240,7 @@ class Link:
             try:
                 stream = await self._redial()  # type: ignore[misc]  # `can_reconnect` says so
             except ConnectFailed as error:
-                reason = error.reason
+                reason, self._retried = error.reason, None
                 if error.lasting:
                     self.failure = error
                 seconds = next(self._backoff)
@@ -468,7 +470,7 @@ class Link:
         with trio.move_on_after(timeouts.wait + timeouts.answer if self._wait else math.inf):
             await self.changed.wait_for(lambda: self._begun or self.failure or self._ended)
         if not self._begun:
-            raise self.failure or self.lost()
+            raise self.failure or self._retried or self.lost()
 
     async def finish(self, end_line: str = TEXT.encode_request(Quit())) -> None:
         """Wait until everything is acknowledged, send EOF, and wait for the server's EOF.

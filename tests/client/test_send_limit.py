@@ -12,7 +12,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from multichat import ClientTimeouts, ConnectionLost
+from multichat import ClientTimeouts, ConnectFailed, ConnectionLost, Refused
 from multichat.cli.log_client import LogClient
 from multichat.cli.send import send
 from multichat.client.connect import Endpoint
@@ -202,6 +202,29 @@ async def test_waiting_for_a_server_that_hangs_up_ends_in_time(autojump_clock: M
     with pytest.raises(ConnectionLost):
         async with open_line_chat(await dial(), redial=dial, wait=True, timeouts=timeouts):
             pytest.fail("nobody has answered")
+    assert trio.current_time() == pytest.approx(SECONDS + 1)
+
+
+@pytest.mark.parametrize(("becomes", "kind"), [("full", Refused), ("down", ConnectionLost)])
+async def test_waiting_for_a_full_server_ends_with_its_reason(
+    becomes: str, kind: type[Exception], autojump_clock: MockClock
+) -> None:
+    """Only if it is still full, and not down meanwhile."""
+
+    async def dial() -> trio.abc.Stream:
+        if becomes == "down" and trio.current_time() > SECONDS / 2:
+            raise ConnectFailed("x", 1, "connection refused")
+        ours, theirs = trio.testing.memory_stream_pair()
+        await theirs.send_all(b"[Server] goodbye: the server is full (limit: 1)\n")
+        await theirs.send_eof()
+        return ours
+
+    timeouts = ClientTimeouts(wait=SECONDS, answer=1.0)
+    with pytest.raises(kind) as caught:
+        async with open_line_chat(await dial(), redial=dial, wait=True, timeouts=timeouts):
+            pytest.fail("nobody is admitted")
+    if isinstance(caught.value, Refused):
+        assert (caught.value.code, str(caught.value)) == ("full", "the server is full (limit: 1)")
     assert trio.current_time() == pytest.approx(SECONDS + 1)
 
 
