@@ -172,11 +172,11 @@ async def open_chat(
 
     Requests JSON, a *name* and a *room*; the block begins when the server has answered.  The chat
     is in *rooms*, too, with *room* or else the last of them as the current one.  With *login* it
-    logs in to an account and has the name of that.  If the server answers in text, the chat uses
-    the text protocol, without name, rooms and account; if it does not
-    answer within `ClientTimeouts.answer` seconds, raises `NoJson`.  With *plain*, the chat uses the
-    text protocol from the start and sends no hello.  The *password* is sent only to a server that
-    requires one.  In JSON the last *replay* messages of each room are the first events.
+    logs in to an account, and without *name* has the name of that.  If the server answers in text,
+    the chat uses the text protocol, without name, rooms and account; if it does not answer within
+    `ClientTimeouts.answer` seconds, raises `NoJson`.  With *plain*, the chat uses the text protocol
+    from the start and sends no hello.  The *password* is sent only to a server that requires one.
+    In JSON the last *replay* messages of each room are the first events.
 
     Raises `Refused` if the server does not admit us (it is full, we are banned, the required
     password is missing or wrong, …), or refuses the name, a room or the login; `NotPrivate` for a

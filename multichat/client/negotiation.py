@@ -58,8 +58,8 @@ def make_hello(
 ) -> Hello:
     """Return a hello that asks for these, which may hold any text.
 
-    *room* is the current room, *rooms* are those to be in besides.  A login takes the name of its
-    account, so that no other *name* is asked for.
+    *room* is the current room, *rooms* are those to be in besides.  With *login* and without *name*
+    the name is that of the account.
     """
     room = None if room is None else room_of(clean(room))
     others = [room_of(clean(each)) for each in rooms]
@@ -69,7 +69,7 @@ def make_hello(
     starts = {each: Start(replay=replay) for each in (*others, *filter(None, [room]))}
     return Hello(
         PROTOCOL,
-        None if name is None or login is not None else clean(name),
+        None if name is None else clean(name),
         room,
         replay=replay,
         rooms=starts,

@@ -14,7 +14,7 @@ class ChatOptions:
     """The options of a chat; see `multichat.client.connect.open_chat`.
 
     The chat is in *room* and, besides, in *rooms*; without *room* the last of *rooms* is the
-    current one.  With *login* no *name* is asked for: it is that of the account.  Without
+    current one.  With *login* and without *name* the name is that of the account.  Without
     *reconnect* a lost connection ends the chat, even if there is a way to dial again.  If the
     *name* is not required and the server refuses it, the chat begins without it.  Raises
     `LocalProtocolError` for a negative *replay*.

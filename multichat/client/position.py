@@ -118,7 +118,7 @@ class Position:
     def hello(self, entering: dict[str, Start] | None = None) -> Hello:
         """Return the hello that resumes from here, or begins a session if the server has none.
 
-        It also enters the rooms *entering*.  A login takes the name of the account.
+        It also enters the rooms *entering*.
         """
         starts = {room: place.start() for room, place in self._places.items()}
         current = starts.pop(self.room)
@@ -127,7 +127,7 @@ class Position:
         }
         return Hello(
             PROTOCOL,
-            None if self.is_unnamed or self.login is not None else self.name,
+            None if self.is_unnamed else self.name,
             self.room,
             self.session,
             current.since,

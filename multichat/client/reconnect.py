@@ -322,7 +322,8 @@ class Link:
         )
         if self._password is not None or not negotiation.plain:
             self.check_admitted()
-        if refusals and (self._name_required or self._refused_rooms()):
+        is_logged_in = negotiation.hello.login is None or bool(self.session.position.account)
+        if refusals and (self._name_required or self._refused_rooms() or not is_logged_in):
             raise Refused(refusals[0].code, refusals[0].text)
         self.name_refusal = refusals[0] if refusals else None
         admitted = negotiation.settled and not (

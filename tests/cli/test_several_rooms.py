@@ -1,0 +1,138 @@
+"""Clients in several rooms and with accounts, end to end."""
+
+import random
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+import multichat
+from multichat import Chat, ClientTimeouts, Said
+from tests.support.processes import LOOPBACK, MULTICHAT, Command, connect, serve
+
+pytestmark = pytest.mark.process
+
+ROOMS = "lobby", "den", "ops"
+KILLS = 3
+MESSAGES = 60
+PASSPHRASE = "correct horse battery"
+
+# The attempts of many tests at once should not wait for long.
+TIMEOUTS = ClientTimeouts(longest_retry=0.5)
+
+
+async def test_a_client_gets_each_message_of_each_room_once_however_often_the_server_is_killed(
+    port: int, tmp_path: Path
+) -> None:
+    dice = random.Random(1)
+    journal = "--journal", str(tmp_path / "chat.db")
+    heard: dict[str, list[int]] = {room: [] for room in ROOMS}
+    said: dict[str, list[int]] = {room: [] for room in ROOMS}
+    spoken = trio.Event()
+
+    async def speak(alice: Chat) -> None:
+        for number in range(MESSAGES):
+            room = dice.choice(ROOMS)
+            await alice.say(str(number), room=room)
+            said[room].append(number)
+            await trio.sleep(0.02)
+        spoken.set()
+
+    async def hear(bob: Chat) -> None:
+        async for event in bob:
+            if isinstance(event, Said):
+                heard[event.room].append(int(event.text))
+
+    async def discard(alice: Chat) -> None:
+        while await alice.receive():
+            pass
+
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(_serve, tmp_path, port, journal)
+        come = partial(multichat.connect, LOOPBACK, port, timeouts=TIMEOUTS, rooms=ROOMS)
+        async with (
+            come(name="alice") as alice,
+            come(name="bob") as bob,
+        ):
+            nursery.start_soon(speak, alice)
+            nursery.start_soon(discard, alice)
+            nursery.start_soon(hear, bob)
+            for _ in range(KILLS):
+                await trio.sleep(0.4)
+                server.process.kill()
+                await server.wait()
+                server = await nursery.start(_serve, tmp_path, port, journal)
+            with trio.fail_after(60):
+                await spoken.wait()
+                while sum(map(len, heard.values())) < MESSAGES:
+                    await trio.sleep(0.05)
+            await trio.sleep(0.2)  # by then, duplicates would have come
+            nursery.cancel_scope.cancel(reason="everything was heard")
+    assert heard == said
+
+
+async def _serve(
+    folder: Path, port: int, journal: tuple[str, str], task_status: trio.TaskStatus[Command]
+) -> None:
+    async with serve(folder, *journal, port=port) as server:
+        task_status.started(server)
+        await trio.sleep_forever()
+
+
+async def test_a_log_names_the_room_of_each_message_if_there_are_several(tmp_path: Path) -> None:
+    async with (
+        serve(tmp_path) as server,
+        connect(tmp_path, server, "--room", "den", "--room", "ops", "--name", "alice") as alice,
+        connect(tmp_path, server, "--room", "den") as bob,
+    ):
+        await alice.wait_for("in ops")
+        await bob.wait_for("in den")
+        await bob.type("hello\n")
+        await alice.wait_for(r"[RX] den: [Client")
+        await alice.type("/join den\nhi\n/leave\nto the others\n/leave den\n")
+        await bob.wait_for("[RX] [alice] hi")
+        await alice.wait_for("you have left den")
+        await server.wait_for("[alice] to the others")
+        assert "to the others" not in bob.out
+        alice.signal(signal.SIGINT)
+        assert await alice.wait() == 0
+
+
+async def test_a_passphrase_goes_nowhere_but_to_its_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "passphrase"
+    secret.write_text(f"{PASSPHRASE}\n")
+    async with serve(tmp_path) as server:
+        argv = MULTICHAT, "connect", "--login", "alice", "192.0.2.1"
+        async with Command(tmp_path, *argv, "--passphrase-file", str(secret)) as beyond:
+            assert await beyond.wait() == 1
+            assert beyond.err == (
+                "multichat: passphrases are not sent to 192.0.2.1:9000 in plain text, where "
+                "others can read them: use TLS (--tls)\n"
+            )
+        async with connect(tmp_path, server, "--name", "alice") as client:
+            await client.type(f"/register {PASSPHRASE}\n")
+            await client.wait_for("you are logged in as alice")
+            assert PASSPHRASE not in client.out
+            client.signal(signal.SIGINT)
+            assert await client.wait() == 0
+        async with connect(tmp_path, server, "--login", "alice") as client:
+            assert await client.wait() == 2
+            assert client.err == (
+                "multichat: the passphrase of alice is missing: --passphrase-file or "
+                "MULTICHAT_PASSPHRASE\n"
+            )
+        monkeypatch.setenv("MULTICHAT_PASSPHRASE", "something else")
+        async with connect(tmp_path, server, "--login", "alice") as client:
+            assert await client.wait() == 1
+            assert "wrong" in client.err
+            assert client.err.count("\n") == 1
+        option = "--passphrase-file", str(secret)
+        async with connect(tmp_path, server, "--login", "alice", *option) as client:
+            await client.wait_for("you are alice in lobby")
+            client.signal(signal.SIGINT)
+            assert await client.wait() == 0
+        assert PASSPHRASE not in server.out + server.err
