@@ -219,7 +219,7 @@ async def _talk(tmux: Tmux, bob: multichat.Chat, carol: multichat.Chat, port: in
         await say(dave, "I am in. \x1b[31mRed\x1b[0m, <b>bold</b> & friends are just text here.")
     tmux.wait_for("alice", "dave left")
     tmux.type("alice", "/msg dave see you there")
-    tmux.wait_for("alice", "nobody here is called dave")
+    tmux.wait_for("alice", "nobody here is called 'dave'")
     tmux.run("send-keys", "-t", "alice", "-l", "And car")
     tmux.run("send-keys", "-t", "alice", "Tab")
     tmux.wait_for("alice", "> And carol")

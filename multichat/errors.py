@@ -283,7 +283,7 @@ class NameAssigned(RemoteProtocolError):
     code = "name-assigned"
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"your name on this server is {name}")
+        super().__init__(f"your name on this server is '{name}'")
         self.name = name
 
 
@@ -312,7 +312,7 @@ class NobodyThere(RemoteProtocolError):
         if isinstance(to, str):
             room = to[:40].lstrip("#")
             hint = f"; to talk in a room, first type /join {room}" if to.startswith("#") else ""
-            super().__init__(f"nobody here is called {to[:40]}{hint}")
+            super().__init__(f"nobody here is called '{to[:40]}'{hint}")
         else:
             super().__init__(f"there is no client {to}")
         self.to = to

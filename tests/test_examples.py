@@ -387,7 +387,7 @@ async def test_a_greeter_in_the_server_welcomes_clients_that_join(tmp_path: Path
             while answer != "[Server] pong":  # the server does not wait for bots
                 await early.send("/msg greeter hello", "/ping")
                 answer = await early.line()
-                if answer == "[Server] nobody here is called greeter":
+                if answer == "[Server] nobody here is called 'greeter'":
                     assert await early.line() == "[Server] pong"
             async with person(port) as late:  # unnamed, because it may miss the welcome
                 while await late.line() != "[greeter] welcome, Client 3!":

@@ -176,7 +176,7 @@ def parse_person_name(name: str) -> str:
     """Return the name of a person as it is stored; raises `InvalidName`."""
     name = parse_name(name)
     if meaning := _mistaken_for(name):
-        raise InvalidName(f"{name} is not allowed: it can be mistaken for {meaning}")
+        raise InvalidName(f"the name '{name}' is not allowed: it can be mistaken for {meaning}")
     return name
 
 

@@ -276,7 +276,7 @@ async def test_a_line_that_is_read_after_a_join_was_refused_is_not_said_elsewher
 
 async def test_a_private_message_to_nobody_is_an_error(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, connect(tmp_path, server) as one:
-        error = "nobody here is called bob; 1 line was not accepted, the first is line 2"
+        error = "nobody here is called 'bob'; 1 line was not accepted, the first is line 2"
         await fails(one, "hello\n/msg bob psst\n", error)
 
 

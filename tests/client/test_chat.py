@@ -150,7 +150,7 @@ async def test_a_refusal_is_raised(autojump_clock: MockClock) -> None:
         with pytest.raises(Refused, match="the name 'BOB' is taken") as refused:
             await a.rename("BOB")
         assert refused.value.code == "name-taken"
-        with pytest.raises(Refused, match="nobody here is called carol"):
+        with pytest.raises(Refused, match="nobody here is called 'carol'"):
             await a.direct("carol", "hello?")
         with pytest.raises(Refused, match="consists of letters"):
             await a.join("no such room")

@@ -139,7 +139,10 @@ def test_names_like_the_server_an_operator_or_an_argument_are_refused(name: str)
 def test_the_error_says_what_a_name_can_be_mistaken_for(name: str, taken_for: str) -> None:
     with pytest.raises(InvalidName) as refused:
         parse_person_name(name)
-    assert str(refused.value) == f"{name} is not allowed: it can be mistaken for {taken_for}"
+    assert (
+        str(refused.value)
+        == f"the name '{name}' is not allowed: it can be mistaken for {taken_for}"
+    )
 
 
 @pytest.mark.parametrize("name", ["server", "admin", "all", "2024", "v1.2", "10m", "127.1", "7"])

@@ -627,7 +627,7 @@ async def test_habits_of_irc_do_what_people_mean() -> None:
         await b.send("/msg #lobby hi", "/join bad room")
         answers = await b.lines(2)
         assert answers[0] == (
-            "[Server] nobody here is called #lobby; to talk in a room, first type /join lobby"
+            "[Server] nobody here is called '#lobby'; to talk in a room, first type /join lobby"
         )
         assert answers[1].startswith("[Server] a room's name consists of")
         await b.send("/part", "/topic", "/exit")

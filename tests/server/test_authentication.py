@@ -64,7 +64,7 @@ async def test_a_password_decides_under_which_name_a_client_is_admitted() -> Non
         await client.send("/auth b-token", "hello", "/name mallory", "/name BOB")
         assert await client.lines(3) == [
             "[Server] password accepted",
-            "[Server] your name on this server is bob",
+            "[Server] your name on this server is 'bob'",
             "[Server] bob is now BOB",
         ]
         assert alice.welcome is not None

@@ -114,7 +114,7 @@ async def test_a_name_that_looks_like_one_in_use_is_refused() -> None:
             assert await b.line() == f"[Server] the name '{name}'{looks} is taken"
         await b.send("/msg ALICE hello", "/msg аӏісе hello")
         assert await a.line() == "[Client 2 → you] hello"
-        assert await b.line() == "[Server] nobody here is called аӏісе"
+        assert await b.line() == "[Server] nobody here is called 'аӏісе'"
         await a.send("/name carol")  # which frees the name and its lookalikes
         assert await a.line() == "[Server] alice is now carol"
         await b.send("/name аӏісе")

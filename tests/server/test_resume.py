@@ -575,9 +575,15 @@ async def test_a_reserved_name_is_available_to_clients_of_the_same_address(
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("Server-admin", "Server-admin is not allowed: it can be mistaken for the server"),
+        (
+            "Server-admin",
+            "the name 'Server-admin' is not allowed: it can be mistaken for the server",
+        ),
         ("花子Ζωή", "a name has letters of one script"),
-        ("127.0.0.1", "127.0.0.1 is not allowed: it can be mistaken for a number or an address"),
+        (
+            "127.0.0.1",
+            "the name '127.0.0.1' is not allowed: it can be mistaken for a number or an address",
+        ),
         ("x" * 1000, "a name has at most 32 characters"),
         ("\x1b[2J", "a name consists of letters"),
     ],

@@ -359,9 +359,12 @@ async def test_a_lookalike_of_a_banned_name_is_banned(desk: Desk) -> None:
         ("/ban bob 2nd time", "2nd is not a duration; examples: 90s, 10m, 2h, 1d, forever"),
         (
             "/ban 10m",
-            "10m is not allowed: it can be mistaken for a number, an address or a time",
+            "the name '10m' is not allowed: it can be mistaken for a number, an address or a time",
         ),
-        ("/ban Client", "Client is not allowed: it can be mistaken for a client without a name"),
+        (
+            "/ban Client",
+            "the name 'Client' is not allowed: it can be mistaken for a client without a name",
+        ),
         ("/ban name аlice", MIXED),
         ("/ban bob\x1b", "bob␛ is not an address, network or name"),
         ("/unban 7", "7 is the number of a client, not a name"),
