@@ -149,11 +149,11 @@ class Negotiation:
 
     @property
     def may_be_refused(self) -> bool:
-        """Whether the welcome has another name or room than the hello, and nothing says why yet.
+        """Whether the welcome has another name or room than the hello, and not all errors came.
 
         No refusal comes if a filter of the server has changed the name or the room.
         """
-        return self.welcome is not None and not (self.settled or self.refusals)
+        return self.welcome is not None and not self.settled
 
     @property
     def password_answered(self) -> bool:

@@ -261,6 +261,7 @@ class Link:
                 else:
                     await self._begin(connection)
             except MultichatError as error:
+                await self._end_session(connection)
                 self.failure = error
                 self.changed.notify()
             else:
@@ -272,6 +273,16 @@ class Link:
             if self.failure is not None or self.can_reconnect:  # nothing more is sent on it
                 connection.abort("the chat has ended")
                 await trio.aclose_forcefully(connection.stream)
+
+    async def _end_session(self, connection: Connection) -> None:
+        """End the session of a client that was admitted, but not as it wants to be.
+
+        Otherwise the server would keep its place for it, and the others would see it come.
+        """
+        if self.session.negotiation.welcome is None or connection.over:
+            return
+        with suppress(ConnectionLost), trio.move_on_after(self._timeouts.finish):
+            await connection.finish(lambda: True, JSON.encode_request(Quit()), end_line="")
 
     async def _ping(self, connection: Connection, scope: trio.CancelScope) -> None:
         with scope:
@@ -373,11 +384,18 @@ class Link:
         return set(map(fold_name, rooms))
 
     def _refused_rooms(self) -> set[str]:
-        """Return the rooms of the hello that the server has not granted, folded."""
+        """Return the rooms of the hello for which the server has sent an error, folded.
+
+        An older server does not say what an error is about: there it is each room that we are not
+        in, although a filter may only have changed its name.
+        """
+        negotiation = self.session.negotiation
+        if negotiation.welcome is not None and negotiation.welcome.rooms is not None:
+            return {fold_name(error.room) for error in negotiation.refusals if error.room}
         return self._asked_rooms() - set(map(fold_name, self.session.position.rooms))
 
     def _is_in_a_room(self) -> bool:
-        """Return whether the server has granted one of the rooms of the hello."""
+        """Return whether the server has not refused one of the rooms of the hello."""
         return len(self._refused_rooms()) < len(self._asked_rooms())
 
     async def _negotiate(self, connection: Connection, answer_seconds: float) -> None:

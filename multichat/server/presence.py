@@ -46,6 +46,10 @@ class PresenceChanges:
         """Return whether any change has not been announced."""
         return bool(self._changed)
 
+    def is_known(self, client: int) -> bool:
+        """Return whether the others know *client*: it was announced to them, or listed."""
+        return client in self._announced or client in self._listed
+
     def enter(self, client: int, name: str) -> None:
         """Record that *client* has joined, or has changed its *name*."""
         self._names[client] = name

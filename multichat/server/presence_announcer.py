@@ -70,9 +70,13 @@ class PresenceAnnouncer:
         self._tell_soon()
 
     def left(self, member: Member, reason: str, *, away: bool) -> None:
-        """Record that *member* has left; if it is *away*, the others are told later."""
+        """Record that *member* has left; if it is *away*, the others are told later.
+
+        A member that leaves before it was announced is not mentioned.
+        """
         self._who.forget()
-        if away and self._away_seconds and self._has_listeners():
+        is_known = self._changes.is_known(member.client.number)
+        if away and is_known and self._away_seconds and self._has_listeners():
             self._away[member.client.number] = (trio.current_time() + self._away_seconds, reason)
             if not self._waiting_for_away:
                 self._waiting_for_away = True

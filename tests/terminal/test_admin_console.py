@@ -331,7 +331,7 @@ async def test_the_name_of_a_client_with_an_address_can_be_banned(desk: Desk) ->
 async def test_no_client_can_be_named_like_a_command_argument(desk: Desk, argument: str) -> None:
     client = await desk.join()
     await client.send(f"/name {argument}")
-    assert (await client.line()).startswith(f"[Server] {argument} is not allowed: ")
+    assert (await client.line()).startswith(f"[Server] the name '{argument}' is not allowed: ")
     [shown] = await desk.type(f"/kick {argument}")
     assert shown == f"nobody called {argument} is connected"
     assert desk.server.statistics().clients == 1
