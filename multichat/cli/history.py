@@ -48,7 +48,7 @@ def show_history(
     """
     room = None if room is None else room_of(room)
     with open_reader(path) as reader:
-        one_room = room is not None or isinstance(since, str) or not reader.has_several_rooms()
+        one_room = room is not None or not reader.has_several_rooms()
         for said in reader.read(room=room, since=since, limit=limit):
             data = JSON.encode_said(said) if json else _encode(said, with_room=not one_room)
             try:

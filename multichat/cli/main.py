@@ -293,12 +293,12 @@ def who(
             context, host, port, unix, tls=tls, tls_ca=tls_ca, tls_name=tls_name
         )
         password, timeouts = read_password_file(password_file), make_timeouts(context, timeout)
-        options = ChatOptions(room=room, password=password, timeouts=timeouts)
+        options = ChatOptions(password=password, timeouts=timeouts)
         lines: list[str] = []
 
         def ask(options: ChatOptions) -> bool:
             async def hear() -> None:
-                lines.extend(await who(endpoint, options))
+                lines.extend(await who(endpoint, options, room))
 
             return trio.run(until_signal, hear)
 

@@ -89,6 +89,15 @@ RULES: dict[str, tuple[Rule, ...]] = {
 _LAYERS = {"DEFAULT_MAP": 1, "ENVIRONMENT": 2, "COMMANDLINE": 3}
 
 
+# By the names of typer's types.
+_NOT_OF_KIND = {
+    "boolean": "neither yes nor no",
+    "float": "not a number",
+    "float range": "not a number",
+    "int range": "not a whole number",
+}
+
+
 class CheckedCommand(TyperCommand):
     """A command whose parameters are checked against `RULES`, and their text decoded.
 
@@ -109,8 +118,9 @@ class CheckedCommand(TyperCommand):
         except typer.BadParameter as error:
             name = str(error.param.name) if error.param is not None else ""
             source = ctx.get_parameter_source(name)
-            if source is not None and source.name == "ENVIRONMENT":
-                raise UsageMistake(f"{described(ctx, name)}: {error.message}") from None
+            if source is not None and source.name == "ENVIRONMENT" and error.param is not None:
+                reason = _reason(error.message, error.param.type.name)
+                raise UsageMistake(f"{described(ctx, name)}: {reason}") from None
             raise
 
     def invoke(self, ctx: Any) -> Any:
@@ -127,6 +137,12 @@ class CheckedCommand(TyperCommand):
         for rule in RULES.get(str(self.name), ()):
             _apply(ctx, rule)
         return super().invoke(ctx)
+
+
+def _reason(message: str, kind: str) -> str:
+    """Return the *message* about the value of a variable of this *kind*, worded as our own."""
+    value, is_other_kind, _ = message.rpartition(" is not a valid ")
+    return f"{value} is {_NOT_OF_KIND[kind]}" if is_other_kind else message.rstrip(".")
 
 
 def _apply(ctx: Any, rule: Rule) -> None:

@@ -121,6 +121,12 @@ async def test_since_accepts_a_time_or_an_id(tmp_path: Path) -> None:
     assert texts("--since", message_id(epochs["den"], 14)) == ["21b", *texts_of(24, 27)]
     assert texts("--since", message_id(epochs["den"], 15)) == [*texts_of(24, 27)]
     assert texts("--since", message_id(epochs["den"], 19)) == []
+    # The room is shown, as with a time.
+    [by_id, by_time] = (
+        history(path, "--since", since, "--limit", "1")
+        for since in (message_id(epochs["den"], 15), "2025-01-15T12:24Z")
+    )
+    assert by_id == by_time == ["2025-01-15 12:24:00.123 den: [a] 24"]
     assert texts("--limit", "3") == ["28b", "29", "29b"]
     assert texts("--limit", "0") == []
 

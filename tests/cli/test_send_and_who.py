@@ -179,6 +179,12 @@ async def test_who_lists_the_members(tmp_path: Path) -> None:
             async with multichat(tmp_path, server, "who", *options) as who:
                 assert await who.wait() == 0
                 assert (who.out, who.err) == (out, "")
+        async with multichat(tmp_path, server, "who", "--room=x y") as who:
+            assert await who.wait() == 1
+            assert who.err.startswith("multichat: a room's name consists of ")
+        # It asks from the lobby: no room is opened.
+        assert "joined x" not in server.out
+        assert server.out.count(" joined ") == server.out.count(" joined kitchen") == 1
 
 
 async def test_who_on_a_server_without_json_is_one_line(tmp_path: Path) -> None:

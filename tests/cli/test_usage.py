@@ -262,6 +262,24 @@ def test_an_option_overrides_a_variable_or_a_file_that_excludes_it(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("TLS", "maybe", "'maybe' is neither yes nor no"),
+        ("TIMEOUT", "abc", "'abc' is not a number"),
+        ("TIMEOUT", "a is not a valid b", "'a is not a valid b' is not a number"),
+        ("REPLAY", "1.5", "'1.5' is not a whole number"),
+        ("REPLAY", "-1", "-1 is not in the range x>=0"),
+        ("COLOR", "x", "'x' is not one of 'auto', 'always', 'never'"),
+    ],
+)
+def test_an_invalid_variable_is_one_line(
+    variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"MULTICHAT_{variable}", value)
+    assert mistake("connect", LOOPBACK) == f"MULTICHAT_{variable}: {said}"
+
+
+@pytest.mark.parametrize(
     "variable",
     ["MULTICHAT_PASSWORD", "MULTICHAT_PASSWORD_FILE", "MULTICHAT_HOST", "MULTICHAT_TLS_CERT"],
 )
