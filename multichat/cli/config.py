@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from multichat.cli.config_file import Settings, load_settings, settings_path
+from multichat.cli.config_file import Preferences, Settings, load_settings, settings_path
 from multichat.cli.login import PASSPHRASE_VARIABLE
 from multichat.cli.notices import tell
 from multichat.cli.process import PASSWORD_VARIABLE, one_line_errors
@@ -90,7 +90,8 @@ def config(
 ) -> None:
     """Show the settings and where each comes from.
 
-    The settings are the options of `connect`, which a file and the environment can set.
+    The settings are the options of `connect`. The environment can set each, the file those that
+    have no note beside them.
 
     Options override environment variables, which override the configuration file, which overrides
     the defaults.
@@ -141,7 +142,15 @@ def _settings_rows(
                 why = f"file, [{table}]" if table else "file"
             case _:
                 why = "default"
-        yield name.replace("_", "-"), _format_value(made.params[name]), why
+        value = made.params[name]
+        if name == "tls" and not value:
+            # As `make_endpoint` has it.
+            for implies in ("tls_ca", "tls_name"):
+                if made.params[implies] is not None:
+                    value, why = True, f"because of {implies.replace('_', '-')}"
+        if name not in Preferences.__struct_fields__ and why == "default":
+            why += f"; only --{name.replace('_', '-')} or {parameter.envvar} sets it"
+        yield name.replace("_", "-"), _format_value(value), why
 
 
 def _format_value(value: object) -> str:

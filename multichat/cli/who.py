@@ -11,7 +11,7 @@ from multichat.protocol.messages import room_of
 __all__ = ["who"]
 
 
-async def who(endpoint: Endpoint, options: ChatOptions, room: str | None) -> list[str]:
+async def who(endpoint: Endpoint, options: ChatOptions, room: str | None = None) -> list[str]:
     """Return a line with the number and the name of each member of *room* except ourselves.
 
     Asks from the lobby, which is also the default, so that no room is opened.

@@ -5,7 +5,7 @@ the kitchen, and one in ops that mentions us.  The rooms stand in the order of e
 the first can be shown with Alt+1; the one that is shown is bold.  A single room is not listed.
 
 On a narrow terminal the endpoint goes first, then how many are here, then the rooms with nothing
-unread, and then our name.  The line never takes more columns than there are.
+unread, and then our name, each as a whole.  The line never takes more columns than there are.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,13 +34,8 @@ def status_line(own_name: str, rooms: Rooms, endpoint: str, state: str, columns:
 
     *state* is what the connection waits for; empty while there is one.
     """
-    if not state:
-        return _fit(_lines(own_name, rooms, endpoint), columns)
-    start = [(_ALERT, state)]
-    room = columns - columns_of(state + _GAP[1])
-    if room <= 0:
-        return _cut(start, columns)
-    return [*start, _GAP, *_fit(_lines(own_name, rooms, endpoint), room)]
+    lines = _lines(own_name, rooms, endpoint)
+    return _fit(_behind(state, lines) if state else lines, columns)
 
 
 def count_of(unread: int, mentions: int) -> str:
@@ -74,6 +69,9 @@ def _lines(own_name: str, rooms: Rooms, endpoint: str) -> Iterator[Fragments]:
     place, here = (DIM, f"{own_name} in {shown.name}"), (DIM, f"{shown.members} here")
     if len(rooms) < 2:
         yield _joined(place, here, where)
+        yield _joined(place, here)
+        yield [place]
+        yield [(_BOLD, shown.name)]
         return
     tabs = [_tab(room, rooms) for room in rooms]
     yield _joined(place, here, *tabs, where)
@@ -87,6 +85,15 @@ def _lines(own_name: str, rooms: Rooms, endpoint: str) -> Iterator[Fragments]:
         count = count_of(*map(sum, zip(*((r.unread, r.mentions) for r in rooms), strict=True)))
         yield _joined(name, (_ALERT if count.endswith("!") else DIM, count))
     yield [name]
+
+
+def _behind(state: str, lines: Iterator[Fragments]) -> Iterator[Fragments]:
+    """Yield *lines* behind the *state*, then the state alone, and the beginning of it."""
+    for line in lines:
+        yield [(_ALERT, state), _GAP, *line]
+    yield [(_ALERT, state)]
+    for end in " (", ", ":
+        yield [(_ALERT, state.partition(end)[0])]
 
 
 def _tab(room: Room, rooms: Rooms) -> tuple[str, str]:

@@ -239,7 +239,21 @@ def test_config_shows_each_setting_and_its_source(tmp_path: Path) -> None:
     assert settings["bell"] == ("no", "default")
     assert settings["password"] == ("(secret)", "MULTICHAT_PASSWORD")
     assert "swordfish" not in shown.stdout
+    note = "default; only --no-reconnect or MULTICHAT_NO_RECONNECT sets it"
+    assert settings["no-reconnect"] == ("no", note)
+    # The others can be set in the file.
+    noted = {name for name, (_, source) in settings.items() if "only" in source}
+    assert noted == {"unix", "listen", "json", "replay", "wait", "no-reconnect"}
     assert rows(run(tmp_path, "config").stdout)["name"] == ("alice", "file")
+    with pytest.raises(InvalidSettings, match="there is no such setting"):
+        load_settings(written(tmp_path, "wait = true"))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("key", ["tls-ca", "tls-name"])
+def test_config_shows_that_tls_is_used(key: str, tmp_path: Path) -> None:
+    written(tmp_path, f"{key} = 'x'")
+    assert rows(run(tmp_path, "config").stdout)["tls"] == ("yes", f"because of {key}")
 
 
 @pytest.mark.process

@@ -60,7 +60,9 @@ def test_less_important_parts_go_first(columns: int, expected: str) -> None:
 def test_one_room_is_shown_with_how_many_are_here() -> None:
     rooms = in_rooms("lobby", lobby=(0, 0))
     assert text(status_line("alice", rooms, PLACE, "", 60)) == f"alice in lobby · 4 here · {PLACE}"
-    assert text(status_line("alice", rooms, PLACE, "", 30)) == "alice in lobby · 4 here · 127."
+    assert text(status_line("alice", rooms, PLACE, "", 30)) == "alice in lobby · 4 here"
+    assert text(status_line("alice", rooms, PLACE, "", 20)) == "alice in lobby"
+    assert text(status_line("alice", rooms, PLACE, "", 10)) == "lobby"
     assert text(status_line("alice", Rooms(), PLACE, "", 60)) == PLACE
 
 
@@ -72,6 +74,21 @@ def test_the_state_of_the_connection_comes_first() -> None:
         text(status_line("alice", rooms, PLACE, "reconnecting", 26)) == "reconnecting · kitchen · 2"
     )
     assert text(status_line("alice", rooms, PLACE, "reconnecting", 10)) == "reconnecti"
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (60, "not connected, reconnecting (2nd try, next in 3 s) · kitchen"),
+        (59, "not connected, reconnecting (2nd try, next in 3 s)"),
+        (49, "not connected, reconnecting"),
+        (20, "not connected"),
+    ],
+)
+def test_a_state_is_shortened_by_whole_parts(columns: int, expected: str) -> None:
+    rooms = in_rooms("kitchen", kitchen=(0, 0))
+    state = "not connected, reconnecting (2nd try, next in 3 s)"
+    assert text(status_line("alice", rooms, PLACE, state, columns)) == expected
 
 
 def test_the_room_that_is_shown_is_bold_and_a_mention_stands_out() -> None:
