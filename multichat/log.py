@@ -2,8 +2,8 @@
 
 The server and the client write to `Log`.  `LogWriter` is a handler that never blocks the event loop
 for long: it writes in its own thread from a bounded queue, and counts the lines that do not fit.
-`LineFormatter` formats its lines.  A whole batch of messages is one record for `LogWriter`; any
-other handler gets one record for each line.
+`LineFormatter` formats its lines.  A whole batch of messages is one record for a handler that
+`takes_batches`, as `LogWriter` does; any other gets one record for each line.
 
 Invariants: input from a peer cannot start or end a line (lines are cleaned before they get here);
 the lines of one batch are adjacent; a line is written whole or skipped, and skips are reported.
@@ -114,12 +114,12 @@ class Log:
                 self._logger.handle(logging.LogRecord(name, level, "", 0, message, (), None))
 
     def _takes_batches(self) -> bool:
-        """Return whether our records have handlers, and each is a `LogWriter`."""
+        """Return whether our records have handlers, and each takes a batch as one record."""
         logger: logging.Logger | None = self._logger
         has_writer = False
         while logger is not None:
             for handler in logger.handlers:
-                if not isinstance(handler, LogWriter):
+                if not getattr(handler, "takes_batches", False):
                     return False
                 has_writer = True
             logger = logger.parent if logger.propagate else None
@@ -174,6 +174,8 @@ class LogWriter(logging.Handler):
 
     `start` starts the thread; `close` waits up to `CLOSE_SECONDS` for it.  The caller closes `fd`.
     """
+
+    takes_batches = True  # see `Log`
 
     def __init__(
         self, fd: int, name: str = "the output", *, file_seconds: float = FILE_SECONDS

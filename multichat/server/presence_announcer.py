@@ -162,7 +162,7 @@ class PresenceAnnouncer:
             self._tell(self._members.values(), [summarize(told, len(self._members))])
             return
         for client, event in events:
-            if isinstance(event, Renamed):
+            if isinstance(event, Renamed) and client in self._members:  # it may be away
                 self._tell_elsewhere(self._members[client])
         subjects = {client for client, _ in events}
         others = [member for client, member in self._members.items() if client not in subjects]

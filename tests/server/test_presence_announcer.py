@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
+from multichat import Renamed
 from multichat.net.send_queue import SendQueue
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import Missed
@@ -15,7 +17,7 @@ from multichat.protocol.text_codec import TEXT
 from multichat.server.client import Client
 from multichat.server.member import Member
 from multichat.server.presence_announcer import PresenceAnnouncer
-from multichat.testing import run_on_mock_clock
+from multichat.testing import ScriptedClient, memory_server, run_on_mock_clock
 
 pytestmark = pytest.mark.unit
 
@@ -75,3 +77,18 @@ def test_a_client_that_leaves_and_resumes_again_and_again_makes_no_more_tasks() 
                     await trio.sleep(1)
 
     run_on_mock_clock(main)
+
+
+async def test_a_new_name_of_a_client_that_is_away_is_announced(autojump_clock: MockClock) -> None:
+    async with memory_server() as network, network.chat(name="bob") as bob:
+        stream = network.connect()
+        client = ScriptedClient(stream)
+        await client.send('/json {"protocol":1,"name":"alice"}')
+        await trio.sleep(5)  # it has been announced
+        await client.send('{"type":"name","name":"alicia"}')
+        await client.lines(2)
+        await trio.aclose_forcefully(stream)
+        with trio.fail_after(60):
+            while not isinstance(event := await anext(bob), Renamed):
+                pass
+        assert event.name == "alicia"

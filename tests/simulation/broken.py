@@ -548,7 +548,7 @@ LAGS = {
     "slow": Slow.WAIT,
     "slow_timeout_seconds": 0.0,
     "send_queue_batches": 1,
-    "replay": ReplayLimits(queue_bytes=1, ring_bytes=0, page_messages=1),
+    "replay": ReplayLimits(queue_bytes=1, ring_bytes=1, page_messages=1),
 }
 
 LAGS_WITH_RING = {
@@ -592,7 +592,7 @@ MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
     (
         replay_what_another_lag_asked_for,
         "nothing_missed_nor_twice",
-        {**LAGS, "replay": ReplayLimits(queue_bytes=1, ring_bytes=0, page_messages=3)},
+        {**LAGS, "replay": ReplayLimits(queue_bytes=1, ring_bytes=1, page_messages=3)},
     ),
     (lose_what_finds_no_room, "nothing_missed_nor_twice", LAGS_WITH_RING),
     (lag_on_after_leaving, "nothing_missed_nor_twice", LAGS_WITH_RING),

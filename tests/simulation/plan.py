@@ -345,7 +345,7 @@ def _with_replays(plan: Plan, rng: Random) -> Plan:
     """Limit the memory of rooms, and the size of replays, to small values."""
     limits = ReplayLimits(
         queue_bytes=rng.choice([1, 300, 3000, 256 * 1024]),
-        ring_bytes=rng.choice([0, 0, 2000, 1024 * 1024]),
+        ring_bytes=rng.choice([1, 1, 2000, 1024 * 1024]),
         page_messages=rng.choice([1, 7, 500]),
     )
     stall = rng.choice([3.0, 10.0, 60.0, 300.0])

@@ -177,7 +177,9 @@ def _digest(history: History) -> str:
 
 
 class _Recorder(logging.Handler):
-    """Records the log, and samples the send queues with each record."""
+    """Records the log, a batch as one record, and samples the send queues with each record."""
+
+    takes_batches = True
 
     def __init__(self, world: "_World") -> None:
         super().__init__()
