@@ -4,16 +4,27 @@ Terminals disagree about the width of a cluster: one draws a family of three emo
 another draws three emoji in six.  prompt_toolkit adds up the widths of the code points, and places
 everything after them by that sum.  Here a cluster is one cell of that width, and the cursor is
 placed behind the cell, however much of it the terminal fills.
+
+prompt_toolkit takes quadratic time for the marks of one cell, so that only so many are drawn.
 """
 
+from bisect import bisect_left
+
+from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.formatted_text.utils import fragment_list_to_text
 from prompt_toolkit.layout import HSplit
 from prompt_toolkit.layout.mouse_handlers import MouseHandlers
+from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
 from prompt_toolkit.layout.screen import Char, Screen, WritePosition
+from prompt_toolkit.layout.utils import explode_text_fragments
 from prompt_toolkit.utils import get_cwidth
 
 from multichat.terminal.graphemes import end_of_cluster
 
-__all__ = ["Cluster", "Rows"]
+__all__ = ["Cluster", "DrawnMarks", "Rows", "limit_marks"]
+
+# The most marks that are drawn on one character; no language needs a third of that.
+MAX_MARKS = 32
 
 # Makes an emoji of the character before it, in two columns on some terminals and in one on others.
 # Without it, all of them draw what prompt_toolkit expects.
@@ -68,3 +79,40 @@ def _join_clusters(row: dict[int, Char]) -> None:
         if at - start > 1:
             row[x] = Char("")
             row[first] = Char(Cluster(text[start:at]), row[first].style)
+
+
+def _drawn_indexes(text: str) -> list[int]:
+    """Return the indexes in *text* of all characters but those beyond `MAX_MARKS` in a row."""
+    indexes: list[int] = []
+    marks = 0
+    for index, character in enumerate(text):
+        marks = 0 if get_cwidth(character) else marks + 1
+        if marks <= MAX_MARKS:
+            indexes.append(index)
+    return indexes
+
+
+def limit_marks(text: str) -> str:
+    """Return *text* with at most `MAX_MARKS` marks on each character."""
+    return text if text.isascii() else "".join(text[index] for index in _drawn_indexes(text))
+
+
+class DrawnMarks(Processor):
+    """Leaves marks out of a line that is edited where they are drawn; the text keeps them."""
+
+    def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
+        """Return the line to draw, and how its indexes and those of the text correspond."""
+        fragments = transformation_input.fragments
+        text = fragment_list_to_text(fragments)
+        if text.isascii():
+            return Transformation(fragments)
+        indexes = _drawn_indexes(text)
+        if len(indexes) == len(text):
+            return Transformation(fragments)
+        exploded = explode_text_fragments(fragments)
+        drawn: StyleAndTextTuples = [exploded[index] for index in indexes]
+        return Transformation(
+            drawn,
+            source_to_display=lambda index: bisect_left(indexes, index),
+            display_to_source=lambda index: indexes[index] if index < len(indexes) else len(text),
+        )

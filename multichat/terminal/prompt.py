@@ -36,7 +36,7 @@ from prompt_toolkit.layout.menus import CompletionsMenu
 from prompt_toolkit.layout.processors import BeforeInput
 from prompt_toolkit.output import ColorDepth
 
-from multichat.terminal.cells import Rows
+from multichat.terminal.cells import DrawnMarks, Rows, limit_marks
 from multichat.terminal.event_loop import TerminalModes
 from multichat.terminal.input_line import InputLine
 from multichat.terminal.render import DIM, Fragments
@@ -142,11 +142,16 @@ class Prompt:
         )
         search = SearchBufferControl(
             self.line.search_buffer,
-            input_processors=[BeforeInput("search: ", style="bold")],
+            input_processors=[DrawnMarks(), BeforeInput("search: ", style="bold")],
             ignore_case=True,
         )
         typing = Window(
-            BufferControl(self.line.buffer, search_buffer_control=search, preview_search=True),
+            BufferControl(
+                self.line.buffer,
+                input_processors=[DrawnMarks()],
+                search_buffer_control=search,
+                preview_search=True,
+            ),
             height=Dimension(min=1, max=_MAX_INPUT_ROWS),
             wrap_lines=True,
             dont_extend_height=True,
@@ -285,7 +290,7 @@ class Prompt:
 def _joined(rows: Iterable[Fragments]) -> StyleAndTextTuples:
     text: StyleAndTextTuples = []
     for row in rows:
-        text += [*row, ("", "\n")]
+        text += [*((style, limit_marks(part)) for style, part in row), ("", "\n")]
     return text[:-1]
 
 

@@ -6,9 +6,13 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from prompt_toolkit.document import Document
+from prompt_toolkit.formatted_text.utils import fragment_list_to_text
+from prompt_toolkit.layout import BufferControl
+from prompt_toolkit.layout.processors import TransformationInput
 from prompt_toolkit.utils import get_cwidth
 
-from multichat.terminal.cells import Cluster
+from multichat.terminal.cells import MAX_MARKS, Cluster, DrawnMarks, limit_marks
 from multichat.terminal.columns import columns_of
 from multichat.terminal.graphemes import clusters, end_of_cluster, start_of_cluster
 from multichat.terminal.wrap import wrap
@@ -122,6 +126,30 @@ def test_a_drawn_cluster_ends_where_prompt_toolkit_expects(cluster: str) -> None
     drawn = Cluster(cluster).drawn()
     assert drawn.endswith(f"\x1b8\x1b[{get_cwidth(cluster)}C")
     assert "\x1b\u0301" not in Cluster("\x1b\u0301").drawn()
+
+
+@pytest.mark.unit
+@given(
+    st.lists(st.sampled_from([*CLUSTERS.values(), "x", "\u0301", "\u0301" * MAX_MARKS])).map(
+        "".join
+    )
+)
+def test_the_drawn_marks_of_a_character_are_limited(text: str) -> None:
+    line = DrawnMarks().apply_transformation(
+        TransformationInput(
+            BufferControl(), Document(text), 0, lambda index: index, [("", text)], 80, 1
+        )
+    )
+    drawn = fragment_list_to_text(line.fragments)
+    assert drawn == limit_marks(text)
+    zero_wide = "".join("m" if get_cwidth(character) == 0 else " " for character in drawn)
+    assert max(map(len, zero_wide.split()), default=0) <= MAX_MARKS
+    for index, character in enumerate(drawn):
+        source = line.display_to_source(index)
+        assert (text[source], line.source_to_display(source)) == (character, index)
+    assert line.source_to_display(len(text)) == len(drawn)
+    assert line.display_to_source(len(drawn)) == len(text)
+    assert get_cwidth(drawn) == get_cwidth(text)
 
 
 @pytest.mark.process

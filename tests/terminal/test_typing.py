@@ -171,6 +171,26 @@ async def test_a_confirmed_paste_is_sent_unchanged(terminal: Terminal, tmp_path:
         await wait_for_input(terminal, "t", "")
 
 
+async def test_a_letter_with_many_marks_is_drawn_as_fast_as_letters_and_sent_unchanged(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    file = tmp_path / "pasted"
+    seconds: list[float] = []
+    async with serve(tmp_path) as server:
+        await terminal.open("t", *connect(server), columns=80, rows=24)
+        await wait_for_input(terminal, "t", "")
+        for text in ("x" * 40_000, "x" + "\u0301" * 20_000):
+            file.write_text(text, "utf-8")
+            start = trio.current_time()
+            await paste(terminal, file)
+            await terminal.type("t", "!")
+            await server.wait_for(f"[RX] [alice] {text}!\n")
+            await wait_for_input(terminal, "t", "")
+            seconds.append(trio.current_time() - start)
+    letters, marks = seconds
+    assert marks < 3 * letters + 3
+
+
 async def test_a_paste_that_is_too_long_is_reported(terminal: Terminal, tmp_path: Path) -> None:
     file = tmp_path / "pasted"
     file.write_text("x\n" * 10_001, "utf-8")
