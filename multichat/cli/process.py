@@ -143,9 +143,11 @@ def run_with_password(
     try:
         return run(options)
     except Refused as refused:
-        if refused.code != "password-required" or not are_terminals(sys.stdin, sys.stderr):
+        if refused.code != "password-required":
             raise
-        missing = refused
+        missing = Refused(refused.code, f"{refused} (--password-file, {PASSWORD_VARIABLE})")
+        if not are_terminals(sys.stdin, sys.stderr):
+            raise missing from None
     if in_plain_text:
         warn(warning)
     for left in reversed(range(_MAX_TRIES)):

@@ -50,8 +50,10 @@ async def send(
             else:
                 await send_input(input_fd, piped, piped.say)
             await chat.finish()
-        if chat.goodbye is not None and chat.codec is TEXT:  # which acknowledges nothing
-            raise chat.link.rejection or ConnectionLost(chat.goodbye)
+        goodbye = chat.link.goodbye
+        # Text acknowledges nothing; over TLS a goodbye answers the `/quit` at our end.
+        if goodbye is not None and goodbye.known().code != "quit" and chat.codec is TEXT:
+            raise chat.link.rejection or ConnectionLost(goodbye.reason)
         piped.check_refused()
         nursery.cancel_scope.cancel(reason="everything was accepted")
 

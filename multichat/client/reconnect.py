@@ -421,7 +421,7 @@ class Link:
         if negotiation.password_refused:
             raise Refused("wrong-password", WRONG_PASSWORD)
         if negotiation.password_asked and not negotiation.password_sent:
-            reason = "the server asks for a password (--password-file, MULTICHAT_PASSWORD)"
+            reason = "the server requires a password"
             raise Refused("password-required", self.goodbye.reason if self.goodbye else reason)
 
     def _note_connected(self) -> None:

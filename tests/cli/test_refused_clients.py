@@ -30,7 +30,7 @@ from tests.support.terminals import Terminal
 pytestmark = pytest.mark.process
 
 PASSWORD = "correct horse"
-ASKS_PASSWORD = "the server asks for a password (--password-file, MULTICHAT_PASSWORD)"
+REQUIRES_PASSWORD = "the server requires a password"
 BAD_NAME = "a name consists of letters, digits, '-', '_' and '.'"
 BAD_ROOM = "a room's name consists of letters, digits, '-', '_' and '.'"
 ASKS_FOR_IT = b"a password is required"
@@ -211,7 +211,7 @@ class Refusal:
 
 REFUSALS = {
     "wrong password": Refusal(password="wrong", says="wrong password"),
-    "no password": Refusal(password="", says=ASKS_PASSWORD),
+    "no password": Refusal(password="", says=REQUIRES_PASSWORD),
     "room": Refusal(room="two words", says=BAD_ROOM),
 }
 UNTRUSTED = Refusal(authority="other-ca.pem", says="its certificate is not accepted: ")
@@ -266,6 +266,19 @@ async def test_a_refused_client_prints_one_line(
     async with chat_server(files, tls=tls) as port:
         await check_everywhere(tmp_path, terminal, options, port, says, *clients)
     assert not [line for line in log.lines if "crashed" in line]
+
+
+@pytest.mark.parametrize("protocol", [(), ("--plain",)], ids=["json", "plain"])
+async def test_what_is_delivered_over_tls_is_a_success(
+    protocol: tuple[str, ...], files: Files, log: LogRecorder, tmp_path: Path
+) -> None:
+    """Over TLS the client has to say `/quit`, and gets a goodbye."""
+    options = [*options_of(files, Refusal(says=""), tls=True), *protocol]
+    async with chat_server(files, tls=True) as port:
+        for client in (SEND, PIPE):
+            result = await run_command(tmp_path, client, options, port)
+            assert (result.status, result.errors) == (0, "")
+    assert len([line for line in log.lines if line.endswith("] hello")]) == 2
 
 
 async def admit_nobody(_: multichat.AdmissionRequest) -> bool:

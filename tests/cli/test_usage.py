@@ -519,7 +519,7 @@ async def test_there_is_no_password_prompt_in_a_pipe(
         async with Command(tmp_path, *argv) as client:
             assert await client.wait() == 1
             assert client.err.count("\n") == 1
-            assert "asks for a password" in client.err
+            assert "requires a password" in client.err
 
 
 def test_the_client_warns_before_it_sends_a_password_in_plain_text() -> None:
