@@ -155,11 +155,13 @@ async def test_a_request_for_impossible_dice_is_answered_privately(tmp_path: Pat
         person(server.port, "alice") as alice,
         person(server.port, "bob") as bob,
     ):
-        for wish in nonsense:
-            await alice.send(f"!roll {wish}", f"/msg dice {wish}")
+        for request in nonsense:
+            await alice.send(f"!roll {request}", f"/msg dice {request}")
             assert await alice.lines(2) == [usage, usage]
         await bob.send("thank you")
-        assert await bob.lines(len(nonsense)) == [f"[alice] !roll {wish}" for wish in nonsense]
+        assert await bob.lines(len(nonsense)) == [
+            f"[alice] !roll {request}" for request in nonsense
+        ]
         assert await alice.line() == "[bob] thank you"
 
 

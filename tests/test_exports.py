@@ -71,7 +71,7 @@ def test_the_package_exports_what_it_says_and_nothing_else() -> None:
         multichat.SendQueue  # noqa: B018
 
 
-def test_type_checkers_are_told_the_same() -> None:
+def test_type_checkers_see_the_same_exports() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
     told = {
         (node.module, alias.name)

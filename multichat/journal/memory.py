@@ -81,7 +81,7 @@ class MemoryJournal(Journal):
         return room
 
     def touched(self, room: "_MemoryRoom", more_bytes: int) -> None:
-        """Record that *room* has changed by *more_bytes*, and has the latest message."""
+        """Note that *room* has grown by *more_bytes*, and has the latest message."""
         self._bytes += more_bytes
         rooms = self._rooms
         if room.name not in rooms:

@@ -128,11 +128,11 @@ def greet(
     return [welcome, *lost, *errors]
 
 
-def _passed(wish: str | None) -> str:
-    """Return what a filter made of *wish*; raises `Rejected` if nothing."""
-    if wish is None:
+def _passed(field: str | None) -> str:
+    """Return what a filter made of *field*; raises `Rejected` if nothing."""
+    if field is None:
         raise Rejected
-    return wish
+    return field
 
 
 def _join(

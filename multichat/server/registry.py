@@ -62,7 +62,7 @@ _LEAVING_PART = 1 / 8
 
 
 class Refusal(NamedTuple):
-    """A wish of a hello that was refused; *room* is the room that it was about, if it was."""
+    """A field of a hello that was refused; *room* is the room that it was about, if it was."""
 
     error: RemoteProtocolError
     room: str = ""

@@ -144,8 +144,8 @@ class Conversation:
                 if len(self._renamed) < _MAX_RENAMED:
                     self._renamed[client] = fold_name(old)
             case HistoryPage(messages=messages):
-                heard = [said for said in messages if not self._is_ignored(said)]
-                event = msgspec.structs.replace(event, messages=heard)
+                shown = [said for said in messages if not self._is_ignored(said)]
+                event = msgspec.structs.replace(event, messages=shown)
         return self._show_or_keep(event)
 
     def _show_or_keep(self, event: Event) -> list[Line]:

@@ -222,7 +222,7 @@ def test_history_of_a_journal_with_any_value_in_any_column(
 
 async def check_server(path: Path, durability: Durability = Durability.FULL) -> None:
     """Check that a server starts with the journal at *path*, or says why it cannot."""
-    heard: list[str] = []
+    received: list[str] = []
     reason = ""
     try:
         with lone_exception():
@@ -232,13 +232,13 @@ async def check_server(path: Path, durability: Durability = Durability.FULL) -> 
                 await client.send(f'/json {{"replay":5,"room":"lobby","session":"{"0" * 32}"}}')
                 await client.send('{"type":"history"}', '{"type":"say","text":"x","nonce":1}')
                 await client.send('{"type":"quit"}')
-                heard = await client.rest()
+                received = await client.rest()
     except JournalFailed as failed:
         reason = failed.reason
     assert is_one_harmless_line(reason)
-    assert all(map(is_one_harmless_line, heard))
-    assert reason or heard[-1].startswith('{"type":"goodbye"')
-    for line in heard:
+    assert all(map(is_one_harmless_line, received))
+    assert reason or received[-1].startswith('{"type":"goodbye"')
+    for line in received:
         if line.startswith("{"):
             json.loads(line)
 

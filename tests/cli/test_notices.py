@@ -85,13 +85,13 @@ async def test_send_sends_when_its_notice_cannot_be_written(stderr: str, tmp_pat
         await listener.accept() as stream,
     ):
         await stream.send_all(b"a banner\n")
-        heard = b""
+        received = b""
         with trio.fail_after(WAIT_SECONDS):
             while data := await stream.receive_some():
-                heard += data
+                received += data
         await stream.aclose()
         assert await client.wait() == 0
-        assert heard.endswith(b"\nhello\n")
+        assert received.endswith(b"\nhello\n")
         assert client.out == ""
 
 

@@ -124,11 +124,11 @@ async def test_a_restart_of_a_server_with_a_journal_loses_nothing_and_repeats_no
 @ENDS
 async def test_a_bot_of_the_library_comes_back(how: str, port: int, tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
-        heard: list[str] = []
+        received: list[str] = []
 
         async def echo(chat: multichat.Chat) -> None:
             async for event in chat:
-                heard.append(type(event).__name__)
+                received.append(type(event).__name__)
                 if isinstance(event, multichat.Said):
                     await chat.say(f"echo: {event.text}")
 
@@ -143,7 +143,7 @@ async def test_a_bot_of_the_library_comes_back(how: str, port: int, tmp_path: Pa
                 await server.wait_for("called echo")
                 await person.send_all(b"hello\n")
                 assert await person.receive_some() == b"[echo] echo: hello\n"
-                assert "Reconnected" in heard
+                assert "Reconnected" in received
                 assert bot.name == "echo"
                 nursery.cancel_scope.cancel()
 

@@ -214,11 +214,11 @@ async def test_a_silent_server_is_one_line_that_names_plain(command: str, tmp_pa
                 "multichat: the server did not answer in 0.5 s; "
                 "use --plain for one that only speaks plain text\n"
             )
-            heard = b""
+            received = b""
             while data := await stream.receive_some():
-                heard += data
+                received += data
             hello = JSON_HELLO if "--json" in options else HELLO
-            assert heard == f"{hello}\n".encode()  # and nothing in another protocol
+            assert received == f"{hello}\n".encode()  # and nothing in another protocol
 
 
 INVALID_WELCOMES = [
@@ -248,16 +248,16 @@ async def test_an_invalid_welcome_is_one_line_and_nothing_is_sent(
             argv = (MULTICHAT, name, *options, LOOPBACK, port, *words)
             async with Command(tmp_path, *argv) as client, await listener.accept() as stream:
                 await client.type("never said\n")
-                heard = await stream.receive_some()
+                received = await stream.receive_some()
                 await stream.send_all(f"{welcome}\n".encode())
                 assert await client.wait() == 1
                 said = "the server's welcome is not valid; use --plain to speak plain text"
                 assert client.err == f"multichat: {said}\n"
                 with suppress(trio.BrokenResourceError):
                     while data := await stream.receive_some():
-                        heard += data
+                        received += data
                 hello = JSON_HELLO if "--json" in options else HELLO
-                assert heard == f"{hello}\n".encode()
+                assert received == f"{hello}\n".encode()
 
 
 async def test_send_reports_the_lines_not_accepted_at_its_timeout(
@@ -293,12 +293,12 @@ async def test_with_plain_nothing_but_the_input_is_sent(
         async with Command(tmp_path, *argv) as client, await listener.accept() as stream:
             await client.type("one\n/two\n")
             client.end_input()
-            heard = b""
+            received = b""
             while data := await stream.receive_some():
-                heard += data
+                received += data
             await stream.aclose()
             assert await client.wait() == 0
-            assert heard.replace(b"//", b"/") == b"one\n/two\n"
+            assert received.replace(b"//", b"/") == b"one\n/two\n"
 
 
 async def test_send_reports_in_one_line_that_it_uses_text(tmp_path: Path) -> None:
@@ -307,12 +307,12 @@ async def test_send_reports_in_one_line_that_it_uses_text(tmp_path: Path) -> Non
         argv = (MULTICHAT, "send", LOOPBACK, port, "hello")
         async with Command(tmp_path, *argv) as client, await listener.accept() as stream:
             await stream.send_all(b"a banner\n")
-            heard = b""
+            received = b""
             while data := await stream.receive_some():
-                heard += data
+                received += data
             await stream.aclose()
             assert await client.wait() == 0
-            assert heard == f"{HELLO}\nhello\n".encode()
+            assert received == f"{HELLO}\nhello\n".encode()
             assert client.err.count("\n") == 1
             assert "does not answer in JSON" in client.err
 
@@ -416,10 +416,10 @@ async def test_connect_reports_that_it_uses_text(tmp_path: Path) -> None:
             await client.wait_for("The server does not answer in JSON: speaking plain text")
             await client.wait_for("[RX] Welcome to another server")
             await client.wait_for("[TX] hello")
-            heard = b""
-            while b"hello\n" not in heard:
-                heard += await stream.receive_some()
-            assert heard == f"{HELLO}\nhello\n".encode()
+            received = b""
+            while b"hello\n" not in received:
+                received += await stream.receive_some()
+            assert received == f"{HELLO}\nhello\n".encode()
             await stream.send_all(b"[bob] hi\n")
             await client.wait_for("[RX] [bob] hi")
 

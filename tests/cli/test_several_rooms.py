@@ -28,7 +28,7 @@ async def test_a_client_gets_each_message_of_each_room_once_however_often_the_se
 ) -> None:
     dice = random.Random(1)
     journal = "--journal", str(tmp_path / "chat.db")
-    heard: dict[str, list[int]] = {room: [] for room in ROOMS}
+    received: dict[str, list[int]] = {room: [] for room in ROOMS}
     said: dict[str, list[int]] = {room: [] for room in ROOMS}
     spoken = trio.Event()
 
@@ -43,7 +43,7 @@ async def test_a_client_gets_each_message_of_each_room_once_however_often_the_se
     async def hear(bob: Chat) -> None:
         async for event in bob:
             if isinstance(event, Said):
-                heard[event.room].append(int(event.text))
+                received[event.room].append(int(event.text))
 
     async def discard(alice: Chat) -> None:
         while await alice.receive():
@@ -66,11 +66,11 @@ async def test_a_client_gets_each_message_of_each_room_once_however_often_the_se
                 server = await nursery.start(_serve, tmp_path, port, journal)
             with trio.fail_after(60):
                 await spoken.wait()
-                while sum(map(len, heard.values())) < MESSAGES:
+                while sum(map(len, received.values())) < MESSAGES:
                     await trio.sleep(0.05)
             await trio.sleep(0.2)  # by then, duplicates would have come
-            nursery.cancel_scope.cancel(reason="everything was heard")
-    assert heard == said
+            nursery.cancel_scope.cancel(reason="everything was received")
+    assert received == said
 
 
 async def _serve(

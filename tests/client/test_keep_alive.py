@@ -173,9 +173,9 @@ async def test_a_program_that_does_not_receive_does_not_look_like_a_dead_server(
         nursery.start_soon(flood)
         await trio.sleep(300)
         assert chat.connected
-        heard = 0
-        while heard < len(notices):
-            heard += len(await chat.receive())
+        received = 0
+        while received < len(notices):
+            received += len(await chat.receive())
         await trio.sleep(100)
         assert chat.connected
         nursery.cancel_scope.cancel()
@@ -334,9 +334,9 @@ async def test_keeping_a_name_goes_on_while_the_program_does_not_receive(
         nursery.start_soon(server.send, *notices)
         nursery.start_soon(chat.keep_name, "alice")
         await trio.sleep(100)
-        heard = 0
-        while heard < len(notices):
-            heard += len(await chat.receive())
+        received = 0
+        while received < len(notices):
+            received += len(await chat.receive())
         asked: set[str] = set()
         while asked != {"name", "ping"}:
             asked.add(json.loads(await server.line())["type"])

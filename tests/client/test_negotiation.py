@@ -124,11 +124,11 @@ def test_chat_before_a_welcome_is_dropped_and_before_text_delivered() -> None:
 def test_chat_before_the_welcome_is_bounded() -> None:
     for line, most in (("[b] x", 25_000), ("[b] " + "x" * 10_000, 500)):
         shake = Negotiation(Hello(PROTOCOL))
-        heard = 0
+        received = 0
         for _ in range(most):
-            heard += len(shake.receive(line))
+            received += len(shake.receive(line))
         assert shake.settled
-        assert heard == most
+        assert received == most
 
 
 def test_in_text_a_welcome_is_a_line_like_any_other() -> None:

@@ -73,11 +73,11 @@ async def test_the_right_password_opens_a_conversation(autojump_clock: MockClock
             assert (alice.codec, alice.name, alice.room) == (JSON, "alice", "den")
             assert not alice.fell_back
             await bob.send("one", "two")
-            heard = [TEXT.format(await anext(alice)) for _ in range(3)]
-            assert heard == ["[Server] Client 2 joined", "[Client 2] one", "[Client 2] two"]
+            received = [TEXT.format(await anext(alice)) for _ in range(3)]
+            assert received == ["[Server] Client 2 joined", "[Client 2] one", "[Client 2] two"]
             await alice.send("three")
             while TEXT.format(await anext(bob)) != "[alice] three":
-                pass  # in plain text what the server tells about the password is heard, too
+                pass  # in plain text what the server tells about the password is received, too
 
 
 @pytest.mark.parametrize("plain", [False, True])

@@ -64,7 +64,7 @@ async def test_missed_messages_are_replayed_without_duplicates(
         assert FIRST / 2 <= lost.retry_seconds <= FIRST
         connected = [chat.connected]
         peer = await network.peer()
-        await peer.send("[bob] this is heard in text, and once more below")
+        await peer.send("[bob] this is received in text, and once more below")
         hello = await peer.welcome()
         assert hello == {
             "protocol": 1,
@@ -240,8 +240,8 @@ async def test_an_incomplete_line_is_ignored(autojump_clock: MockClock) -> None:
         peer = await network.peer()
         assert (await peer.welcome())["since"] == "e-0001"
         await peer.stream.send_all(line.encode())
-        heard: list[Event] = [await anext(chat) for _ in range(3)]
-        assert [type(event) for event in heard] == [Disconnected, Reconnected, Said]
+        received: list[Event] = [await anext(chat) for _ in range(3)]
+        assert [type(event) for event in received] == [Disconnected, Reconnected, Said]
 
 
 async def test_an_interrupted_replay_continues_from_its_position(autojump_clock: MockClock) -> None:
@@ -984,7 +984,7 @@ async def test_every_message_arrives_once_however_often_connections_are_cut(
     autojump_clock: MockClock,
 ) -> None:
     count = 200
-    heard: dict[str, list[str]] = {}
+    received: dict[str, list[str]] = {}
     async with memory_server() as network, trio.open_nursery() as nursery:
         streams: list[trio.abc.Stream] = []
 
@@ -999,7 +999,7 @@ async def test_every_message_arrives_once_however_often_connections_are_cut(
                 await trio.aclose_forcefully(streams[-1 - i % min(3, len(streams))])
 
         async def talk(name: str, names: int) -> None:
-            texts: list[str] = heard.setdefault(name, [])
+            texts: list[str] = received.setdefault(name, [])
             async with (
                 open_line_chat(await dial(), name=name, redial=dial) as chat,
                 trio.open_nursery() as mine,
@@ -1017,17 +1017,17 @@ async def test_every_message_arrives_once_however_often_connections_are_cut(
                 while len(texts) < count * (names - 1):
                     await trio.sleep(1)
                 await trio.sleep(5)
-                mine.cancel_scope.cancel(reason="all was heard")
+                mine.cancel_scope.cancel(reason="all was received")
 
         nursery.start_soon(cut)
         for name in ("a", "b", "c"):
             nursery.start_soon(talk, name, 3)
-    for name, texts in heard.items():
+    for name, texts in received.items():
         assert len(texts) == len(set(texts)) == 2 * count
         for other in {"a", "b", "c"} - {name}:
             theirs = [text for text in texts if text.startswith(other)]
             assert theirs == [f"{other} {i}" for i in range(count)]
-    of_c = [[text for text in heard[name] if text.startswith("c")] for name in ("a", "b")]
+    of_c = [[text for text in received[name] if text.startswith("c")] for name in ("a", "b")]
     assert of_c[0] == of_c[1]
 
 

@@ -68,9 +68,9 @@ async def test_each_room_is_resumed_from_its_own_last_message(autojump_clock: Mo
         assert (hello["room"], hello["replay"]) == ("kitchen", 2**31 - 1)
         await again.say(2, 4, room="ops")
         await again.say(3, 4, room="den")
-        heard = [await anext(chat) for _ in range(3)]
-        assert heard[0] == Reconnected(resumed=True)
-        assert [(each.room, each.text) for each in heard if isinstance(each, Said)] == [
+        received = [await anext(chat) for _ in range(3)]
+        assert received[0] == Reconnected(resumed=True)
+        assert [(each.room, each.text) for each in received if isinstance(each, Said)] == [
             ("ops", "4"),
             ("den", "4"),
         ]

@@ -36,10 +36,10 @@ UNREMEMBERED = ServerConfig(replay=ReplayLimits(ring_bytes=0))
 _nonces = itertools.count(1)
 
 
-async def hello(network: MemoryServer, **wishes: object) -> tuple[ScriptedClient, dict[str, Any]]:
+async def hello(network: MemoryServer, **fields: object) -> tuple[ScriptedClient, dict[str, Any]]:
     """Join and say hello; return the client and its welcome."""
     client = await network.join()
-    await client.send(f"/json {json.dumps(wishes)}")
+    await client.send(f"/json {json.dumps(fields)}")
     return client, json.loads(await client.line())
 
 
@@ -432,7 +432,7 @@ async def test_every_client_is_answered_whichever_session_pages_are_damaged(
 async def test_private_messages_are_delivered_even_if_their_nonces_cannot_be_stored(
     tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
-    """They are accepted, heard once while the server runs, and the log says what that costs."""
+    """They are accepted, received once while the server runs, and the log says what that costs."""
     path = tmp_path / "chat.db"
     await say_ten(path)
     for what in damaged_pages_of(path, "nonces"):
@@ -450,11 +450,11 @@ async def test_private_messages_are_delivered_even_if_their_nonces_cannot_be_sto
                         pass
                     assert answer == {"type": "accepted", "nonce": f"n{number}"}, what
                 assert (await ask(other, type="say", text="hi"))["type"] == "accepted", what
-            heard = []
+            received = []
             await alice.send('{"type": "say", "text": "over"}')
             while (event := json.loads(await bob.line()))["type"] != "said":
-                heard.append(event.get("text"))
-            assert [text for text in heard if text] == ["0", "1", "2"], what
+                received.append(event.get("text"))
+            assert [text for text in received if text] == ["0", "1", "2"], what
             await network.server.close()
         told = [line for line in log.lines if "nonces cannot be written" in line]
         assert len(told) == 1, (what, log.lines)
@@ -579,9 +579,9 @@ async def check_server(path: Path, talk: Talk) -> None:
         assert welcome["room"] == "attic"
         answer = await ask(one, type="say", text="can you hear me?")
         assert answer["type"] == "accepted"
-        while (heard := json.loads(await other.line()))["type"] != "said":
+        while (received := json.loads(await other.line()))["type"] != "said":
             pass
-        assert heard["text"] == "can you hear me?"
+        assert received["text"] == "can you hear me?"
         for session in talk.sessions[-2:]:
             client, welcome = await hello(network, session=session)
             assert welcome["type"] == "welcome"

@@ -143,7 +143,7 @@ async def restored_while_away(
     say: Callable[[str], Awaitable[object]],
     hear: Callable[[str], Awaitable[object]],
 ) -> AsyncIterator[None]:
-    """A server with a restored backup, which lacks messages that a client said and heard.
+    """A server with a restored backup, which lacks messages that a client said and received.
 
     With *say* the client says something, *hear* waits until it shows something.
     """

@@ -62,9 +62,9 @@ class _Lines:
         except OSError as error:
             raise _Cut from error
 
-    def hello(self, wishes: dict[str, Any]) -> dict[str, Any]:
+    def hello(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Send a hello; return the welcome."""
-        self._send(f"/json {json.dumps(wishes)}\n".encode())
+        self._send(f"/json {json.dumps(fields)}\n".encode())
         return self.answer("welcome")
 
     def answer(self, kind: str) -> dict[str, Any]:
@@ -203,15 +203,15 @@ class Client:
 
     def _come_back(self, lines: _Lines) -> None:
         current = self.members[-1]
-        wishes: dict[str, Any] = {"protocol": 1}
+        fields: dict[str, Any] = {"protocol": 1}
         if len(self.members) == 1:
-            wishes |= current.start()
+            fields |= current.start()
         else:
-            wishes["rooms"] = {each.room: each.start() for each in self.members}
+            fields["rooms"] = {each.room: each.start() for each in self.members}
         if self._session:
-            welcome = lines.hello(wishes | {"session": self._session})
+            welcome = lines.hello(fields | {"session": self._session})
         else:
-            welcome = lines.hello(wishes | {"name": self.name, "room": current.room})
+            welcome = lines.hello(fields | {"name": self.name, "room": current.room})
         is_right = (welcome["name"], welcome["room"]) == (self.name, current.room)
         if len(self.members) > 1:
             is_right = is_right and set(welcome["rooms"]) == set(self._by_room)
@@ -371,8 +371,8 @@ class Rooms:
         count = sum(each.said for each in self.members if each.room == room)
         lines = _Lines(self.port)
         with lines.socket:
-            wishes = {"protocol": 1, "room": room, "replay": _EVERYTHING}
-            last = lines.hello(wishes)["last"]
+            fields = {"protocol": 1, "room": room, "replay": _EVERYTHING}
+            last = lines.hello(fields)["last"]
             events = lines.take_early()
             until = time.monotonic() + _ANSWER_SECONDS
             while time.monotonic() < until:

@@ -48,4 +48,4 @@ async def test_every_message_arrives_once_whatever_happens_to_connections() -> N
         if timeout.cancelled_caught:
             pytest.fail(f"seed {seed}: {crowd.waiting()}")
         crowd.check()
-        nursery.cancel_scope.cancel(reason="all was heard")
+        nursery.cancel_scope.cancel(reason="all was received")

@@ -260,13 +260,13 @@ async def test_tls_works_over_any_stream(
     async with Server().open() as server, trio.open_nursery() as nursery:
         async with chat(server, plain=plain) as a, chat(server, plain=False) as b:
             await a.send(*map(str, range(500)))
-            heard = [await anext(b) for _ in range(500)]
-            assert [TEXT.format(event) for event in heard] == [
+            received = [await anext(b) for _ in range(500)]
+            assert [TEXT.format(event) for event in received] == [
                 f"[Client 1] {i}" for i in range(500)
             ]
             await b.send("and back")
-            heard = [await anext(a) for _ in range(1 if plain else 2)]  # also `joined`
-            assert TEXT.format(heard[-1]) == "[Client 2] and back"
+            received = [await anext(a) for _ in range(1 if plain else 2)]  # also `joined`
+            assert TEXT.format(received[-1]) == "[Client 2] and back"
         await trio.testing.wait_all_tasks_blocked()
         assert server.members == []
     left = [line for line in log.lines if "disconnected" in line]

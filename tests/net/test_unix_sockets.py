@@ -409,11 +409,11 @@ async def test_send_and_who_take_a_unix_socket(path: Path, tmp_path: Path) -> No
 # --- Limits --------------------------------------------------------------------------------------
 
 
-async def _visit(stream: trio.SocketStream, **wishes: object) -> dict[str, object]:
+async def _visit(stream: trio.SocketStream, **fields: object) -> dict[str, object]:
     """Say hello as a program, leave, and return the welcome."""
     async with stream:
         client = ScriptedClient(stream)
-        await client.send(f"/json {json.dumps(wishes)}")
+        await client.send(f"/json {json.dumps(fields)}")
         welcome: dict[str, object] = json.loads(await client.line())
         assert welcome["type"] == "welcome"
         await client.finish()

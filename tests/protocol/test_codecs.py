@@ -306,8 +306,8 @@ def test_a_text_line_is_decoded_as_a_request(lines: list[str], requests: list[Re
 )
 def test_lines_after_a_hello_are_decoded_as_json(line: str, hello: Hello) -> None:
     lines = ["in text", line, '{"type":"say","text":"in JSON"}', "/who", '{"type":"who"}']
-    before, heard, said, refused, who = TEXT.parse_requests("\n".join(lines))
-    assert (before, heard) == (SayBlock("in text"), hello)
+    before, received, said, refused, who = TEXT.parse_requests("\n".join(lines))
+    assert (before, received) == (SayBlock("in text"), hello)
     assert (said, who) == (SayBlock("in JSON"), Who())
     assert isinstance(refused, Invalid)
 

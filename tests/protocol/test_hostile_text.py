@@ -295,7 +295,7 @@ async def test_a_hostile_client_in_json_sends_nothing_harmful_to_others(
 async def test_a_hostile_hello_sends_nothing_harmful_to_others(
     log: LogRecorder, autojump_clock: MockClock
 ) -> None:
-    """Its wishes, and what it is that is no hello."""
+    """Its fields, and what is not a hello."""
     async with room() as here:
         for payload in PAYLOADS.values():
             for value in (

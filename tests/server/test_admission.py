@@ -160,10 +160,12 @@ async def test_the_time_for_the_password_is_limited_whatever_is_sent(
         await trio.sleep(3.5)
         if said:
             await client.stream.send_all(said.encode())
-        heard = await client.rest()
+        received = await client.rest()
         assert trio.current_time() - started == pytest.approx(seconds)
-        assert heard[-1] == "[Server] goodbye: no password in 4 s"
-        assert heard[:-1] == (ASKED if "hello" in said else WRONG).splitlines() * said.count("\n")
+        assert received[-1] == "[Server] goodbye: no password in 4 s"
+        assert received[:-1] == (ASKED if "hello" in said else WRONG).splitlines() * said.count(
+            "\n"
+        )
     reason = "wrong password" if "mellon" in said else "no password in 4 s"
     assert log.lines == [f"[INFO] [server] [STATE] Refused a client: {reason}"]
 
@@ -246,10 +248,10 @@ async def test_input_behind_the_password_is_processed_wherever_it_was_split(
                 await client.stream.send_all(data[:cut])
                 await wait_all_tasks_blocked()
             await client.stream.send_all(data[cut:])
-            heard = await client.lines(len(answers))
-            assert [line[: len(answer)] for line, answer in zip(heard, answers, strict=True)] == (
-                answers
-            )
+            received = await client.lines(len(answers))
+            assert [
+                line[: len(answer)] for line, answer in zip(received, answers, strict=True)
+            ] == (answers)
             assert (await witness.line()).endswith("] hello there")
             await client.stream.aclose()
             await wait_all_tasks_blocked()

@@ -135,14 +135,14 @@ async def test_many_messages_at_once_do_not_bypass_a_filter(log: LogRecorder) ->
     assert log.lines == []
 
 
-class Odd(BaseException):
+class UnusualObject(BaseException):
     """An unusual object as the result of a filter."""
 
     def __repr__(self) -> str:
         raise ValueError("not even that")
 
 
-@pytest.mark.parametrize("error", [Odd, GeneratorExit, SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [UnusualObject, GeneratorExit, SystemExit, KeyboardInterrupt])
 async def test_whatever_a_plain_filter_raises_ends_nothing(
     error: type[BaseException], log: LogRecorder
 ) -> None:

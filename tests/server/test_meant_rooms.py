@@ -167,8 +167,8 @@ async def test_a_nonce_that_is_used_for_another_message_is_refused() -> None:
             await alice.send({**its, "text": "y", "nonce": nonce})
             assert (await alice.answer(nonce))["code"] == "nonce-reused"
         assert (await alice.ask("say", text="the end"))["type"] == "accepted"
-        heard = [(await bob.hear("said", "direct"))["text"] for _ in range(4)]
-        assert heard == ["x", "x", "x", "the end"]
+        received = [(await bob.hear("said", "direct"))["text"] for _ in range(4)]
+        assert received == ["x", "x", "x", "the end"]
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["in memory", "from the file"])

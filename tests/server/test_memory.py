@@ -78,10 +78,10 @@ class Target:
             while True:
                 with suppress(OSError, trio.BrokenResourceError):
                     client = await self.connect("/ping")
-                    heard = b""
+                    received = b""
                     while data := await client.receive_some(MIB):
-                        heard = heard[-100:] + data
-                        if b"pong" in heard:
+                        received = received[-100:] + data
+                        if b"pong" in received:
                             await client.aclose()
                             return
                 await trio.sleep(0.1)
@@ -118,8 +118,8 @@ async def discard(stream: trio.SocketStream) -> None:
             pass
 
 
-def hello(**wishes: object) -> str:
-    return f"/json {json.dumps(wishes)}"
+def hello(**fields: object) -> str:
+    return f"/json {json.dumps(fields)}"
 
 
 def say(text: str, nonce: object = None) -> str:
@@ -155,8 +155,8 @@ async def stall_in_many_rooms(server: Target, clients: int) -> None:
 
     async def one(number: int) -> None:
         for i in range(2):
-            wishes = [hello(room=f"room{number}")] if i else [f"/join room{number}"]
-            await server.connect(*wishes)
+            lines = [hello(room=f"room{number}")] if i else [f"/join room{number}"]
+            await server.connect(*lines)
         await send(await server.connect(f"/join room{number}"), data)
 
     async with trio.open_nursery() as nursery:

@@ -43,10 +43,10 @@ class Program:
 
     async def hear_until(self, type_: str) -> list[dict[str, Any]]:
         """Return the events up to one of that type."""
-        heard = [await self.hear()]
-        while heard[-1]["type"] != type_:
-            heard.append(await self.hear())
-        return heard
+        received = [await self.hear()]
+        while received[-1]["type"] != type_:
+            received.append(await self.hear())
+        return received
 
     async def ask(self, **request: object) -> dict[str, Any]:
         await self.send(**request)
@@ -69,10 +69,10 @@ class Program:
         await trio.testing.wait_all_tasks_blocked()
 
 
-async def program(network: MemoryServer, **wishes: object) -> Program:
+async def program(network: MemoryServer, **fields: object) -> Program:
     """Connect with a hello with these fields; return the welcomed client."""
     one = Program(await network.join())
-    await one.client.send(f"/json {json.dumps(wishes)}")
+    await one.client.send(f"/json {json.dumps(fields)}")
     while not (line := await one.client.line()).startswith("{"):
         pass  # messages of the lobby from before the hello was read
     one.welcome = json.loads(line)
@@ -80,9 +80,9 @@ async def program(network: MemoryServer, **wishes: object) -> Program:
     return one
 
 
-async def again(network: MemoryServer, one: Program, **wishes: object) -> Program:
+async def again(network: MemoryServer, one: Program, **fields: object) -> Program:
     """Reconnect with the session of *one*."""
-    return await program(network, session=one.welcome["session"], **wishes)
+    return await program(network, session=one.welcome["session"], **fields)
 
 
 @asynccontextmanager
@@ -550,8 +550,8 @@ async def test_replay_and_live_delivery_meet_without_gap_or_duplicate(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(go_on_talking)
             alice = await again(network, alice, since=seen)
-            heard = [int(text) for text in await alice.texts(4999)]
-        assert heard == [*range(1, 5000)]
+            received = [int(text) for text in await alice.texts(4999)]
+        assert received == [*range(1, 5000)]
 
 
 async def test_a_reserved_name_is_available_to_clients_of_the_same_address(
@@ -738,13 +738,13 @@ async def test_a_room_is_not_delayed_by_a_replay_of_100_000_messages(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(talk)
             dave = await program(network, name="dave", room="den", replay=2 * said)
-            heard: list[str] = []
-            while len(heard) < said:
+            received: list[str] = []
+            while len(received) < said:
                 event = await dave.hear()
                 if event["type"] == "said" and event["client"] == 3:
-                    heard.append(event["text"])
+                    received.append(event["text"])
             nursery.cancel_scope.cancel(reason="dave has caught up")
-        assert heard == [*map(str, range(said))]
+        assert received == [*map(str, range(said))]
     assert talked >= 10
     # Two messages wait for the disk twice, each about as long as a few pages; a delayed room would
     # wait for all of nearly two hundred.

@@ -125,10 +125,10 @@ async def test_a_publish_that_grows_is_cut_into_batches_between_messages() -> No
         await a.send(*["x"] * count)
         assert await b.lines(count) == ["[Client 1] x"] * count
     said = SaidBlock("epoch", 0, "now", "lobby", 1, "Client 1", "\n".join(["x"] * count))
-    spelled = [len(batch.encoded(TEXT)) for batch in encode_blocks(said, count, [TEXT])]
-    assert len(spelled) > 1
-    assert max(spelled) <= MAX_BATCH_BYTES
-    assert sum(spelled) == count * len("[Client 1] x\n")
+    sizes = [len(batch.encoded(TEXT)) for batch in encode_blocks(said, count, [TEXT])]
+    assert len(sizes) > 1
+    assert max(sizes) <= MAX_BATCH_BYTES
+    assert sum(sizes) == count * len("[Client 1] x\n")
     # A single message is never split.
     [alone] = encode_blocks(
         msgspec.structs.replace(said, text="x" * 2 * MAX_BATCH_BYTES), 1, [TEXT]

@@ -376,7 +376,7 @@ def all_is_said(history: History) -> Iterator[str]:
                 break
 
 
-def accepted_is_said(history: History) -> Iterator[str]:
+def accepted_messages_are_published(history: History) -> Iterator[str]:
     """An accepted message was published with that id, or delivered to its recipient.
 
     It is accepted at most as often as it was sent, always with the same id.
@@ -683,7 +683,7 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     only_the_stalled_are_too_slow,
     lags_end,
     all_is_said,
-    accepted_is_said,
+    accepted_messages_are_published,
     nothing_twice,
     no_echo,
     only_members_hear,

@@ -25,7 +25,7 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Have the system refuse to make a file of this process, or of its children, larger."""
+    """Limit the size of files that this process and its children can write."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -237,7 +237,7 @@ class Reader:
     def _first_since(self, order: _Order, since: float) -> int:
         """Return the key of the first block at *since* or later, by bisection."""
         moment = datetime.fromtimestamp(since, UTC)
-        spelled = f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03}Z"
+        formatted = f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03}Z"
         last = self._last_key(order)
         low, high = 0, 0 if last is None else last + 1  # all blocks from `high` on are later
         while low < high:
@@ -245,8 +245,8 @@ class Reader:
             with closing(self._select(order, "runs.time", middle, high)) as rows:
                 # Damaged blocks are skipped, because their time may be anything.
                 times = (row for row in rows if type(row[1]) is str and row[1][:1].isdigit())
-                key, time = next(times, (middle, spelled))
-            if time >= spelled:
+                key, time = next(times, (middle, formatted))
+            if time >= formatted:
                 high = middle
             else:
                 low = behind(key) or high

@@ -214,9 +214,9 @@ def _read_nonces(connection: sqlite3.Connection, client: int, limit: int) -> lis
         "FROM nonces WHERE client = ? ORDER BY seq DESC LIMIT ?",
         (client, limit),
     ).fetchall():
-        epoch, first, room, spelled, count, checks = typed(row, str, int, str, str, int, bytes)
+        epoch, first, room, encoded, count, checks = typed(row, str, int, str, str, int, bytes)
         try:
-            nonces = _decode_nonces(spelled)
+            nonces = _decode_nonces(encoded)
         except (msgspec.MsgspecError, RecursionError):
             raise DamagedRow from None
         if (

@@ -55,9 +55,9 @@ class SqliteRoom(RoomJournal):
         block = said.text
         size = len(block) if block.isascii() else len(block.encode())
         count = len(nonces) - nonces.count(None)
-        spelled = msgspec.json.encode(nonces).decode() if count else ""
+        encoded = msgspec.json.encode(nonces).decode() if count else ""
         messages = block.count("\n") + 1
-        pending = self._journal.take(SaidJob(self, said, messages, size, spelled, count, checks))
+        pending = self._journal.take(SaidJob(self, said, messages, size, encoded, count, checks))
         self.next += messages
         return pending
 
