@@ -16,7 +16,7 @@ from typing import Self, TypeVar
 
 import trio
 
-from multichat.client.options import ChatOptions
+from multichat.client.options import ChatOptions, check_count
 from multichat.client.outbox import Pending
 from multichat.client.reconnect import Link, Redial
 from multichat.errors import (
@@ -270,6 +270,7 @@ class Chat:
         protocol, which has one room at a time; `Refused` if the server does not allow it, or knows
         only one room; `ConnectionLost`.
         """
+        check_count("replay", replay, 0)
         answer = await self._ask(Enter(clean(room), since, replay))
         return self._expect(Entered, answer, "several rooms")
 
@@ -300,10 +301,9 @@ class Chat:
 
         By default of the current room.  The oldest comes first.  The server limits the size of a
         page; `more` says whether there are older messages.  Raises `LocalProtocolError` if *limit*
-        is less than 1, and the errors of `members`.
+        is less than 1 or no whole number, and the errors of `members`.
         """
-        if limit < 1:
-            raise LocalProtocolError(f"the limit must be at least 1, not {limit}")
+        check_count("the limit", limit, 1)
         request = History(limit, None if before is None else clean(before), _room(room))
         return await self._ask_for(HistoryPage, request, "list of messages")
 

@@ -6,7 +6,15 @@ from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.errors import LocalProtocolError
 from multichat.protocol.messages import Credentials
 
-__all__ = ["ChatOptions"]
+__all__ = ["ChatOptions", "check_count"]
+
+
+def check_count(name: str, count: int, least: int) -> None:
+    """Raise `LocalProtocolError` if *count* is not a whole number of at least *least*."""
+    if type(count) is not int or count < least:
+        raise LocalProtocolError(
+            f"{name} must be a whole number of at least {least}, not {count!r}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +25,7 @@ class ChatOptions:
     current one.  With *login* and without *name* the name is that of the account.  Without
     *reconnect* a lost connection ends the chat, even if there is a way to dial again.  If the
     *name* is not required and the server refuses it, the chat begins without it.  Raises
-    `LocalProtocolError` for a negative *replay*.
+    `LocalProtocolError` for a *replay* that is negative or no whole number.
     """
 
     name: str | None = None
@@ -33,5 +41,4 @@ class ChatOptions:
     timeouts: ClientTimeouts = DEFAULT_TIMEOUTS
 
     def __post_init__(self) -> None:
-        if self.replay < 0:
-            raise LocalProtocolError(f"replay must be at least 0, not {self.replay}")
+        check_count("replay", self.replay, 0)

@@ -298,19 +298,24 @@ async def test_arguments_outside_their_range_are_errors_of_the_caller(
 ) -> None:
     async with memory_server() as network:
         async with network.chat() as chat:
-            for limit in (0, -1, -(2**70)):
-                with pytest.raises(LocalProtocolError, match=f"at least 1, not {limit}"):
+            limits: list[Any] = [0, -1, -(2**70), 1.5, True, "1"]
+            for limit in limits:
+                with pytest.raises(LocalProtocolError, match=f"at least 1, not {limit!r}"):
                     await chat.history(limit)
+                with pytest.raises(LocalProtocolError, match="replay"):
+                    await chat.enter("kitchen", replay=limit or -1)
             for page in (await chat.history(2**70), await chat.history(1)):
                 assert not page.messages
             with pytest.raises(Refused) as caught:
                 await chat.history(before="\ud800\n")
             assert caught.value.code == "unknown-id"
-        with pytest.raises(LocalProtocolError, match="replay must be at least 0, not -1"):
+        with pytest.raises(
+            LocalProtocolError, match="replay must be a whole number of at least 0, not -1"
+        ):
             async with open_chat(network.connect(), replay=-1):
                 pass
         with pytest.raises(LocalProtocolError):  # before anything is dialed
-            async with connect("name.invalid", 9, replay=-1):
+            async with connect("name.invalid", 9, replay=1.5):  # type: ignore[arg-type]
                 pass
 
 
