@@ -6,7 +6,7 @@ from functools import partial
 
 import trio
 
-from multichat.cli.notices import notify
+from multichat.cli.notices import notify, tell
 from multichat.cli.piped import Piped, for_pipe, send_input
 from multichat.client.connect import Endpoint, dial_first
 from multichat.client.descriptions import SPEAKING_TEXT
@@ -32,8 +32,10 @@ async def send(
     options = replace(for_pipe(options), name_required=False)
     dial = partial(endpoint.dial, options.timeouts)
     stream = await dial_first(dial, options)
+    waiting = LineChat(stream, options, redial=dial)
+    waiting.link.tell_waiting = lambda refused: tell(f"{refused}; waiting")
     async with (
-        LineChat(stream, options, redial=dial).open() as chat,
+        waiting.open() as chat,
         trio.open_nursery() as nursery,
     ):
         # A message for a room must not be sent to another one.

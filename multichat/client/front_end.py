@@ -12,7 +12,7 @@ from multichat.client.connect import Endpoint, dial_first
 from multichat.client.descriptions import SPEAKING_TEXT, describe_retry
 from multichat.client.line_chat import LineChat
 from multichat.client.options import ChatOptions
-from multichat.errors import ConnectFailed, MultichatError
+from multichat.errors import ConnectFailed, MultichatError, Refused
 from multichat.protocol.messages import Welcome
 
 __all__ = ["FrontEnd"]
@@ -64,6 +64,10 @@ class FrontEnd(ABC):
     def _tell_waiting(self, error: ConnectFailed) -> None:
         self.tell(f"Cannot connect: {error.reason}; waiting for the server")
 
+    def _tell_full(self, refused: Refused) -> None:
+        reason = str(refused)
+        self.tell(f"{reason[:1].upper()}{reason[1:]}; waiting")
+
     async def _redial(self) -> trio.abc.Stream:
         return await self.endpoint.dial(self.options.timeouts)
 
@@ -73,7 +77,9 @@ class FrontEnd(ABC):
         Raises `Refused`, `NoJson`, `ConnectionLost`, and what `end` raises.
         """
         options = replace(self.options, name_required=False)
-        async with LineChat(stream, options, redial=self._redial).open() as chat:
+        waiting = LineChat(stream, options, redial=self._redial)
+        waiting.link.tell_waiting = self._tell_full
+        async with waiting.open() as chat:
             if chat.fell_back:
                 self.tell(SPEAKING_TEXT)
             if (refusal := chat.link.name_refusal) is not None:

@@ -87,7 +87,8 @@ class Link:
     the server did not give us the name of the hello, if that was not required; *failure* is the
     error with which the chat ended; *loss_reported* is true once a call has raised the error for
     the lost connection.  *connected* is true while requests can be sent on *connection*, not just
-    queued in the outbox; *retry* is the next or current attempt to reconnect, None once connected.
+    queued in the outbox; *tell_waiting* is called once if the server is full and `start` waits for
+    it; *retry* is the next or current attempt to reconnect, None once connected.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Link:
         self.connected = True
         self.retry: Retry | None = None
         self._retryable_goodbye: Goodbye | None = None
+        self.tell_waiting: Callable[[Refused], object] | None = None
         self._retried: Refused | None = None  # why the last connection is tried again
         self._connected_at = 0.0
         self._backoff = backoff(self._timeouts)
@@ -224,6 +226,9 @@ class Link:
         """Dial until there is a new connection; return False if that is no longer possible."""
         goodbye, self._retryable_goodbye = self._retryable_goodbye, None
         self._retried = None if goodbye is None else self.refused(goodbye)
+        if self._retried is not None and not self._begun and self.tell_waiting is not None:
+            self.tell_waiting(self._retried)
+            self.tell_waiting = None
         reason = self.connection.lost().reason if goodbye is None else goodbye.reason
         if self.connected and trio.current_time() >= self._connected_at + _STEADY_SECONDS:
             self._backoff = backoff(self._timeouts)

@@ -147,6 +147,25 @@ async def test_a_full_server_is_an_error(tmp_path: Path) -> None:
             assert errand.out == ""
 
 
+async def test_waiting_for_a_full_server_is_reported_once(tmp_path: Path) -> None:
+    async with serve(tmp_path, "--max-clients", "1") as server:
+        async with tcp(server):
+            await server.wait_for("Client 1 connected")
+            async with multichat(tmp_path, server, "connect", "--wait", "--listen") as chat:
+                await chat.wait_for("[STATE] The server is full (limit: 1); waiting\n")
+        await server.wait_for("Client 1 disconnected")
+        async with AsyncExitStack() as stack:
+            async with tcp(server):
+                await server.wait_for(" connected\n", 2)
+                send = multichat(tmp_path, server, "send", "--wait", "x")
+                await stack.enter_async_context(send)
+                with trio.fail_after(WAIT_SECONDS):
+                    while "waiting" not in send.err:
+                        await trio.sleep(0.05)
+            assert await send.wait() == 0
+        assert send.err == "multichat: the server is full (limit: 1); waiting\n"
+
+
 async def test_an_option_that_is_not_utf_8_is_one_line(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, AsyncExitStack() as stack:
         errands: list[Command] = []
