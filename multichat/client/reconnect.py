@@ -338,6 +338,8 @@ class Link:
         )
         if self._password is not None or not negotiation.plain:
             self.check_admitted()
+        if negotiation.may_be_refused and not connection.over:
+            raise ConnectionLost("the server does not answer")
         is_logged_in = negotiation.hello.login is None or bool(self.session.position.account)
         if refusals and (self._name_required or self._refused_rooms() or not is_logged_in):
             raise Refused(refusals[0].code, refusals[0].text)

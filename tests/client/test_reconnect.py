@@ -948,6 +948,18 @@ async def test_a_client_that_does_not_wait_gets_the_error(autojump_clock: MockCl
     assert len(network.dialled) == 1
 
 
+async def test_a_server_that_grants_another_name_and_is_silent_does_not_answer(
+    autojump_clock: MockClock,
+) -> None:
+    network = Network()
+    stream = await network.dial()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial((await network.peer()).welcome, name="another"))
+        with pytest.raises(ConnectionLost, match="the server does not answer"):
+            async with open_line_chat(stream, redial=network.dial, name="alice"):
+                pass
+
+
 async def test_dialling_until_a_server_is_there(autojump_clock: MockClock) -> None:
     network = Network()
     network.down = REFUSED
