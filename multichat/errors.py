@@ -39,7 +39,7 @@ The tree::
     │   faults at the other end of a connection
     ├── Refused                 the server refused a request, or did not admit us
     ├── ConnectFailed           no connection could be made
-    ├── ConnectionLost          the connection ended without a goodbye
+    ├── ConnectionLost          the connection ended before a call was done
     ├── NoJson                  the server does not speak JSON, or does not answer
     │
     │   faults on this machine
@@ -485,7 +485,10 @@ class BadPasswordFile(MultichatError):
 
 
 class ConnectionLost(MultichatError):
-    """The connection ended without a goodbye from the peer."""
+    """The connection ended before a call was done: it broke, or the server said goodbye.
+
+    *reason* is then that of the goodbye.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"connection lost: {reason}")
