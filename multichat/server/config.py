@@ -112,12 +112,13 @@ def _check_kind(name: str, value: Any, default: Any) -> None:
         raise ValueError(f"{name} must be {expected}")
 
 
-def _check_bounds(limits: Any, *, at_least: int) -> None:
+def _check_bounds(limits: Any, *, at_least: int, may_be_0: tuple[str, ...] = ()) -> None:
     for each in fields(limits):
         value = getattr(limits, each.name)
         _check_kind(each.name, value, each.default)
-        if not value >= at_least:  # also refuses NaN
-            bound = f"at least {at_least}" if at_least else "0 or more"
+        lowest = 0 if each.name in may_be_0 else at_least
+        if not value >= lowest:  # also refuses NaN
+            bound = f"at least {lowest}" if lowest else "0 or more"
             raise ValueError(f"{each.name} must be {bound}")
 
 
@@ -154,7 +155,10 @@ class ServerTimeouts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplayLimits:
-    """Sizes of replays to clients that are behind; raises `ValueError` for one below 1."""
+    """Sizes of replays to clients that are behind.
+
+    Raises `ValueError` for one below 1, except for *ring_bytes*, which may be 0.
+    """
 
     # Bytes that a replay keeps in a send queue at most, so that answers and private messages fit in
     # beside it.
@@ -169,7 +173,7 @@ class ReplayLimits:
     page_messages: int = 500
 
     def __post_init__(self) -> None:
-        _check_bounds(self, at_least=1)
+        _check_bounds(self, at_least=1, may_be_0=("ring_bytes",))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
