@@ -244,7 +244,7 @@ COMMANDS = CommandTable(
     Command("/join", "ROOM", "go to another room", ("/j",), "room",
             parse=lambda rest: Join(room_of(rest.strip())) if rest.strip() else None),
     Command("/part", "[ROOM]", "leave the room", ("/leave",), "room",
-            parse=lambda rest: Exit(room_of(rest.strip())) if rest.strip() else Join(LOBBY)),
+            parse=lambda rest: Exit(room_of(rest.split()[0])) if rest.strip() else Join(LOBBY)),
     Command("/topic", "[TEXT]", "show the topic; an operator sets it", (), "text",
             parse=lambda rest: SetTopic(rest.strip() or None)),
     Command("/history", "[N]", "show the latest messages", parse=_parse_history),
