@@ -125,11 +125,13 @@ class UnknownClient(LocalProtocolError):
 
 
 class NotPrivate(LocalProtocolError):
-    """A passphrase is not sent in plain text over a network."""
+    """A passphrase is not sent in plain text over a network, nor kept while not *connected*."""
 
-    def __init__(self, where: str = "the server") -> None:
+    def __init__(self, where: str = "the server", *, connected: bool = True) -> None:
         super().__init__(
-            f"passphrases are not sent to {where} in plain text, where others can read them: "
+            "not connected: a passphrase is not kept to be sent later; try again when connected"
+            if not connected
+            else f"passphrases are not sent to {where} in plain text, where others can read them: "
             "use TLS (--tls)"
         )
 
@@ -274,7 +276,9 @@ class NotOperator(RemoteProtocolError):
     code = "not-operator"
 
     def __init__(self) -> None:
-        super().__init__("only an operator of the server can do that")
+        super().__init__(
+            "only an operator of the server can do that; if you are one: /login NAME PASSPHRASE"
+        )
 
 
 class NameAssigned(RemoteProtocolError):
@@ -375,7 +379,7 @@ class LastRoom(RemoteProtocolError):
     code = "last-room"
 
     def __init__(self, room: str) -> None:
-        super().__init__(f"you are in no other room than {room}; join another one first")
+        super().__init__(f"{room} is your only room; join another one first")
         self.room = room
 
 

@@ -507,8 +507,10 @@ class Chat:
                 )
 
     def _check_private(self, request: object) -> None:
-        """Raise `NotPrivate` for a passphrase over a connection that others can read."""
+        """Raise `NotPrivate` for a passphrase over a connection that others can read, or none."""
         is_secret = isinstance(request, Register | Login | ChangePassphrase)
+        if is_secret and not self.connected:
+            raise NotPrivate(connected=False)
         if is_secret and not transport.is_private(self._link.connection.stream):
             raise NotPrivate
 

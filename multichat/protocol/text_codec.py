@@ -271,8 +271,15 @@ def _are_here(members: int) -> str:
 
 
 def _describe_ban(ban: BanInfo) -> str:
-    time = "" if ban.seconds is None else f" for {ban.seconds:.0f} s"
+    time = "" if ban.seconds is None else f" for {_describe_seconds(ban.seconds)}"
     return f"{ban.what}{time}" + (f": {ban.reason}" if ban.reason else "")
+
+
+def _describe_seconds(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _messages(count: int) -> str:

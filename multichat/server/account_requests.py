@@ -33,6 +33,7 @@ from multichat.protocol.messages import (
 )
 from multichat.protocol.text_codec import TEXT
 from multichat.server.accounts import Account
+from multichat.server.bans import parse_duration
 from multichat.server.client import Client
 from multichat.server.message_pipeline import MessagePipeline
 from multichat.server.origin import Origin
@@ -122,10 +123,12 @@ class AccountRequests:
             case Kick(who=who, reason=reason, nonce=nonce):
                 await self._answer(admin.kick(f"{who} {reason}".rstrip()), nonce)
             case Ban(what=what, time=time, reason=reason, nonce=nonce):
+                if time:
+                    parse_duration(time)  # a mistake would be a ban for ever
                 if reason and not time:
                     time = "forever"  # else a word of the reason could be one
                 words = " ".join(filter(None, (str(what), time, reason)))
-                await self._answer(admin.ban(words), nonce)
+                await self._answer(admin.ban(words, by=me), nonce)
             case Unban(what=what, nonce=nonce):
                 await self._answer(admin.unban(what), nonce)
             case Bans(nonce=nonce):

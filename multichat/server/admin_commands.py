@@ -19,6 +19,7 @@ from multichat.server.bans import (
     parse_target,
     split_target,
 )
+from multichat.server.client import Client
 
 if TYPE_CHECKING:  # the server imports this module
     from multichat.server.registry import Registry
@@ -54,13 +55,21 @@ class AdminCommands:
         self._server.kick(client, f"kicked: {reason}" if reason else "kicked")
         return f"client {client} was disconnected"
 
-    def ban(self, rest: str) -> str:
-        """Ban what *rest* names, with a duration and a reason if it has them."""
+    def ban(self, rest: str, *, by: Client | None = None) -> str:
+        """Ban what *rest* names, with a duration and a reason if it has them.
+
+        A ban *by* an operator in the chat must not cover that operator: only the console could lift
+        it.
+        """
         target, terms = self._split_target(rest)
         if isinstance(target, str):
             parse_person_name(target)  # an invalid name is a mistake
         until, reason = self._parse_terms(terms)
         ban = Ban(target=target, until=until, reason=reason)
+        if by is not None and ban.covers(by.address, by.name):
+            raise LocalProtocolError(
+                f"that would ban you, too: {ban.subject}; ban a name with /ban name NAME, or /kick"
+            )
         gone = len(self._server.ban(ban))
         clients = {0: "no client was", 1: "1 client was"}.get(gone, f"{gone} clients were")
         return f"banned {ban.describe(self.clock())} ({clients} disconnected)"

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from multichat.errors import InvalidRequest, NameAssigned, NameTaken
+from multichat.errors import InvalidRequest, NameAssigned, NameTaken, WrongPassphrase
 from multichat.protocol.messages import Event, LoggedOut, Notice, Renamed
 from multichat.protocol.names import default_name, fold_name
 from multichat.server.accounts import Account, Accounts
@@ -57,8 +57,11 @@ class Logins:
     def log_in(self, client: Client, account: Account) -> None:
         """Log *client* in, and give it the account's name, whoever has it.
 
-        Raises `NameAssigned` or `Banned`.
+        Raises `WrongPassphrase` if the account was changed or removed since its passphrase was
+        compared, `NameAssigned` or `Banned`.
         """
+        if self._accounts.find(account.name) is not account:
+            raise WrongPassphrase
         assigned = client.assigned_name
         if assigned and fold_name(assigned) != account.key:
             raise NameAssigned(assigned)
@@ -118,7 +121,7 @@ class Logins:
         if client.account:
             raise InvalidRequest("you are logged in to an account: /logout first")
         if not name:
-            raise InvalidRequest("you have no name yet: /name NAME")
+            raise InvalidRequest("you have no name yet: /name NAME, then /register PASSPHRASE")
 
         def check() -> None:
             if self._names.name_of(client) != name:  # it was taken, or the client has left

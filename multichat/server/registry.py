@@ -407,11 +407,20 @@ class Registry:
             client.room.start_replay(client.current, client.room.next)
 
     def refuse_room(self, client: Client, room_name: str, *, is_current: bool = True) -> None:
-        """Note that *client* cannot enter a room; see `Client.refused_room`."""
+        """Note that *client* cannot enter a room; see `Client.refused_room`.
+
+        Its session stores that with the next change, or with `note_rooms`.
+        """
         if is_current:
             client.refused_room = room_name
         elif room_name:
-            client.refused_rooms[fold_name(room_name)] = room_name
+            refused = client.refused_rooms
+            refused[fold_name(room_name)] = room_name
+            while len(refused) > self._config.max_rooms_per_client:
+                del refused[next(iter(refused))]
+
+    def note_rooms(self, client: Client) -> None:
+        """Store the rooms of *client* in its session."""
         self._note_change(client)
 
     async def broadcast(self, text: str) -> Receipt:

@@ -22,6 +22,7 @@ from multichat.errors import (
     NotRead,
     Rejected,
     RemoteProtocolError,
+    TooManyRooms,
 )
 from multichat.net import transport
 from multichat.net.send_queue import SendQueue
@@ -465,13 +466,15 @@ class Session:
     async def _greet(self, hello: Hello) -> None:
         """Change to JSON: resume or begin a session, rename and enter, answer with the welcome."""
         me = self.client
+        most = 2 * self._config.max_rooms_per_client  # entering them is one step
         rooms = wanted_rooms(hello)
+        too_many, rooms = len(rooms) > most, rooms[-most:]
         for wanted in rooms:
             wanted.passed = wanted.name and await self._filter(Joining, wanted.name)
         name = hello.name and await self._filter(Renaming, hello.name)
         if hello.name is None and me.assigned_name:  # its own session may have held it so far
             name = me.assigned_name
-        told = 0 if hello.rooms is None else len(rooms) + self._config.max_rooms_per_client
+        told = 0 if hello.rooms is None else len(rooms) + most
         size = _ANSWER_BYTES + told * _ROOM_BYTES
         login = None if hello.login is None else await self._verify(hello)
         stored = await self._find_session(hello.session or "", size)
@@ -488,6 +491,8 @@ class Session:
             stored=stored,
             limits=limits,
         )
+        if too_many:
+            answer.append(Invalid.because(TooManyRooms(most, of_client=True)).error)
         await self._send_queue.put(missed + b"".join(map(JSON.encode, answer)))
 
     async def _verify(self, hello: Hello) -> Account | RemoteProtocolError | None:

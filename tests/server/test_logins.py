@@ -15,6 +15,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from multichat import ServerConfig
+from multichat.errors import WrongPassphrase
 from multichat.server.config import AccountLimits, Registration
 from multichat.testing import MemoryServer, memory_server
 from tests.support.journals import back_up
@@ -240,6 +241,22 @@ async def test_another_passphrase_logs_all_other_sessions_out() -> None:
         assert other.welcome["account"] == "alice"
 
 
+async def test_a_passphrase_that_was_right_before_the_change_no_longer_logs_in() -> None:
+    async with network() as net:
+        owner = await registered(net)
+        registry = net.server._registry
+        account = registry.accounts.find("alice")
+        assert account is not None
+        # A hello may wait between the comparison and the login, for as long as its client likes.
+        await owner.ask("passphrase", passphrase=OTHER)
+        other = await join(net)
+        client = registry.find(other.welcome["client"])
+        assert client is not None
+        with pytest.raises(WrongPassphrase):
+            registry.logins.log_in(client, account)
+        assert await members_of(owner) == {"alice", other.welcome["name"]}
+
+
 async def test_a_removed_account_is_logged_out_and_its_name_is_free() -> None:
     async with network() as net:
         alice = await registered(net)
@@ -272,7 +289,7 @@ async def test_accounts_in_the_text_protocol() -> None:
         )
         await alice.send(f"/login ALICE {RIGHT}", f"/passphrase {OTHER}", "/quit")
         assert [line.removeprefix("[Server] ") for line in await alice.rest()] == [
-            "you have no name yet: /name NAME",
+            "you have no name yet: /name NAME, then /register PASSPHRASE",
             "Client 1 is now alice",
             "a passphrase has at least 8 characters",
             "you are logged in as alice",
@@ -370,6 +387,23 @@ async def test_operators_do_what_the_console_does(log: LogRecorder) -> None:
     lines = "\n".join(log.lines)
     for command in ("/announce hello all", "/topic tea at four", "/kick 2 enough", "/bans"):
         assert re.search(rf"Operator boss \(Client \d+\): {re.escape(command)}", lines)
+
+
+@pytest.mark.parametrize("what", ["name boss", "boss"])
+async def test_an_operator_cannot_ban_itself(what: str) -> None:
+    async with network(operators=("boss",)) as net:
+        await net.server.admin.account(f"add boss {RIGHT}")
+        boss = await join(net, login={"name": "boss", "passphrase": RIGHT})
+        assert "would ban you" in (await boss.ask("ban", what=what))["text"]
+        assert (await boss.ask("bans"))["bans"] == []
+
+
+async def test_a_mistyped_duration_of_a_ban_is_not_for_ever() -> None:
+    async with network(operators=("boss",)) as net:
+        await net.server.admin.account(f"add boss {RIGHT}")
+        boss = await join(net, login={"name": "boss", "passphrase": RIGHT})
+        answer = await boss.ask("ban", what="name zed", time="x")
+        assert (answer["code"], (await boss.ask("bans"))["bans"]) == ("invalid-request", [])
 
 
 async def test_an_operators_name_without_its_account_is_not_an_operator() -> None:

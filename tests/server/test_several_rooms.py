@@ -538,12 +538,27 @@ async def test_the_rooms_of_a_hello_are_limited_without_the_lobby_that_it_leaves
         assert (error["room"], error["code"]) == ("b", "too-many-rooms")
 
 
-async def test_a_hello_with_more_rooms_than_anybody_is_answered_for_each() -> None:
+async def test_a_hello_with_too_many_rooms_enters_the_last_of_them() -> None:
     async with memory_server() as network:
         rooms: dict[str, object] = {f"r{n}": {} for n in range(2000)}
         alice = await join(network, rooms=rooms)
         assert len(alice.welcome["rooms"]) == 32
-        assert len([e for e in await now(alice) if e["type"] == "error"]) == 2000 - 32
+        errors = [event for event in await now(alice) if event["type"] == "error"]
+        assert [error["code"] for error in errors] == ["too-many-rooms"] * (32 + 1)
+        assert alice.welcome["room"] == "r1967"
+        [rest] = [error for error in errors if "room" not in error]
+        assert rest["text"] == "you are in too many rooms (limit: 64); leave one first"
+
+
+async def test_refused_rooms_do_not_accumulate_over_resumes() -> None:
+    async with memory_server(ServerConfig(max_rooms_per_client=2)) as network:
+        alice = await join(network, rooms={f"a{n}": {} for n in range(4)})
+        session = alice.welcome["session"]
+        for letter in "bcd":
+            rooms: dict[str, object] = {f"{letter}{n}": {} for n in range(4)}
+            alice = await join(network, rooms=rooms, session=session)
+            refused = [each for each in await now(alice) if each["type"] == "error"]
+            assert len(refused) <= 4 + 2 + 1
 
 
 # --- Slow clients ---------------------------------------------------------------------------------
@@ -647,7 +662,7 @@ async def test_the_text_protocol_stays_with_one_room() -> None:
             "[Server] you are in b; nobody else is here",
             "[Server] you are not in the room a",
             "[Server] you are in lobby; nobody else is here",
-            "[Server] you are in no other room than lobby; join another one first",
+            "[Server] lobby is your only room; join another one first",
         ]
         assert [each.rooms for each in network.server.members] == [("lobby",)]
 

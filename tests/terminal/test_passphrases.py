@@ -75,6 +75,7 @@ async def test_a_passphrase_typed_while_the_server_is_away_is_not_among_the_unse
         await terminal.wait_for("t", "reconnecting (")
         await terminal.type("t", f"/login alice {SECRET}")
         await terminal.type("t", "hello?")
+        await terminal.wait_for("t", "a passphrase is not kept to be sent")
         await terminal.wait_for("t", "alice  hello?")
         await assert_forgotten(terminal)
         await terminal.run("send-keys", "-t", "t", "-l", f"/register {SECRET}")
