@@ -904,7 +904,8 @@ async def test_options_have_environment_variables(tmp_path: Path) -> None:
         "host", "unix", "unix-mode", "tls-cert", "tls-key", "password-file", "max-line",
         "send-queue", "slow", "slow-timeout", "stall-timeout", "max-clients",
         "max-clients-per-address", "rate", "burst", "byte-rate", "memory", "idle", "filter",
-        "ban-file", "max-rooms", "max-new-rooms", "grace",
+        "ban-file", "max-rooms", "max-rooms-per-client", "max-new-rooms", "grace",
+        "operators", "operators-file", "registration",
         "log-file", "log-level", "log-rate",
         "journal", "durability", "keep-messages", "keep-days", "keep-mib", "max-sessions", "away",
     }  # fmt: skip
