@@ -60,6 +60,8 @@ def account(
     with one_line_errors():
         import trio
 
+        from multichat.journal.sqlite.file_lock import IN_USE
+
         passphrase = ""
         if action is Action.ADD:
             _check(name or "")
@@ -69,7 +71,13 @@ def account(
                 passphrase = read_secret_file(passphrase_file, "passphrase")
         elif not file.exists():
             raise JournalFailed(file, "no such file")
-        lines = trio.run(_run, file, action, name or "", passphrase)
+        try:
+            lines = trio.run(_run, file, action, name or "", passphrase)
+        except JournalFailed as error:
+            if error.reason != IN_USE:
+                raise
+            reason = "its server is running: stop it first, or type /account at its console"
+            raise JournalFailed(file, reason) from None
     for line in lines:
         typer.echo(line)
 

@@ -12,9 +12,9 @@ from multichat.errors import JournalFailed
 if sys.platform == "linux":
     import fcntl
 
-__all__ = ["FileLock", "is_locked"]
+__all__ = ["IN_USE", "FileLock", "is_locked"]
 
-_IN_USE = "another server is using it"
+IN_USE = "another server is using it"
 
 # A reader that checks for a running server (`is_locked`) holds the lock for less than this.
 _PROBE_SECONDS = 0.25
@@ -62,7 +62,7 @@ class FileLock:
         except sqlite3.Error as error:
             self._beside.close()
             if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
-                raise JournalFailed(path, _IN_USE) from None
+                raise JournalFailed(path, IN_USE) from None
             raise
 
     def lock_file(self) -> None:
@@ -73,7 +73,7 @@ class FileLock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise JournalFailed(self._path, f"{_IN_USE}, by another name of the file") from None
+            raise JournalFailed(self._path, f"{IN_USE}, by another name of the file") from None
         except OSError:  # the file system does not support it
             pass
 
