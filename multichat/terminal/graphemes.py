@@ -4,7 +4,7 @@ An emoji with a skin tone, a family of joined emoji, a flag, a letter with its a
 syllable of jamo are one cluster each (Unicode Standard Annex 29).
 """
 
-from wcwidth import grapheme_boundary_before, iter_graphemes
+from wcwidth import iter_graphemes
 
 __all__ = ["clusters", "end_of_cluster", "start_of_cluster"]
 
@@ -17,8 +17,23 @@ def start_of_cluster(text: str, index: int) -> int:
 
     An index outside of *text* counts as its nearest end.
     """
-    index = max(0, min(index, len(text)))
-    return grapheme_boundary_before(text, index + 1) if 0 < index < len(text) else index
+    index = start = max(0, min(index, len(text)))
+    if not 0 < index < len(text):
+        return index
+    # Forward from a certain boundary: wcwidth's search backwards misses characters that join to the
+    # one behind them, such as U+0600.
+    while start and not (_stands_alone(text[start - 1]) and _stands_alone(text[start])):
+        start -= 1
+    for cluster in clusters(text, start):
+        if start + len(cluster) > index:
+            break
+        start += len(cluster)
+    return start
+
+
+def _stands_alone(character: str) -> bool:
+    """Return whether there is always a boundary between two of these; not for all that do."""
+    return (character < "\u0300" and character != "\r") or "\u4e00" <= character <= "\u9fff"
 
 
 def end_of_cluster(text: str, index: int) -> int:

@@ -375,8 +375,9 @@ def keep_rooms_late(monkeypatch: pytest.MonkeyPatch) -> None:
         one: StoredSession,
         name: str,
         rooms: tuple[str, ...],
+        login: str,
     ) -> Any:
-        one.name, one.rooms = name, rooms  # stored in the journal when it leaves
+        one.name, one.rooms, one.login = name, rooms, login  # stored in the journal when it leaves
 
     wrap(monkeypatch, SessionStore, "update", changed)
 
