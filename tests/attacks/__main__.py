@@ -20,7 +20,7 @@ import trio
 
 from tests.support.processes import MULTICHAT
 
-from .catalogue import ATTACKS, SLOW_ATTACKS, Attack
+from .catalogue import ATTACKS, LOGIN_ATTACKS, SLOW_ATTACKS, Attack
 from .links import MBIT, flood, pipe, private_messages
 from .measure import Turn, turns
 
@@ -76,7 +76,7 @@ def _scenarios(seconds: float) -> dict[str, Callable[..., Awaitable[list[str]]]]
 
 async def _main(options: argparse.Namespace) -> None:
     _show(_HEAD)
-    for attack in (*ATTACKS, *SLOW_ATTACKS):
+    for attack in (*ATTACKS, *LOGIN_ATTACKS, *SLOW_ATTACKS):
         if options.names and attack.name not in options.names:
             continue
         slow = attack in SLOW_ATTACKS
@@ -104,7 +104,7 @@ async def _main(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Print the table."""
-    names = [each.name for each in (*ATTACKS, *SLOW_ATTACKS)] + list(_scenarios(0))
+    names = [each.name for each in (*ATTACKS, *LOGIN_ATTACKS, *SLOW_ATTACKS)] + list(_scenarios(0))
     parser = argparse.ArgumentParser(prog="python -m tests.attacks", description=__doc__)
     parser.add_argument("names", metavar="NAME", nargs="*", help=", ".join(names))
     parser.add_argument("--turns", type=int, default=5)
