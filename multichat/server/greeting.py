@@ -149,7 +149,7 @@ def _join(
         except RemoteProtocolError as error:
             client.current.is_stand_in = len(client.memberships) == 1
             registry.refuse_room(client, _remembered(error, wanted))
-            registry.note_rooms(client)
+            registry.note_change(client)
             return [Refusal(error)]
     return []
 
@@ -175,7 +175,7 @@ def _enter_all(
     for member in leaving:
         if len(client.memberships) > 1:
             registry.leave_room(member, f"joined {client.room.name}")
-    registry.note_rooms(client)
+    registry.note_change(client)
     return refusals
 
 

@@ -267,10 +267,11 @@ class Registry:
             self._join(client, self.rooms.open(LOBBY))
             client.current.is_stand_in = True
         self._join_hook.discard(client)  # for the others it has not left
-        self._note_change(client)
+        self.note_change(client)
         return refusals
 
-    def _note_change(self, client: Client) -> None:
+    def note_change(self, client: Client) -> None:
+        """Store the name, the rooms and the login of *client* in its session, if they differ."""
         if (session := client.stored_session) is not None:
             name, rooms = self._names.name_of(client), client.session_rooms
             login = self.logins.proof_of(client)
@@ -334,7 +335,7 @@ class Registry:
             client.log.line("STATE", f"Client {client.number} is now called {client.name}")
             for member in client.memberships.values():
                 member.room.presence.entered(member)
-        self._note_change(client)
+        self.note_change(client)
 
     def move(self, client: Client, room_name: str) -> None:
         """Move *client* to a room, and out of all others.
@@ -372,7 +373,7 @@ class Registry:
         else:
             member.is_stand_in = False
             client.make_current(member)
-        self._note_change(client)
+        self.note_change(client)
         return member is None
 
     def _check_number_of_rooms(self, client: Client, leaving: int = 0) -> None:
@@ -399,7 +400,7 @@ class Registry:
         client = member.client
         self.rooms.leave(member, reason)
         self._replay_notices(client)
-        self._note_change(client)
+        self.note_change(client)
 
     def _replay_notices(self, client: Client) -> None:
         """Send the notices that waited until *client* is live in a room that it has left."""
@@ -409,7 +410,7 @@ class Registry:
     def refuse_room(self, client: Client, room_name: str, *, is_current: bool = True) -> None:
         """Note that *client* cannot enter a room; see `Client.refused_room`.
 
-        Its session stores that with the next change, or with `note_rooms`.
+        Its session stores that with the next change, or with `note_change`.
         """
         if is_current:
             client.refused_room = room_name
@@ -418,10 +419,6 @@ class Registry:
             refused[fold_name(room_name)] = room_name
             while len(refused) > self._config.max_rooms_per_client:
                 del refused[next(iter(refused))]
-
-    def note_rooms(self, client: Client) -> None:
-        """Store the rooms of *client* in its session."""
-        self._note_change(client)
 
     async def broadcast(self, text: str) -> Receipt:
         """Send *text* to every client, in one of its rooms, as the server; see `Room.notify`."""
