@@ -219,7 +219,7 @@ async def test_waiting_for_a_full_server_ends_with_its_reason(
         await theirs.send_eof()
         return ours
 
-    timeouts = ClientTimeouts(wait=SECONDS, answer=1.0)
+    timeouts = ClientTimeouts(wait=SECONDS, answer=1.0, longest_retry=SECONDS / 10)
     with pytest.raises(kind) as caught:
         async with open_line_chat(await dial(), redial=dial, wait=True, timeouts=timeouts):
             pytest.fail("nobody is admitted")
