@@ -14,7 +14,6 @@ Invariants:
 """
 
 import hmac
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -33,14 +32,11 @@ from multichat.protocol.lookalikes import NameIndex
 from multichat.protocol.names import fold_name, parse_person_name
 from multichat.server.config import Registration, ServerConfig
 from multichat.server.origin import Origin
-from multichat.server.passphrases import check_passphrase, hash_passphrase, is_passphrase
+from multichat.server.passphrases import Hasher, check_passphrase
 from multichat.server.password_attempts import PasswordAttempts
 from multichat.server.rate_limit import HourlyLimit
 
 __all__ = ["Account", "Accounts"]
-
-# One of two processors: the other one serves the chat.
-_HASHES_AT_ONCE = max(1, (os.cpu_count() or 1) // 2)
 
 # Of the digest of a hash, in a login: enough that nobody finds another hash with it.
 _PROOF_DIGITS = 32
@@ -65,9 +61,11 @@ class Account:
 
 
 class Accounts:
-    """The accounts of one server; *journal* stores them."""
+    """The accounts of one server; *journal* stores them, *hasher* hashes their passphrases."""
 
-    def __init__(self, config: ServerConfig, journal: Journal) -> None:
+    def __init__(
+        self, config: ServerConfig, journal: Journal, hasher: Hasher | None = None
+    ) -> None:
         self._config, self._journal = config, journal
         self._accounts: dict[str, Account] = {}
         self._names: NameIndex[str] = NameIndex()
@@ -77,7 +75,7 @@ class Accounts:
                 self._operators.add(fold_name(operator), operator)
         self._attempts = PasswordAttempts(config.timeouts)
         self._new = HourlyLimit(config.accounts.hourly)
-        self._hashing = trio.CapacityLimiter(_HASHES_AT_ONCE)
+        self._hasher = hasher or Hasher(config.accounts)
 
     def load(self) -> None:
         """Load the accounts from the journal, which is open."""
@@ -163,7 +161,7 @@ class Accounts:
             raise TooManyRegistrations(most)
 
     async def _add(self, name: str, passphrase: str, check: Callable[[], None]) -> Account:
-        account = Account(name, await self._hash(passphrase))
+        account = Account(name, await self._hasher.hash(passphrase))
         self._check_new(name)
         check()
         self._put(account)  # so that nobody else registers it meanwhile
@@ -182,7 +180,7 @@ class Accounts:
         """
         check_passphrase(passphrase)
         await self._wait_turn(origin)
-        changed = Account(account.name, await self._hash(passphrase))
+        changed = Account(account.name, await self._hasher.hash(passphrase))
         if self._accounts.get(account.key) is not account:
             raise WrongPassphrase
         self._accounts[account.key] = changed
@@ -212,13 +210,8 @@ class Accounts:
         """
         queue = await self._wait_turn(origin)
         account = self.find(name)
-        is_right = await trio.to_thread.run_sync(
-            is_passphrase,
-            passphrase,
-            "" if account is None else account.hash,
-            self._config.accounts,
-            limiter=self._hashing,
-        )
+        hash_ = "" if account is None else account.hash
+        is_right = await self._hasher.is_passphrase(passphrase, hash_)
         # It may have been changed or removed meanwhile.
         if account is None or not is_right or self._accounts.get(account.key) is not account:
             if origin is not None:
@@ -245,12 +238,6 @@ class Accounts:
         queue, delay = turn
         await trio.sleep(delay)
         return queue
-
-    async def _hash(self, passphrase: str) -> str:
-        limits = self._config.accounts
-        return await trio.to_thread.run_sync(
-            hash_passphrase, passphrase, limits, limiter=self._hashing
-        )
 
     def _save(self, account: Account) -> PendingWrite | None:
         record = AccountRecord(name=account.name, hash=account.hash)

@@ -3,14 +3,24 @@
 No passphrase is in an exception or a representation.
 """
 
+import os
 import secrets
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
+from typing import TypeVar
+
+import trio
 
 from multichat.errors import InvalidRequest
 from multichat.protocol.messages import MAX_PASSPHRASE_CHARACTERS, MIN_PASSPHRASE_CHARACTERS
 from multichat.server.config import AccountLimits
 
-__all__ = ["check_passphrase", "hash_passphrase", "is_passphrase"]
+__all__ = ["Hasher", "check_passphrase", "hash_passphrase", "is_passphrase"]
+
+T = TypeVar("T")
+
+# One of two processors: the other one serves the chat.
+_HASHES_AT_ONCE = max(1, (os.cpu_count() or 1) // 2)
 
 
 def check_passphrase(passphrase: str) -> None:
@@ -54,6 +64,29 @@ def is_passphrase(passphrase: str, hash_: str, limits: AccountLimits) -> bool:
 @cache
 def _hash_of_nothing(limits: AccountLimits) -> str:
     return hash_passphrase(secrets.token_hex(), limits)
+
+
+class Hasher:
+    """Hashes and compares passphrases in worker threads, few at once, with the cost in *limits*.
+
+    A simulation on a virtual clock, which has no threads, overrides `run`.
+    """
+
+    def __init__(self, limits: AccountLimits) -> None:
+        self._limits = limits
+        self._limiter = trio.CapacityLimiter(_HASHES_AT_ONCE)
+
+    async def hash(self, passphrase: str) -> str:
+        """Return the hash of *passphrase*; see `hash_passphrase`."""
+        return await self.run(partial(hash_passphrase, passphrase, self._limits))
+
+    async def is_passphrase(self, passphrase: str, hash_: str) -> bool:
+        """Return whether *passphrase* has that hash; see `is_passphrase`."""
+        return await self.run(partial(is_passphrase, passphrase, hash_, self._limits))
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Return what *work* returns, when its turn has come."""
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)
 
 
 def _encoded(passphrase: str) -> bytes:

@@ -46,6 +46,7 @@ from multichat.server.logins import Logins
 from multichat.server.member import Member
 from multichat.server.name_registry import NameRegistry
 from multichat.server.open_rooms import OpenRooms
+from multichat.server.passphrases import Hasher
 from multichat.server.room import Room
 from multichat.server.session_store import SessionStore, StoredSession
 
@@ -72,8 +73,8 @@ class Registry:
     """The clients and rooms of one server.
 
     Any task may call any method; only async methods wait.  *start_soon* starts tasks of the rooms.
-    *journal*, which is open, stores the messages.  *is_banned* says whether a name is banned, and
-    *on_join* is told of joins.
+    *journal*, which is open, stores the messages.  *is_banned* says whether a name is banned,
+    *on_join* is told of joins, and *hasher* hashes passphrases.
 
     *rooms* are the open rooms.  *budget* is the memory for connected clients: above it, those that
     hold most are disconnected.
@@ -88,6 +89,7 @@ class Registry:
         *,
         is_banned: Callable[[str], bool] = lambda _: False,
         on_join: OnJoin | None = None,
+        hasher: Hasher | None = None,
     ) -> None:
         self._join_hook = JoinHook(on_join, log, start_soon)
         self._journal = journal
@@ -106,7 +108,7 @@ class Registry:
         self._log_rates = LogRates(log, config.log_rate, start_soon)
         self._start_soon = start_soon
         self._clients: dict[int, Client] = {}
-        self.accounts = Accounts(config, journal)
+        self.accounts = Accounts(config, journal, hasher)
         self._names = NameRegistry(config.away_seconds, is_banned, self.accounts.check_name)
         self.logins = Logins(self.accounts, self._names, self._renamed, start_soon)
         self.rooms = OpenRooms(config, log, start_soon, journal, self.disconnect)

@@ -62,6 +62,7 @@ from multichat.server.config import CONNECTIONS_PER_MIB, ServerConfig
 from multichat.server.filters import Filters
 from multichat.server.join_hook import OnJoin
 from multichat.server.origin import Origin
+from multichat.server.passphrases import Hasher
 from multichat.server.private_messages import tell
 from multichat.server.registry import Registry
 from multichat.server.session import Session
@@ -96,7 +97,7 @@ class Server:
     *journal* stores the messages; without one, they are in memory until the server ends.  The
     server runs the journal, which no other may use.  *authenticate* decides who may join, and
     *on_join* is told of each who does; see `Authenticate` and `OnJoin`.  *shares* is how its
-    connections share the event loop's time.
+    connections share the event loop's time, and *hasher* how passphrases are hashed.
 
     `run` serves TCP ports and Unix sockets.  For other streams, open the server with `open`, call
     `handle` for each stream in a task of its own, and call `close` at the end.  All other methods
@@ -116,6 +117,7 @@ class Server:
         authenticate: Authenticate | None = None,
         on_join: OnJoin | None = None,
         shares: Shares | None = None,
+        hasher: Hasher | None = None,
     ) -> None:
         self.config = config or ServerConfig()
         self._journal = journal or MemoryJournal(max_bytes=self.config.history_bytes)
@@ -132,6 +134,7 @@ class Server:
             self._journal,
             is_banned=lambda name: self._bans.find_name(name, time.time()) is not None,
             on_join=on_join,
+            hasher=hasher,
         )
         self._admission = Admission(self.config)
         self._authentication = Authentication(self.config, authenticate)
