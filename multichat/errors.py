@@ -206,7 +206,7 @@ class NameTaken(RemoteProtocolError):
 
 
 class WrongPassphrase(RemoteProtocolError):
-    """No account has that name and passphrase; which of the two is wrong is not said."""
+    """No account has that name and passphrase; the error does not say which of the two is wrong."""
 
     code = "wrong-passphrase"
 
@@ -215,7 +215,7 @@ class WrongPassphrase(RemoteProtocolError):
 
 
 class TooManyAttempts(RemoteProtocolError):
-    """Too many logins are tried, from the peer's address or in all; this one was not."""
+    """Too many login attempts, from the peer's address or in all; this one was not checked."""
 
     code = "too-many-attempts"
 
@@ -224,7 +224,7 @@ class TooManyAttempts(RemoteProtocolError):
 
 
 class LoginRequired(RemoteProtocolError):
-    """Only clients that are logged in to an account may speak."""
+    """Only clients that are logged in to an account may send messages."""
 
     code = "login-required"
 
@@ -245,7 +245,7 @@ class Insecure(RemoteProtocolError):
 
 
 class RegistrationClosed(RemoteProtocolError):
-    """Accounts are made by the operators only, or this one is."""
+    """Only operators can create accounts, or the account called *name*."""
 
     code = "registration-closed"
 
@@ -256,7 +256,7 @@ class RegistrationClosed(RemoteProtocolError):
 
 
 class TooManyRegistrations(RemoteProtocolError):
-    """The limit of accounts is reached, or that of the peer's address, for *seconds*."""
+    """The limit of accounts is reached, or for *seconds* that of the peer's address."""
 
     code = "too-many-registrations"
 
@@ -292,7 +292,7 @@ class NameAssigned(RemoteProtocolError):
 
 
 class TooManyRooms(RemoteProtocolError):
-    """The limit of rooms is reached, on the server or of the client, or of new ones an hour."""
+    """A limit of rooms is reached: of the server, of one client, or of new rooms an hour."""
 
     code = "too-many-rooms"
 

@@ -50,8 +50,8 @@ def account(
 ) -> None:
     """Add, remove or list the accounts in a journal.
 
-    Its server must not be running: while it runs, its console does the same with /account. Who is
-    logged in to a removed account no longer is after the next start.
+    Its server must not be running: while it runs, its console does the same with /account. Removing
+    an account logs its sessions out when the server starts again.
     """
     if (name is None) is not (action is Action.LIST):
         raise UsageMistake("NAME is missing" if name is None else "list takes no NAME")

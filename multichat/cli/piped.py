@@ -76,7 +76,7 @@ class Piped:
         self.note_sent(block.count("\n") + 1)
 
     def note_sent(self, lines: int, nonces: Sequence[Nonce | None] = ()) -> None:
-        """Note that so many *lines* were sent or left out; the last of them have these *nonces*."""
+        """Count *lines* that were sent or left out; the last of them have these *nonces*."""
         self._settle()
         self.sent += lines
         for number, nonce in enumerate(nonces, self.sent - len(nonces) + 1):

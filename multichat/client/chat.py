@@ -299,9 +299,10 @@ class Chat:
     ) -> HistoryPage:
         """Return the last *limit* messages of *room*, or the last ones before the id *before*.
 
-        By default of the current room.  The oldest comes first.  The server limits the size of a
-        page; `more` says whether there are older messages.  Raises `LocalProtocolError` if *limit*
-        is less than 1 or no whole number, and the errors of `members`.
+        The room is the current one by default.  The oldest message comes first.  The server limits
+        the size of a page; `more` says whether there are older messages.  Raises
+        `LocalProtocolError` if *limit* is less than 1 or not a whole number, and the errors of
+        `members`.
         """
         check_count("the limit", limit, 1)
         request = History(limit, None if before is None else clean(before), _room(room))
@@ -321,7 +322,7 @@ class Chat:
         await self._ask(Rename(clean(name)))
 
     async def register(self, passphrase: str) -> None:
-        """Make our name an account with this *passphrase*, and be logged in to it.
+        """Register our name as an account with this *passphrase*, and log in to it.
 
         Later connections log in again.  Raises `NotPrivate` if others could read the passphrase on
         its way, `Refused` if the server does not allow it, or if the connection is lost before the
@@ -351,7 +352,8 @@ class Chat:
     async def ban(self, what: str | int, time: str = "", reason: str = "") -> None:
         """Disconnect and keep out a name, an address or the client with that number.
 
-        For *time*, such as `1h`, or without end.  Raises `Refused`, `ConnectionLost`.
+        The ban lasts for *time*, such as `1h`, by default for ever.  Raises `Refused`,
+        `ConnectionLost`.
         """
         await self._ask(Ban(_who(what), clean(time), clean(reason)))
 

@@ -122,7 +122,7 @@ class Endpoint:
         return transport.format_address((self.host, self.port) if self.unix is None else self.unix)
 
     async def dial(self, timeouts: ClientTimeouts = DEFAULT_TIMEOUTS) -> trio.abc.Stream:
-        """Connect; see `dial` and `dial_unix`."""
+        """Connect to it; see the functions `dial` and `dial_unix`."""
         if self.unix is not None:
             return await dial_unix(self.unix)
         return await dial(

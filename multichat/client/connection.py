@@ -36,7 +36,7 @@ MAX_WAIT_SECONDS = 3600.0
 
 
 class Standstill:
-    """For how long something has not changed, in time in which this process ran.
+    """Measures how long a value has stayed the same, while this process was running.
 
     A process that was stopped, or whose machine slept, has had no chance to see a change.
     """
@@ -116,7 +116,7 @@ class Connection:
         return max(0, transport.unsent_bytes(self.stream) - self._queue.drained)
 
     def allow_waits(self, seconds: float) -> None:
-        """Let the server stop reading for so many *seconds*, as it may for a slow client."""
+        """Let the server stop reading for up to *seconds*, as it may for a slow client."""
         seconds = min(max(0.0, seconds), MAX_WAIT_SECONDS)
         self.stuck_seconds = self._timeouts.stuck + seconds
         transport.keep_alive(self.stream, seconds)

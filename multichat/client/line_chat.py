@@ -85,17 +85,17 @@ class LineChat(Chat):
     def collect_refused(self) -> dict[Nonce, Error]:
         """Return where the messages that are refused are added from now on, by their nonces.
 
-        The caller removes them.  A message is there as soon as it is not unaccepted any more.
-        From now on messages after a refused join are refused, too, until the next join: whoever
-        wrote them to a pipe has not seen the refusal.
+        The caller removes them.  An error is added in the step in which its message is no longer
+        unaccepted.  From now on messages after a refused join are refused, too, until the next
+        join: the program that wrote them to a pipe has not seen the refusal.
         """
         self._session.refused = {}
         return self._session.refused
 
     def report_accepted(self) -> None:
-        """From now on have each `Accepted` among the events.
+        """Include each `Accepted` in the events from now on.
 
-        There our own messages have their place in the order of the room.
+        Its place among them is that of our message in the order of the room.
         """
         self._session.reports_accepted = True
 

@@ -25,7 +25,7 @@ class ChatOptions:
     current one.  With *login* and without *name* the name is that of the account.  Without
     *reconnect* a lost connection ends the chat, even if there is a way to dial again.  If the
     *name* is not required and the server refuses it, the chat begins without it.  Raises
-    `LocalProtocolError` for a *replay* that is negative or no whole number.
+    `LocalProtocolError` for a *replay* that is negative or not a whole number.
     """
 
     name: str | None = None

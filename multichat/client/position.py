@@ -60,7 +60,7 @@ class Position:
         return fold_name(self.name) == fold_name(default_name(self.client))
 
     def find(self, room: str) -> str | None:
-        """Return the name of the room of ours that *room* names, or None."""
+        """Return the name of our room *room*, in any case or form; None if we are not in it."""
         if room in self._places:
             return room
         folded = fold_name(room)
@@ -101,7 +101,7 @@ class Position:
             self.name = renamed.name
 
     def restart(self, room: str) -> None:
-        """Forget the last message received in *room*: the server does not know it there."""
+        """Forget the last message received in *room*: the server does not know it."""
         if room in self._places:
             self._places[room] = _Place(self._places[room].last)
 

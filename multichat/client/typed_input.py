@@ -41,7 +41,7 @@ class Typed(NamedTuple):
         return self.lines.count("\n") + 1
 
     def split(self, most_lines: int) -> "list[Typed]":
-        """Return the same in pieces of at most so many lines."""
+        """Return the same in pieces of at most that many lines."""
         if not isinstance(self.request, SayBlock) or self.line_count <= most_lines:
             return [self]
         lines, texts = self.lines.split("\n"), self.request.text.split("\n")

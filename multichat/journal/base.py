@@ -246,7 +246,7 @@ class Journal(ABC):
 
     @abstractmethod
     def save_session(self, record: SessionRecord, *, connected: bool) -> None:
-        """Queue the session's current state for writing; a failure shows in the next append.
+        """Queue the session's current state for writing; the next append reports a failure.
 
         A session that is not *connected* ages from now on.
         """
@@ -259,7 +259,7 @@ class Journal(ABC):
     def save_nonce(self, client: int, nonce: Nonce, check: bytes) -> PendingWrite | None:
         """Store the *nonce* of a private message of *client*, and the *check* of its text.
 
-        Returns None if there is nothing to wait for.  A failure shows in the `PendingWrite`.
+        Returns None if there is nothing to wait for.  The `PendingWrite` reports a failure.
         """
 
     @abstractmethod
@@ -273,14 +273,14 @@ class Journal(ABC):
     def save_account(self, name: str, record: AccountRecord | None) -> PendingWrite | None:
         """Store the account *name*, case-folded, or delete it if *record* is None.
 
-        Returns None if there is nothing to wait for.  A failure shows in the `PendingWrite`.
+        Returns None if there is nothing to wait for.  The `PendingWrite` reports a failure.
         """
 
     @abstractmethod
     def save_topic(self, room: str, topic: str) -> PendingWrite | None:
         """Store the *topic* of *room*, case-folded, or delete it if it is empty.
 
-        Returns None if there is nothing to wait for.  A failure shows in the `PendingWrite`.
+        Returns None if there is nothing to wait for.  The `PendingWrite` reports a failure.
         """
 
 

@@ -144,9 +144,10 @@ def may_mix(text: str) -> bool:
 
 
 class NameIndex(Generic[_Holder]):
-    """Holders of names, each of one name; no two have the same name, but names may look alike.
+    """An index of holders by their names: finds a name, and the names that look like it.
 
-    A look-up costs the same however many names there are.
+    Each holder has one name, and no two have the same; names may look alike.  The time of a lookup
+    does not depend on the number of names.
     """
 
     def __init__(self) -> None:

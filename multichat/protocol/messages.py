@@ -3,7 +3,11 @@
 Requests are imperative and come from a client; events are facts and go to one.  All are frozen.
 How they are encoded is up to the codecs, `multichat.protocol.text_codec` and `json_codec`.  A
 type's tag is its name in the JSON protocol and its fields are those of the object, which are
-documented in `docs/protocol.md`.  They are defined in `multichat.protocol.requests` and `events`.
+documented in `docs/protocol.md`.
+
+Exports what `multichat.protocol.requests`, `events` and `fields` define, and owns their unions.  A
+new field goes into its type, and into the text codec if people see it.  The JSON codec needs no
+change, except for a field of `Said`: see `JsonCodec.encode_said`.
 
 Every request may carry a *nonce*, which its answer repeats.
 """

@@ -137,7 +137,7 @@ class _Secret(Tagged, frozen=True):
 
 
 class Register(_Secret, frozen=True, tag="register"):
-    """Make the current name an account with this *passphrase*."""
+    """Register the current name as an account with this *passphrase*."""
 
     passphrase: Passphrase
 

@@ -35,7 +35,6 @@ from multichat.protocol.text_codec import TEXT
 from multichat.server.accounts import Account
 from multichat.server.bans import parse_duration
 from multichat.server.client import Client
-from multichat.server.message_pipeline import MessagePipeline
 from multichat.server.origin import Origin
 from multichat.server.registry import Registry
 
@@ -58,14 +57,12 @@ class AccountRequests:
         self,
         client: Client,
         registry: Registry,
-        pipeline: MessagePipeline,
         admin: "AdminCommands",
         origin: Origin | None,
         *,
         is_private: bool,
     ) -> None:
-        self._client, self._registry = client, registry
-        self._pipeline, self._admin = pipeline, admin
+        self._client, self._registry, self._admin = client, registry, admin
         self._origin, self._is_private = origin, is_private
 
     async def verify(self, credentials: Login | Credentials) -> Account:
@@ -112,7 +109,7 @@ class AccountRequests:
     async def _operate(self, request: Request) -> None:
         admin, me = self._admin, self._client
         if isinstance(request, SetTopic) and request.text is None:
-            room = self._pipeline.member_in(request.room).room
+            room = me.member_in(request.room).room
             await me.send(TopicChanged(room.name, room.topic, nonce=request.nonce))
             return
         if not self._registry.accounts.is_operator(me.account):
@@ -137,7 +134,7 @@ class AccountRequests:
                 await admin.announce(text)
                 await self._answer("everybody was told", nonce)
             case SetTopic(text=str() as text, room=room_name, nonce=nonce):
-                room = self._pipeline.member_in(room_name).room
+                room = me.member_in(room_name).room
                 self._log(f"/topic {text} (in {room.name})")
                 changed = await self._registry.rooms.set_topic(room, text, me)
                 await me.send(msgspec.structs.replace(changed, nonce=nonce))

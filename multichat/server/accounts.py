@@ -1,4 +1,4 @@
-"""Accounts: names that belong to somebody, and who has proved that with a passphrase.
+"""Accounts: names that are protected by a passphrase, and the verification of passphrases.
 
 Owns the accounts, and the limits of registering and logging in.  Does not know who is connected or
 has which name; see `multichat.server.registry`.
@@ -7,10 +7,10 @@ Invariants:
 
 1. No two accounts have names that are the same or look alike.
 2. Passphrases are hashed in worker threads, few at once, after the waits that
-   `multichat.server.password_attempts` demands; a name without an account takes as long.
-3. A right passphrase does not forget wrong ones: whoever has an account could otherwise guess the
-   passphrases of others without ever waiting.
-4. A login holds for the passphrase with which it was made: whoever changes it ends all others.
+   `multichat.server.password_attempts` demands; a login to no account takes as long as others.
+3. A right passphrase does not reset the delays for wrong ones: otherwise the owner of one account
+   could guess the passphrases of others without ever waiting.
+4. A login is valid as long as the passphrase with which it was made: changing that ends all others.
 """
 
 import hmac
@@ -84,7 +84,7 @@ class Accounts:
 
     @property
     def are_lasting(self) -> bool:
-        """Whether accounts are there after a restart."""
+        """Whether accounts survive a restart."""
         return bool(self._journal.location)
 
     def __len__(self) -> int:
@@ -116,7 +116,7 @@ class Accounts:
                 raise NameTaken(name, holder, registered=True)
 
     def logged_in(self, login: str) -> Account | None:
-        """Return the account of *login*, see `Account.login`; None if it holds no longer."""
+        """Return the account of *login*, see `Account.login`; None if it is no longer valid."""
         account = self._accounts.get(login.partition(" ")[2])
         is_valid = account is not None and hmac.compare_digest(
             account.login.encode(), login.encode("utf-8", "replace")
@@ -126,9 +126,9 @@ class Accounts:
     async def register(
         self, name: str, passphrase: str, origin: Origin | None, check: Callable[[], None]
     ) -> Account:
-        """Make an account for somebody in the chat, and return it once it is stored.
+        """Create an account for a client in the chat, and return it once it is stored.
 
-        *check* is called when nothing waits any more before the account exists, and may raise.
+        *check* is called in the step in which the account is created, just before, and may raise.
 
         Raises `InvalidRequest`, `NameTaken`, `RegistrationClosed`, `TooManyRegistrations` or
         `StorageFailed`.
@@ -145,7 +145,7 @@ class Accounts:
         return await self._add(name, passphrase, check)
 
     async def add(self, name: str, passphrase: str) -> Account:
-        """Make an account for the operator, and return it once it is stored.
+        """Create an account as the operator asks, and return it once it is stored.
 
         Raises `InvalidName`, `InvalidRequest`, `NameTaken`, `TooManyRegistrations` or
         `StorageFailed`.
@@ -173,7 +173,7 @@ class Accounts:
         return account
 
     async def change(self, account: Account, passphrase: str, origin: Origin | None) -> Account:
-        """Give *account* another passphrase, and return it once that is stored.
+        """Change the passphrase of *account*, and return the account once that is stored.
 
         Raises `InvalidRequest`, `TooManyAttempts`, `WrongPassphrase` if the account is gone or was
         changed meanwhile, or `StorageFailed`.
@@ -197,10 +197,11 @@ class Accounts:
 
         Raises `StorageFailed`.
         """
-        if (account := self.find(name)) is None:
-            return None
-        await _stored(self._journal.save_account(account.key, None))
-        self._discard(account)
+        while (account := self.find(name)) is not None:
+            await _stored(self._journal.save_account(account.key, None))
+            if self.find(name) is account:  # else it was stored again, with another passphrase
+                self._discard(account)
+                break
         return account
 
     async def log_in(self, name: str, passphrase: str, origin: Origin | None) -> Account:

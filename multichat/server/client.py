@@ -8,9 +8,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from multichat.errors import NotInRoom
 from multichat.net.send_queue import SendQueue
 from multichat.protocol.codec import Codec
 from multichat.protocol.messages import Event, Notice, TopicChanged
+from multichat.protocol.names import fold_name
 from multichat.protocol.text_codec import TEXT
 from multichat.server.log_rate import ClientLog
 from multichat.server.member import Member
@@ -97,6 +99,20 @@ class Client:
         if self.refused_room:
             rooms.append(self.refused_room)
         return tuple(rooms or [self.room.name])
+
+    def member_in(self, room: str | None) -> Member:
+        """Return its membership in *room*, by default in its current room.
+
+        Raises `NotInRoom` if it is not there, or could not enter what would be its current room.
+        """
+        if room is None:
+            if self.refused_room is not None:
+                raise NotInRoom(self.refused_room)
+            return self.current
+        member = self.memberships.get(fold_name(room))
+        if member is None:
+            raise NotInRoom(room)
+        return member
 
     def make_current(self, member: Member) -> None:
         """Make *member*, one of its memberships, the current one."""

@@ -178,7 +178,7 @@ class ReplayLimits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AccountLimits:
-    """How many accounts there may be, and what a passphrase costs whoever guesses it.
+    """The limits of accounts, and the cost of hashing a passphrase.
 
     Raises `ValueError` for a negative value.
     """
@@ -236,7 +236,7 @@ def _setting(default: Any, help_: str = "", **described: Any) -> Any:
 class ServerConfig:
     """The settings of a server, with the defaults of the command line.
 
-    Raises `ValueError` for a value that makes no sense.
+    Raises `ValueError` for an invalid value.
     """
 
     # The longest line that a client may send, in bytes, without its line end.  Enough for a pasted

@@ -20,11 +20,12 @@ from typing import Any
 import msgspec
 import trio
 
+from multichat.errors import Rejected
 from multichat.log import Log
 from multichat.protocol.framing import clean
 from multichat.server.config import Filter, Filtered, Joining, Renaming
 
-__all__ = ["Filters", "load_filter"]
+__all__ = ["Filters", "load_filter", "passed"]
 
 # A plain function that hangs keeps its thread.  If all do, messages wait for a thread as long as
 # for a slow filter, and go on unchanged.
@@ -179,6 +180,13 @@ class Filters:
             self._told.add((function, kind))
             name = getattr(function, "__qualname__", None) or repr(function)
             self._log.line("FILTER", f"{name} {what}; messages pass unchanged", WARNING)
+
+
+def passed(text: str | None) -> str:
+    """Return *text*, the result of `Filters.apply_to_request`; raises `Rejected` if it is None."""
+    if text is None:
+        raise Rejected
+    return text
 
 
 def _is_ours(error: BaseException) -> bool:

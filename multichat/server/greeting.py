@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from multichat import __version__
-from multichat.errors import InvalidName, Rejected, RemoteProtocolError
+from multichat.errors import InvalidName, RemoteProtocolError
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
     PROTOCOL,
@@ -23,20 +23,21 @@ from multichat.protocol.messages import (
 from multichat.protocol.names import fold_name
 from multichat.server.accounts import Account
 from multichat.server.client import Client
+from multichat.server.filters import passed
 from multichat.server.member import Member
 from multichat.server.registry import Refusal, Registry
 from multichat.server.session_store import StoredSession
 
-_LOST = "somebody has logged in elsewhere, or the passphrase was changed"
-
 __all__ = ["WantedRoom", "greet", "start_from", "wanted_rooms"]
+
+_LOST = "somebody has logged in elsewhere, or the passphrase was changed"
 
 
 @dataclass(slots=True)
 class WantedRoom:
-    """A room of a hello by its *name* there, and where it is to *start*.
+    """A room that a hello asks for: its *name* there, and the *start* of its replay.
 
-    *passed* is what the filters have made of the name, None if they rejected it.
+    *passed* is the name as the filters have changed it; None if they rejected it.
     """
 
     name: str
@@ -98,7 +99,7 @@ def greet(
         refusals.append(Refusal(login))
     if hello.name is not None or name:
         try:
-            registry.rename(client, _passed(name))
+            registry.rename(client, passed(name))
         except RemoteProtocolError as error:
             refusals.append(Refusal(error))
     client.set_codec(JSON)
@@ -128,20 +129,13 @@ def greet(
     return [welcome, *lost, *errors]
 
 
-def _passed(field: str | None) -> str:
-    """Return what a filter made of *field*; raises `Rejected` if nothing."""
-    if field is None:
-        raise Rejected
-    return field
-
-
 def _join(
     client: Client, registry: Registry, rooms: list[WantedRoom], *, is_resumed: bool
 ) -> list[Refusal]:
     """Let *client* join the one room of its hello; it keeps those of its session if it is there."""
     for wanted in rooms:
         try:
-            name = _passed(wanted.passed)
+            name = passed(wanted.passed)
             if is_resumed and fold_name(name) in client.memberships:
                 registry.enter(client, name)
             else:
@@ -167,7 +161,7 @@ def _enter_all(
         member.is_stand_in = True
     for wanted in rooms:
         try:
-            registry.enter(client, _passed(wanted.passed), leaving=leaving)
+            registry.enter(client, passed(wanted.passed), leaving=leaving)
         except RemoteProtocolError as error:
             refusals.append(Refusal(error, wanted.name))
             is_current = wanted is rooms[-1]
@@ -193,7 +187,7 @@ def start_from(member: Member, start: Start) -> list[Error]:
 
     They follow the answer that is queued in the same step.
 
-    Returns an error if *since* is no id of the room.
+    Returns an error if *since* is not an id of the room.
     """
     room = member.room
     if start.since is not None:

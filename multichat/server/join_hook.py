@@ -44,7 +44,7 @@ class JoinHook:
             self._start_soon(partial(self._run, self._on_join, client))
 
     def discard(self, client: Client) -> None:
-        """Tell nothing of *client*: it has left, or resumed its session."""
+        """Do not call *on_join* for *client*: it has left, or has resumed its session."""
         self._joined.discard(client)
 
     async def _run(self, on_join: OnJoin, client: Client) -> None:

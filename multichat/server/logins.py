@@ -1,6 +1,6 @@
-"""Who is logged in to which account, and what that does to names.
+"""Which client is logged in to which account, and how logins change names.
 
-Changes only in functions without `await`, except what has to be stored or hashed first.
+Changes only in functions without `await`, after what has to be hashed or stored first.
 
 Invariants:
 
@@ -86,7 +86,7 @@ class Logins:
         client.log.line("STATE", f"Client {client.number} logged in as {account.name}")
 
     def log_out(self, client: Client, reason: str = "") -> None:
-        """Log *client* out; with a *reason* it is told.
+        """Log *client* out, and send it the *reason* if there is one.
 
         Raises `InvalidRequest` if it is not logged in.
         """
@@ -110,13 +110,13 @@ class Logins:
         client.account = ""
 
     def resume(self, client: Client, login: str) -> None:
-        """Log *client* in as its session was, unless that login holds no longer."""
+        """Log *client* in as its session was, unless that login is no longer valid."""
         account = self._accounts.logged_in(login) if login else None
         if account is not None and account.key not in self._clients:
             self._put(client, account)
 
     async def register(self, client: Client, passphrase: str, origin: Origin | None) -> Account:
-        """Make the name of *client* an account, and log it in; see `Accounts.register`."""
+        """Register the name of *client* as an account, and log it in; see `Accounts.register`."""
         name = self._names.name_of(client)
         if client.account:
             raise InvalidRequest("you are logged in to an account: /logout first")

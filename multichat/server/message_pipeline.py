@@ -110,7 +110,7 @@ class MessagePipeline:
         rejections: list[Error] = []
         try:
             self._require_login()
-            member = self.member_in(block.room)
+            member = client.member_in(block.room)
             # Of the original texts, whatever filters make of them: the client may send those again.
             checks = checks_of(block.text, act=block.act) if block.nonces else b""
             if self._filters:
@@ -131,21 +131,6 @@ class MessagePipeline:
     def _require_login(self) -> None:
         if not self._client.account and not self._client.may_speak:
             raise LoginRequired
-
-    def member_in(self, room: str | None) -> Member:
-        """Return this client as a member of *room*, by default of its current room.
-
-        Raises `NotInRoom` if it is not there, or could not enter what would be its current room.
-        """
-        client = self._client
-        if room is None:
-            if client.refused_room is not None:
-                raise NotInRoom(client.refused_room)
-            return client.current
-        member = client.memberships.get(fold_name(room))
-        if member is None:
-            raise NotInRoom(room)
-        return member
 
     async def _filter(
         self, member: Member, block: SayBlock, checks: bytes

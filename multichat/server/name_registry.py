@@ -6,8 +6,8 @@ Invariants:
 
 1. No two clients have names that are the same (`multichat.protocol.names.fold_name`) or look alike
    (`multichat.protocol.lookalikes`).
-2. The name of an account is given to nobody who is not logged in to it, also not when its owner is
-   away or it was never connected.
+2. The name of an account is given only to a client that is logged in to it, even while the owner
+   is away, or if it has never been connected.
 """
 
 from collections.abc import Callable
@@ -38,8 +38,8 @@ class _Away:
     origin: str | None
     until: float
 
-    def gives_way_to(self, other: Client, now: float) -> bool:
-        """Return whether *other* may have the name: a client from its address is likely the same.
+    def may_be_taken_by(self, other: Client, now: float) -> bool:
+        """Return whether *other* may have the name: from one address it is likely the same client.
 
         A program that was killed and restarted asks for its name and has lost its session.
         """
@@ -84,7 +84,7 @@ class NameRegistry:
         is_own = client.account == fold_name(name)
         for other in self._names.lookalikes(name):
             if other is client or (
-                isinstance(other, _Away) and (is_own or other.gives_way_to(client, now))
+                isinstance(other, _Away) and (is_own or other.may_be_taken_by(client, now))
             ):
                 continue
             is_same = fold_name(other.name) == fold_name(name)
@@ -103,7 +103,7 @@ class NameRegistry:
     def take(self, client: Client, name: str) -> None:
         """Give *client* a *name* that it can have (see `check`)."""
         for other in self._names.lookalikes(name):
-            if isinstance(other, _Away):  # it gives way
+            if isinstance(other, _Away):  # its name is taken over
                 self._give_up(other)
                 if other.number != client.number:
                     for room in other.rooms:

@@ -20,7 +20,7 @@ _NOTICE_SECONDS = 60.0
 
 
 class HourlyLimit:
-    """How much each creator may make: *hourly* at once, and as many again in an hour."""
+    """How many each creator may create: *hourly* at once, and as many again in an hour."""
 
     # More than connect within an hour; after an hour without a new one the bucket is full again.
     MAX_CREATORS = 10_000
@@ -32,7 +32,7 @@ class HourlyLimit:
         self._buckets: dict[Hashable, TokenBucket] = {}  # the latest is last
 
     def take(self, creator: Hashable, now: float) -> float:
-        """Return for how many seconds *creator* has to wait; 0 if it may make one, which counts."""
+        """Count one more of *creator* and return 0, or return how many seconds it has to wait."""
         bucket = self._buckets.pop(creator, None) or TokenBucket(self._hourly / 3600, self._hourly)
         self._buckets[creator] = bucket
         if len(self._buckets) > self.MAX_CREATORS:
@@ -67,7 +67,7 @@ class ClientRateLimit:
         self._told_at = -math.inf
 
     async def acquire(self, wanted: int) -> int:
-        """Wait until at least one of *wanted* messages or requests may be made; return how many.
+        """Wait until at least one of *wanted* messages or requests are allowed; return how many.
 
         No checkpoint if it need not wait.
         """

@@ -74,7 +74,7 @@ class Registry:
 
     Any task may call any method; only async methods wait.  *start_soon* starts tasks of the rooms.
     *journal*, which is open, stores the messages.  *is_banned* says whether a name is banned,
-    *on_join* is told of joins, and *hasher* hashes passphrases.
+    *on_join* is called for each join, and *hasher* hashes passphrases.
 
     *rooms* are the open rooms.  *budget* is the memory for connected clients: above it, those that
     hold most are disconnected.
@@ -332,7 +332,7 @@ class Registry:
         return old
 
     def _renamed(self, client: Client, old: str) -> None:
-        """Tell of the name of *client*, which was *old*, and store it with its login."""
+        """Announce the new name of *client*, which was *old*, and store name and login."""
         if client.name != old:
             client.log.line("STATE", f"Client {client.number} is now called {client.name}")
             for member in client.memberships.values():

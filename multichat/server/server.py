@@ -96,8 +96,8 @@ class Server:
 
     *journal* stores the messages; without one, they are in memory until the server ends.  The
     server runs the journal, which no other may use.  *authenticate* decides who may join, and
-    *on_join* is told of each who does; see `Authenticate` and `OnJoin`.  *shares* is how its
-    connections share the event loop's time, and *hasher* how passphrases are hashed.
+    *on_join* is called for each client that joins; see `Authenticate` and `OnJoin`.  *shares* is
+    how its connections share the event loop's time, and *hasher* how passphrases are hashed.
 
     `run` serves TCP ports and Unix sockets.  For other streams, open the server with `open`, call
     `handle` for each stream in a task of its own, and call `close` at the end.  All other methods

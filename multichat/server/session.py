@@ -20,7 +20,6 @@ from multichat.errors import (
     LineTooLong,
     NotInRoom,
     NotRead,
-    Rejected,
     RemoteProtocolError,
     TooManyRooms,
 )
@@ -71,7 +70,7 @@ from multichat.server.admin_commands import AdminCommands
 from multichat.server.admission import AdmittedConnection
 from multichat.server.client import Client
 from multichat.server.config import Joining, Renaming, ServerConfig
-from multichat.server.filters import Filters
+from multichat.server.filters import Filters, passed
 from multichat.server.greeting import greet, start_from, wanted_rooms
 from multichat.server.message_pipeline import MessagePipeline
 from multichat.server.origin import Origin
@@ -202,7 +201,7 @@ class Session:
         self._rate_limit = ClientRateLimit(config, self.client, burst_bytes=_READ_BYTES)
         self._pipeline = MessagePipeline(self.client, registry, self._rate_limit, filters, config)
         self._accounts = AccountRequests(
-            self.client, registry, self._pipeline, admin, origin, is_private=is_private
+            self.client, registry, admin, origin, is_private=is_private
         )
 
     def _encode_missed(self, missed: Mapping[str, int]) -> bytes:
@@ -389,7 +388,7 @@ class Session:
             case Direct():
                 await self._pipeline.direct(request)
             case Rename(name=name, nonce=nonce):
-                old = registry.rename(me, _passed(await self._filter(Renaming, name)))
+                old = registry.rename(me, passed(await self._filter(Renaming, name)))
                 await self.client.send(Renamed(me.number, old, me.name, nonce=nonce))
             case Join(room=room, since=since, nonce=nonce):
                 await self._join(room, nonce, since)
@@ -406,7 +405,7 @@ class Session:
             case Rooms(nonce=nonce):
                 await self._send_queue.put(registry.rooms.list.encode(me.codec, nonce))
             case History(limit=limit, before=before, room=room, nonce=nonce):
-                member = self._pipeline.member_in(room)
+                member = me.member_in(room)
                 page = await member.room.history(limit, before, nonce)
                 await me.send(msgspec.structs.replace(page, room=member.named_room))
             case Ping(token=token, nonce=nonce):
@@ -426,7 +425,7 @@ class Session:
     async def _join(self, room: str, nonce: Nonce | None, since: str | None = None) -> None:
         """Move to *room*, and answer."""
         me = self.client
-        room = _passed(await self._filter(Joining, room))
+        room = passed(await self._filter(Joining, room))
         await self._wait_for_room()
         self._registry.move(me, room)
         await self._answer_entered(start_from(me.current, Start(since)), nonce)
@@ -434,7 +433,7 @@ class Session:
     async def _enter(self, request: Enter) -> None:
         me = self.client
         me.names_rooms = True
-        room = _passed(await self._filter(Joining, request.room))
+        room = passed(await self._filter(Joining, request.room))
         await self._wait_for_room()
         is_new = self._registry.enter(me, room)
         start = Start(request.since, request.replay) if is_new else Start()
@@ -544,10 +543,3 @@ class Session:
 def _block_of(act: Act) -> SayBlock:
     nonces = () if act.nonce is None else (act.nonce,)
     return SayBlock(act.text, nonces, act.room, act=True)
-
-
-def _passed(filtered: str | None) -> str:
-    """Return *filtered*, the result of a filter; raises `Rejected` if it is None."""
-    if filtered is None:
-        raise Rejected
-    return filtered

@@ -149,7 +149,7 @@ class Submission:
 class StoredSession:
     """A session: *client* is the client's number, *name* is empty if it has none.
 
-    It is in *rooms*, of which the last is the current one.  *login* is its login to an account,
+    The last of its *rooms* is the current one.  *login* is its login to an account,
     empty if it has none; see `multichat.server.accounts`.
 
     If it is not connected, *address* is its last address, *left_at* when it disconnected, and

@@ -1,7 +1,7 @@
 """Waiting for slow clients: the members of a room whose send queues are full.
 
-Decides how long a publish waits for them and offers them the batch again when there is space.  What
-becomes of those that have not taken it is the room's decision: it replays the batch to them.
+Decides how long a publish waits for them, and tries again when there is space.  The room decides
+what happens to those that have not taken the batch then: it replays the batch to them.
 
 Waiting is free while it delays nobody: while every live member but the sender still has something
 in its send queue, and one of the slow ones has taken bytes within `slow_timeout_seconds`.  It is
@@ -28,13 +28,14 @@ __all__ = ["SlowClients"]
 
 _FULL, _CLOSED = SendResult.FULL, SendResult.CLOSED  # once: an enum's members are slow to look up
 
-# The wait budget refills at this rate.
+# The wait budget refills at this rate: slow clients take at most a fifteenth of the others' time in
+# the long run, which leaves a margin below a tenth.  Its size is `slow_timeout_seconds`.
 _REFILL_PER_SECOND = 1 / 15
 
 # A shorter wait helps no client to catch up.
 _SHORTEST_WAIT_SECONDS = 0.05
 
-# How often the send queues are checked while waiting is free.
+# How often the progress of slow clients is checked while waiting is free: no event reports it.
 _CHECK_SECONDS = 0.02
 
 

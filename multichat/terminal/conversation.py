@@ -171,7 +171,7 @@ class Conversation:
         return not self._ignored.keys().isdisjoint(names)
 
     def ignore(self, name: str) -> str:
-        """Ignore *name*, or no longer; return what to tell the user."""
+        """Ignore *name*, or stop ignoring it; return what to tell the user."""
         if not name:
             return f"ignored: {', '.join(sorted(self._ignored.values())) or 'nobody'}"
         if self._ignored.pop(fold_name(name), None) is not None:
@@ -241,7 +241,7 @@ class Conversation:
         return [[] for _ in first] + lines  # the first ones are only counted
 
     def _is_shown(self, room: str) -> bool:
-        """Return whether a pending message is shown: also one for a room that we shall enter."""
+        """Return whether pending messages for *room* are shown, as for one not yet entered."""
         return self.rooms.find(room) in (None, self.rooms.shown)
 
     def _own(self) -> tuple[Own, ...]:
@@ -281,7 +281,7 @@ class Conversation:
         return room, []
 
     def _enter(self, entered: Entered) -> list[Line]:
-        """Apply that we have entered a room, and show it if lines go there already."""
+        """Note that we have entered a room, and show it if it is the target."""
         if not self.has_rooms:
             self.rooms.keep_only(())
         self.rooms.enter(entered.room, entered.members, entered.last)
@@ -294,7 +294,7 @@ class Conversation:
         return [] if meanwhile is None else self._begin_room(meanwhile)
 
     def _return(self, reconnected: Reconnected) -> list[Line]:
-        """Apply the rooms that the server has let us into again."""
+        """Note the rooms in which we are after a reconnect."""
         if not reconnected.resumed:
             self._last_direct = None
         welcome = None if self.chat is None else self.chat.welcome
@@ -349,7 +349,7 @@ class Conversation:
 
 
 def room_command(line: str) -> tuple[str, str]:
-    """Return the name of the command that *line* is, and the room behind it; else nothing."""
+    """Return the command that *line* is, and the room after it; empty if it is none."""
     if not line.startswith("/"):
         return "", ""
     word, rest = split_command(line)

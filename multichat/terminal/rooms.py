@@ -1,7 +1,7 @@
 """The rooms of a terminal client: which is shown, and what was said meanwhile in the others.  Pure.
 
 Owns what the client knows of each room, and what is unread there.  A number in the order of
-entering stands for a room.  Does not format anything; see `multichat.terminal.status_line`.
+entering stands for a room.  Does not format anything; see `multichat.terminal.status`.
 
 Invariants:
 
@@ -150,7 +150,7 @@ class Rooms:
     def welcome(self, welcome: Welcome) -> Meanwhile | None:
         """Note the rooms of a new connection, which may be others than those of the last one.
 
-        Returns what is new in the room that is shown now, if it is another one.
+        Returns what was kept for the room that is shown now, if it is another one.
         """
         is_first = not self._rooms
         states = welcome.rooms or {welcome.room: RoomState(welcome.members, welcome.last)}
@@ -161,7 +161,7 @@ class Rooms:
         return self.keep_only(states)
 
     def show(self, name: str) -> Meanwhile:
-        """Show our room of that *name*, which lines go to from now on; return what is new there."""
+        """Show our room of that *name*, make it the target, and return what was kept for it."""
         key = fold_name(name)
         room = self.shown = self._rooms[key]
         self._target = room.name
@@ -173,7 +173,7 @@ class Rooms:
         return meanwhile
 
     def leave(self, name: str) -> Meanwhile | None:
-        """Forget a room; if it was shown, show the one shown before, and return what is new there.
+        """Forget a room; if it is shown, show the one shown before, and return what was kept there.
 
         A room that is the only one stays shown, under its name, until the next one is entered.
         """
@@ -204,11 +204,11 @@ class Rooms:
     # --- The target -------------------------------------------------------------------------------
 
     def aim(self, name: str) -> None:
-        """From now on lines go to *name*, a room that we are about to enter."""
+        """Make *name*, a room that we are about to enter, the target."""
         self._target = name
 
     def aim_back(self, name: str) -> None:
-        """From now on lines go elsewhere than to *name*: we are about to leave it."""
+        """Make another room the target if it is *name*, which we are about to leave."""
         if fold_name(self._target) == fold_name(name):
             others = [key for key in self._recent if key != fold_name(name)]
             self._target = self._rooms[others[-1]].name if others else self.shown.name
@@ -218,7 +218,7 @@ class Rooms:
         return fold_name(name) == fold_name(self._target)
 
     def settle(self, name: str) -> None:
-        """Aim back to the room shown if we are not in *name*: it could not be entered."""
+        """Make the room shown the target if *name* is and could not be entered."""
         if name not in self and self.is_target(name):
             self._target = self.shown.name
 

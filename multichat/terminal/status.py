@@ -1,7 +1,7 @@
 """Texts about our rooms: the status line, and the list of rooms.  Pure.
 
 `alice in lobby · 4 here · lobby · kitchen 3 · ops 1! · 127.0.0.1:9000`: three unread messages in
-the kitchen, and one in ops that mentions us.  The rooms stand in the order of entering, so that
+the kitchen, and one in ops that mentions us.  The rooms are in the order of entering, so that
 the first can be shown with Alt+1; the one that is shown is bold.  A single room is not listed.
 
 On a narrow terminal the endpoint goes first, then how many are here, then the rooms with nothing
@@ -30,7 +30,7 @@ _MAX_COUNT = 999
 
 
 def status_line(own_name: str, rooms: Rooms, endpoint: str, state: str, columns: int) -> Fragments:
-    """Return the status line for a terminal of so many *columns*.
+    """Return the status line for a terminal that is *columns* wide.
 
     *state* is what the connection waits for; empty while there is one.
     """
@@ -61,7 +61,7 @@ def list_rooms(rooms: Rooms, sizes: Sequence[RoomSize]) -> list[str]:
 
 
 def _lines(own_name: str, rooms: Rooms, endpoint: str) -> Iterator[Fragments]:
-    """Yield the line with everything, and then lines that are shorter and shorter."""
+    """Yield the whole line, and then shorter and shorter ones."""
     shown, where = rooms.shown, (DIM, endpoint)
     if not shown.name:
         yield [where]
@@ -119,7 +119,7 @@ def _fit(lines: Iterator[Fragments], columns: int) -> Fragments:
 
 
 def _cut(line: Sequence[tuple[str, str]], columns: int) -> Fragments:
-    """Return the beginning of *line* in at most so many *columns*."""
+    """Return the beginning of *line* in at most that many *columns*."""
     cut: list[tuple[str, str]] = []
     for style, text in line:
         end = len(text)

@@ -25,7 +25,7 @@ class TypedLine(NamedTuple):
 
 
 class Syntax:
-    """The syntax of a receiver with the commands of *table*, who sends messages to everybody."""
+    """The syntax of a receiver with the commands of *table*; it sends messages to everybody."""
 
     def __init__(self, table: CommandTable) -> None:
         self._table = table

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from multichat import ServerConfig
@@ -305,3 +306,46 @@ async def test_nothing_has_changed_when_it_cannot_be_stored() -> None:
         with pytest.raises(StorageFailed):
             await attempt
     assert await accounts.log_in("alice", RIGHT, None) is alice
+
+
+class HeldJournal(MemoryJournal):
+    """Stores accounts, and reports that once `release` is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stored: dict[str, AccountRecord] = {}
+        self.held: list[PendingWrite] = []
+
+    def save_account(self, name: str, record: AccountRecord | None) -> PendingWrite | None:
+        self.stored.pop(name, None)
+        if record is not None:
+            self.stored[name] = record
+        self.held.append(PendingWrite())
+        return self.held[-1]
+
+    async def release(self, *, count: int) -> None:
+        """Wait until *count* writes are held in all, and report the oldest as stored."""
+        while len(self.held) < count:
+            await trio.sleep(0.001)
+        self.held.pop(0).resolve()
+
+
+async def test_an_account_whose_passphrase_changes_while_it_is_removed_is_removed() -> None:
+    journal = HeldJournal()
+    accounts = Accounts(CONFIG, journal)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(register, accounts, "alice")
+            await journal.release(count=1)
+        alice = accounts.find("alice")
+        assert alice is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accounts.remove, "alice")
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(accounts.change, alice, "battery staple", None)
+            await journal.release(count=2)  # the removal
+            await journal.release(count=2)  # the change, behind which it is removed again
+            await journal.release(count=1)
+    assert (len(accounts), journal.stored) == (0, {})
+    with pytest.raises(WrongPassphrase):
+        await accounts.log_in("alice", "battery staple", None)
