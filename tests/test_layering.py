@@ -73,6 +73,8 @@ ALLOWED = {
     "typing",
     "unicodedata",
     "wcwidth",  # tables of Unicode
+    "websockets.speedups",  # the mask of frames
+    "websockets.utils",
 }
 
 PACKAGE = Path(multichat.__file__).parent

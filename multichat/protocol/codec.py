@@ -1,13 +1,14 @@
 """The interface of the two codecs, which encode requests and events as lines.  Pure.
 
 Both codecs encode and decode the types of `multichat.protocol.messages`.  The lines that they
-decode have been through `multichat.protocol.framing`.  Encoded events are immutable bytes, which
-are shared by everybody who receives them.
+decode have been through `multichat.protocol.framing`.  For WebSocket see
+`multichat.protocol.codecs`.  Encoded events are immutable bytes, which are shared by everybody who
+receives them.
 """
 
 from collections.abc import Iterator
 from functools import cache
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from multichat.protocol.commands import COMMANDS
 from multichat.protocol.messages import Event, Nonce, Notice, Request, SaidBlock, WireRequest
@@ -18,8 +19,17 @@ __all__ = ["Codec", "encoded_help"]
 class Codec(Protocol):
     """A way to encode requests and events; each codec is a singleton."""
 
-    name: ClassVar[str]
-    least_said_bytes: ClassVar[int]  # the least that `encode_said` adds to each message
+    @property
+    def name(self) -> str:
+        """The name of the protocol."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is the text protocol."""
+
+    @property
+    def least_said_bytes(self) -> int:
+        """The least that `encode_said` adds to each message."""
 
     def parse_requests(self, block: str) -> Iterator[Request]:
         """Yield the requests in a block of lines; raises nothing, whatever the lines hold."""

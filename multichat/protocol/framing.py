@@ -11,13 +11,24 @@ does not know what a line means.
 """
 
 import re
+from dataclasses import dataclass
 from itertools import compress
-from typing import Self, TypeAlias
+from typing import ClassVar, Protocol, Self, TypeAlias
 
 from multichat.errors import LineTooLong
 from multichat.protocol.telnet import TelnetResponder, remove_commands
 
-__all__ = ["Filtered", "LineDecoder", "Part", "behind", "clean", "clean_lines", "marked"]
+__all__ = [
+    "Decoder",
+    "Ending",
+    "Filtered",
+    "LineDecoder",
+    "Part",
+    "behind",
+    "clean",
+    "clean_lines",
+    "marked",
+]
 
 Part: TypeAlias = str | LineTooLong
 """An item of the decoder's output: a block of lines, or the error for a line that was dropped.
@@ -107,6 +118,44 @@ def _decode(block: bytes) -> str:
     return text if raw == text else Filtered(text, raw)
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why nothing more is read: *reason* for the log, empty if the client closed in order.
+
+    *last_words* are to be sent, the last bytes on the connection.
+    """
+
+    reason: str
+    last_words: bytes
+
+
+class Decoder(Protocol):
+    """One direction of one connection: bytes in, clean lines of text out; see `LineDecoder`.
+
+    *reply* is to be sent after each `feed`, if there is one.  Once *ending* is set, nothing more is
+    read.
+    """
+
+    reply: bytes
+
+    @property
+    def ending(self) -> Ending | None:
+        """Why nothing more is read, otherwise None."""
+
+    @property
+    def buffered_bytes(self) -> int:
+        """The bytes buffered of what is incomplete."""
+
+    def feed(self, data: bytes | bytearray) -> list[Part]:
+        """Take the next bytes and return the lines that they complete."""
+
+    def forget(self) -> None:
+        """Drop the buffered part of an incomplete line."""
+
+    def finish(self) -> list[Part]:
+        """Return the lines that the end of the input completes."""
+
+
 class LineDecoder:
     """One direction of one connection: bytes in, clean lines of text out.
 
@@ -119,6 +168,8 @@ class LineDecoder:
     """
 
     __slots__ = ("_discarding", "_max_line_bytes", "_partial", "_telnet", "reply")
+
+    ending: ClassVar[None] = None  # only the end of the stream ends it
 
     def __init__(self, max_line_bytes: int) -> None:
         self._max_line_bytes = max_line_bytes

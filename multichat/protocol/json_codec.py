@@ -68,6 +68,7 @@ class JsonCodec:
     """Encodes each request and each event as a JSON object on a line."""
 
     name: ClassVar[str] = "json"
+    is_text: ClassVar[bool] = False
     least_said_bytes: ClassVar[int] = 100
 
     def parse_requests(self, block: str) -> Iterator[Request]:

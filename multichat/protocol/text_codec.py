@@ -77,6 +77,7 @@ class TextCodec:
     """Encodes each message as a line tagged with its sender; nonces and ids are left out."""
 
     name: ClassVar[str] = "text"
+    is_text: ClassVar[bool] = True
     least_said_bytes: ClassVar[int] = len("[a] ")
 
     def parse_requests(self, block: str) -> Iterator[Request]:

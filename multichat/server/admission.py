@@ -22,11 +22,11 @@ import trio
 
 from multichat.net import transport
 from multichat.protocol.auth import SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS
-from multichat.protocol.framing import LineDecoder, Part
+from multichat.protocol.codecs import LINES, Codecs
+from multichat.protocol.framing import Decoder, Part
 from multichat.protocol.goodbyes import SHUTTING_DOWN
 from multichat.protocol.messages import Goodbye
 from multichat.protocol.sniff import NO_TLS, TLS_RECORD
-from multichat.protocol.text_codec import TEXT
 from multichat.server.config import MAX_CLIENTS_PER_ADDRESS, ServerConfig
 from multichat.server.origin import Origin
 
@@ -47,29 +47,39 @@ _REJECTED = Origin("rejected", "rejected")
 
 
 class AdmissionRefused(Exception):
-    """A connection is rejected; *reason* is logged, *last_words* are sent before the close."""
+    """A connection is rejected; *reason* is logged, *last_words* are sent before the close.
 
-    def __init__(self, reason: str, last_words: bytes = b"") -> None:
+    These are a goodbye in the connection's own framing, or bytes for another protocol.
+    """
+
+    def __init__(self, reason: str, last_words: bytes | Goodbye = b"") -> None:
         super().__init__(reason)
         self.reason, self.last_words = reason, last_words
 
     @classmethod
     def politely(cls, reason: str) -> "AdmissionRefused":
         """Return one whose *reason* is also sent as a goodbye."""
-        return cls(reason, TEXT.encode(Goodbye(reason)))
+        return cls(reason, Goodbye(reason))
 
 
 @dataclass(slots=True)
 class AdmittedConnection:
     """An admitted connection: its *stream*, and the *parts* that were already read from it.
 
-    *name* is the one that `authenticate` gave it; empty if it gave none.
+    *codecs* are those of its framing, which *decoder* decodes.  *name* is the one that
+    `authenticate` gave it; empty if it gave none.
     """
 
     stream: trio.abc.Stream
-    decoder: LineDecoder
+    decoder: Decoder
+    codecs: Codecs = LINES
     parts: list[Part] = field(default_factory=list)
     name: str = ""
+
+    @property
+    def may_be_other_protocol(self) -> bool:
+        """Whether the peer may speak TLS or HTTP by mistake: no upgrade has said what it speaks."""
+        return self.codecs is LINES
 
 
 class Admission:
@@ -169,8 +179,12 @@ class Admission:
             raise AdmissionRefused(f"no TLS handshake in {self._config.handshake_seconds:g} s")
         return encrypted
 
-    async def reject(self, stream: trio.abc.Stream, last_words: bytes) -> None:
+    async def reject(
+        self, stream: trio.abc.Stream, last_words: bytes | Goodbye, codecs: Codecs = LINES
+    ) -> None:
         """Send *last_words* and close, within the linger timeout; the peer may be gone."""
+        if isinstance(last_words, Goodbye):
+            last_words = codecs.text.encode(last_words)
         seconds = self._config.timeouts.linger
         try:
             with PendingSlot(self, _REJECTED), trio.move_on_after(seconds):

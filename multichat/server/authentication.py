@@ -28,7 +28,7 @@ from multichat.protocol.auth import (
     WRONG_PASSWORD,
     parse_password,
 )
-from multichat.protocol.framing import LineDecoder, Part, behind, clean
+from multichat.protocol.framing import Part, behind, clean
 from multichat.protocol.messages import Event, Hello, Notice
 from multichat.protocol.names import parse_person_name
 from multichat.protocol.sniff import TLS_RECORD, sniff_bytes, sniff_line
@@ -112,13 +112,14 @@ class Authentication:
         return self._key is not None or self._authenticate is not None
 
     async def authenticate(
-        self, stream: trio.abc.Stream, slot: PendingSlot, address: str, *, encrypted: bool
-    ) -> AdmittedConnection:
-        """Return the connection once it is authenticated; raises `AdmissionRefused`."""
+        self, connection: AdmittedConnection, slot: PendingSlot, address: str, *, encrypted: bool
+    ) -> None:
+        """Give *connection* its name once it is authenticated; raises `AdmissionRefused`."""
         request = AdmissionRequest(address=address, encrypted=encrypted)
         if self._key is None and (name := await self._decide(request)) is not None:
-            return AdmittedConnection(stream, LineDecoder(self._config.max_line_bytes), name=name)
-        return await self._ask_password(stream, slot, request)
+            connection.name = name
+        else:
+            connection.name = await self._ask_password(connection, slot, request)
 
     async def _decide(self, request: AdmissionRequest) -> str | None:
         """Return the name for a client that `authenticate` admits, empty for any; None if not yet.
@@ -146,16 +147,16 @@ class Authentication:
         raise _not_admitted(f"authenticate returned a {type(decision).__name__}")
 
     async def _ask_password(
-        self, stream: trio.abc.Stream, slot: PendingSlot, request: AdmissionRequest
-    ) -> AdmittedConnection:
-        """Return the connection once the client has sent a right password.
+        self, connection: AdmittedConnection, slot: PendingSlot, request: AdmissionRequest
+    ) -> str:
+        """Return the client's name, empty for any, once it has sent a right password.
 
         Reads for `auth_seconds` in all; the delay of wrong passwords does not count.  Raises
         `AdmissionRefused`.
         """
-        decoder = LineDecoder(self._config.max_line_bytes)
-        prompt = _PasswordPrompt(self._config.auth_seconds, stream, decoder)
+        prompt = _PasswordPrompt(self._config.auth_seconds, connection)
         await prompt.send(Notice(PASSWORD_REQUIRED))
+        await prompt.answer()  # to what came with the first bytes
         tries = strays = 0
         while strays < _MAX_STRAY_LINES:
             try:
@@ -171,7 +172,8 @@ class Authentication:
             request = replace(request, name=prompt.requested_name, password=password)
             if (name := await self._check(request, slot)) is not None:
                 await prompt.send(Notice(PASSWORD_ACCEPTED))
-                return AdmittedConnection(stream, decoder, prompt.rest(), name)
+                connection.parts = prompt.rest()
+                return name
             tries += 1
             if tries == MAX_TRIES:
                 raise AdmissionRefused.politely(WRONG_PASSWORD)
@@ -229,26 +231,27 @@ def _digest(password: str) -> bytes:
 
 
 class _PasswordPrompt:
-    """Prompts one client for the password, and reads from its *stream* for *seconds* in all.
+    """Prompts one client for the password, and reads its *connection* for *seconds* in all.
 
     *requested_name* is the name in the last hello that came instead.
     """
 
-    def __init__(self, seconds: float, stream: trio.abc.Stream, decoder: LineDecoder) -> None:
+    def __init__(self, seconds: float, connection: AdmittedConnection) -> None:
         self._seconds = self._left = seconds
-        self._stream = stream
-        self._decoder = decoder
+        self._stream = connection.stream
+        self._decoder = connection.decoder
+        self._encode = connection.codecs.text.encode
         self.requested_name: str | None = None
         self._block = ""
-        self._parts: list[Part] = []
-        self._first = True
+        self._parts = connection.parts
+        self._first = connection.may_be_other_protocol
         self._ended = False
         self._bytes_left = MAX_BYTES
 
     async def send(self, event: Event) -> None:
         """Send *event*; raises `AdmissionRefused` if the client does not take it in time."""
         try:
-            await self._in_time(transport.send_all(self._stream, TEXT.encode(event)))
+            await self._in_time(transport.send_all(self._stream, self._encode(event)))
         except AdmissionRefused as refusal:  # perhaps after half a line: nothing may follow
             raise AdmissionRefused(refusal.reason) from None
 
@@ -261,6 +264,8 @@ class _PasswordPrompt:
                     self._first = False
                     return None
                 self._block = part
+            elif (ending := self._decoder.ending) is not None:
+                raise AdmissionRefused(ending.reason or _LEFT_WITHOUT, ending.last_words)
             elif self._ended:
                 raise AdmissionRefused(_LEFT_WITHOUT)
             else:
@@ -278,14 +283,20 @@ class _PasswordPrompt:
 
     async def _read(self) -> None:
         data = await self._receive()
-        if data == TLS_RECORD:  # the second byte is needed, too
-            data += await self._receive()
-        if self._first and (other := sniff_bytes(data)):
-            raise AdmissionRefused(*other)
+        if self._first:
+            if data == TLS_RECORD:  # the second byte is needed, too
+                data += await self._receive()
+            if other := sniff_bytes(data):
+                raise AdmissionRefused(*other)
         self._ended = not data
         self._parts = self._decoder.feed(data) if data else self._decoder.finish()
-        if data and self._decoder.reply:
-            await self._in_time(transport.send_all(self._stream, self._decoder.reply))
+        await self.answer()
+
+    async def answer(self) -> None:
+        """Send the answer to telnet commands or pings; raises `AdmissionRefused`."""
+        reply, self._decoder.reply = self._decoder.reply, b""
+        if reply:
+            await self._in_time(transport.send_all(self._stream, reply))
 
     async def _receive(self) -> bytes | bytearray:
         if not self._bytes_left:

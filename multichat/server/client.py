@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from multichat.errors import NotInRoom
 from multichat.net.send_queue import SendQueue
 from multichat.protocol.codec import Codec
+from multichat.protocol.codecs import LINES, Codecs
 from multichat.protocol.messages import Event, Notice, TopicChanged
 from multichat.protocol.names import fold_name
 from multichat.protocol.text_codec import TEXT
@@ -60,6 +61,8 @@ class Client:
     if it could not enter it: its messages that name no room are refused until it joins or enters
     one.  Empty if that is no valid room name.  *refused_rooms*, by key, are the others.
 
+    *codecs* are those of its connection's framing, *codec* is the one that it uses.
+
     *account* is the one that it is logged in to, case-folded, empty if there is none; changed by
     `multichat.server.logins` only.  *may_speak* if it needs none to speak.
     """
@@ -71,6 +74,7 @@ class Client:
     on_leave: Callable[[str], None]
     on_lag: Callable[[], None]
     codec: Codec = TEXT
+    codecs: Codecs = LINES
     origin: str | None = None  # the address for limits; see `Origin`
     stored_session: StoredSession | None = None  # set once it can be resumed
     assigned_name: str = ""  # by `authenticate`: it can have no other

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from multichat import __version__
 from multichat.errors import InvalidName, RemoteProtocolError
-from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
     PROTOCOL,
     Error,
@@ -102,7 +101,7 @@ def greet(
             registry.rename(client, passed(name))
         except RemoteProtocolError as error:
             refusals.append(Refusal(error))
-    client.set_codec(JSON)
+    client.set_codec(client.codecs.json)
     # If the hello asks for the session's name, there is one error for both.
     errors = list(dict.fromkeys(_error(client, refusal) for refusal in refusals))
     for wanted in rooms:

@@ -13,9 +13,7 @@ import trio
 
 from multichat.net.send_queue import SendResult
 from multichat.protocol.codec import Codec
-from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import Joined, Left, MemberName, Members, Nonce, Presence, Renamed
-from multichat.protocol.text_codec import TEXT
 from multichat.server.broadcast import Batch
 from multichat.server.cached_response import CachedResponse
 from multichat.server.client import Client
@@ -134,7 +132,9 @@ class PresenceAnnouncer:
     def _has_listeners(self) -> bool:
         live = sum(map(len, self._by_codec.values()))
         return bool(
-            self._by_codec[JSON] or (self._to_text and self._members) or live < len(self._members)
+            (self._to_text and self._members)
+            or live < len(self._members)
+            or any(members and not codec.is_text for codec, members in self._by_codec.items())
         )
 
     def _tell_soon(self) -> None:
@@ -214,7 +214,7 @@ class PresenceAnnouncer:
         """Return *events* as a batch; with *room*, all but `Renamed` name it."""
 
         def encode(codec: Codec) -> bytes:
-            if codec is TEXT and not self._to_text:
+            if codec.is_text and not self._to_text:
                 return b""
             named = [
                 msgspec.structs.replace(event, room=room)

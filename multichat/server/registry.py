@@ -26,7 +26,6 @@ from multichat.journal.base import Journal
 from multichat.log import Log
 from multichat.net.memory_budget import MemoryBudget
 from multichat.protocol.goodbyes import TAKEN_OVER, TOO_FAR_BEHIND
-from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import LOBBY, Goodbye, Members, Nonce
 from multichat.protocol.names import (
     SERVER_NAME,
@@ -465,7 +464,7 @@ class Registry:
                         await self._emptied.wait()
             finally:
                 for client in self.clients:
-                    if not (self._journal.location and client.codec is JSON):
+                    if not (self._journal.location and not client.codec.is_text):
                         for member in client.lagging():
                             client.send_queue.miss(member.behind, member.room.name)
                     self.disconnect(client, self._closing_goodbye)

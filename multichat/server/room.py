@@ -18,6 +18,7 @@ Invariants:
 6. The room waits for slow members only within the limits of `multichat.server.slow_clients`.
 """
 
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 
 import trio
@@ -28,7 +29,6 @@ from multichat.log import Log
 from multichat.net.send_queue import SendResult
 from multichat.protocol.codec import Codec
 from multichat.protocol.goodbyes import TOO_SLOW
-from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
     Goodbye,
     HistoryPage,
@@ -94,7 +94,7 @@ class Room:
         self._counts, self._disconnect = counts, disconnect
         self._closing: Goodbye | None = None
         self.members: dict[int, Member] = {}
-        self._by_codec: dict[Codec, dict[int, Member]] = {TEXT: {}, JSON: {}}
+        self._by_codec: dict[Codec, dict[int, Member]] = defaultdict(dict)
         self._order = trio.Lock()
         self._at_disk = False  # the publish whose turn it is waits for the disk
         self.slow_clients = SlowClients(
@@ -296,7 +296,7 @@ class Room:
             notice = Notice(text)
             said = SaidBlock("", 0, "", self.name, 0, SERVER_NAME, text)
             batch = Batch(1, lambda codec: codec.encode(notice))
-            to: dict[Codec, dict[int, Member]] = {TEXT: {}, JSON: {}}
+            to: dict[Codec, dict[int, Member]] = defaultdict(dict)
             lagging = 0
             for number, member in self.members.items():
                 client = member.client

@@ -11,7 +11,7 @@ from collections.abc import (
     Callable,
     Sequence,
 )
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from logging import ERROR, WARNING
@@ -22,7 +22,6 @@ import trio
 from multichat.errors import (
     LocalProtocolError,
     MultichatError,
-    StorageFailed,
     UnknownClient,
     lone_exception,
 )
@@ -38,19 +37,15 @@ from multichat.net.listeners import (
     listen_unix,
     unlink_at_end,
 )
-from multichat.net.turns import Meter, Turns, current_meter
+from multichat.net.turns import Meter, Turns
 from multichat.protocol.address import DEFAULT_PORT
-from multichat.protocol.auth import SERVER_IS_FULL
-from multichat.protocol.framing import LineDecoder, clean
+from multichat.protocol.framing import clean
 from multichat.protocol.goodbyes import SHUTTING_DOWN
 from multichat.protocol.messages import Goodbye, Notice
 from multichat.protocol.names import load_tables
 from multichat.server.admin_commands import AdminCommands
 from multichat.server.admission import (
     Admission,
-    AdmissionRefused,
-    AdmittedConnection,
-    PendingSlot,
 )
 from multichat.server.authentication import Authenticate, Authentication
 from multichat.server.ban_file import load_bans, save_bans
@@ -59,13 +54,13 @@ from multichat.server.bots import Bot, Bots
 from multichat.server.broadcast import Receipt
 from multichat.server.client import Client, MemberInfo
 from multichat.server.config import CONNECTIONS_PER_MIB, ServerConfig
+from multichat.server.connections import Connections
 from multichat.server.filters import Filters
 from multichat.server.join_hook import OnJoin
 from multichat.server.origin import Origin
 from multichat.server.passphrases import Hasher
 from multichat.server.private_messages import tell
 from multichat.server.registry import Registry
-from multichat.server.session import Session
 
 __all__ = ["Server", "ServerStatistics", "serve"]
 
@@ -146,12 +141,23 @@ class Server:
             self._log,
             joins=self.config.filter_joins,
         )
+        self._connections = Connections(
+            self.config,
+            self._log,
+            self._journal,
+            self._registry,
+            self.admin,
+            self._bans,
+            self._filters,
+            admission=self._admission,
+            authentication=self._authentication,
+            turns=self._turns,
+        )
         self._nursery: trio.Nursery | None = None
         self._bots = Bots(
             partial(self.handle, trusted=True), self._log, linger=self.config.timeouts.linger
         )
         self._shutdown = trio.Event()
-        self._clients_ever = self._clients_before = self._refused = 0
 
     async def run(
         self,
@@ -231,8 +237,8 @@ class Server:
             async with trio.open_nursery() as acceptors:  # stops first
                 accept = partial(trio.serve_listeners, handler_nursery=clients)
                 for handle, listeners in (
-                    (partial(self.handle, tls=tls), tcp),
-                    (self.handle, local),
+                    (partial(self._connections.handle, tls=tls), tcp),
+                    (self._connections.handle, local),
                 ):
                     if listeners:
                         fair = [FairListener(each, self._turns) for each in listeners]
@@ -260,8 +266,7 @@ class Server:
             async with trio.open_nursery() as self._nursery:
                 await self._nursery.start(self._journal.run)
                 try:
-                    self._clients_before = self._journal.clients_ever
-                    self._clients_ever = self._clients_before
+                    self._connections.load()
                     self._registry.load()
                     self._warn_of_operators()
                     self._start_soon(self._turns.run)
@@ -322,8 +327,8 @@ class Server:
         return ServerStatistics(
             clients=len(registry),
             rooms=sum(1 for _ in registry.rooms),
-            clients_ever=self._clients_ever - self._clients_before,
-            refused=self._refused,
+            clients_ever=self._connections.clients,
+            refused=self._connections.refused,
             messages=counts.messages,
             deliveries=counts.deliveries,
             skipped=counts.skipped,
@@ -457,91 +462,33 @@ class Server:
         MUST be open.  Raises nothing: this is the boundary of one connection, and logs what goes
         wrong in it.
         """
-        address = transport.peer_address(stream)
-        origin = Origin.of(address, transport.peer_user(stream))
-        meter = Meter(self._turns, origin and origin.address)
-        current_meter.set(meter)
-        try:
-            await meter.measure(
-                self._handle(stream, address, origin, meter, tls=tls, trusted=trusted)
-            )
-        except* Exception as group:  # noqa: BLE001 - the boundary of one connection
-            self._log.crash("a session crashed", group)
-        finally:
-            await transport.close(stream)
+        await self._connections.handle(stream, tls=tls, trusted=trusted)
 
-    async def _handle(
+    async def handle_websocket(
         self,
         stream: trio.abc.Stream,
-        address: str,
         origin: Origin | None,
         meter: Meter,
         *,
-        tls: ssl.SSLContext | None,
-        trusted: bool,
+        address: str,
+        lines: bool,
+        early: bytes = b"",
+        secure: bool,
     ) -> None:
-        authenticates = self._authentication.is_required and not trusted
-        await meter.take()
-        transport.keep_alive(stream, self.config.stall_timeout_seconds)
-        try:
-            too_many = self._admission.add_connection(origin)
-            try:
-                connection = AdmittedConnection(stream, LineDecoder(self.config.max_line_bytes))
-                if tls is not None or authenticates:
-                    with PendingSlot(self._admission, origin) as slot:
-                        if tls is not None:
-                            stream = await self._admission.tls_handshake(stream, tls)
-                            connection.stream = stream
-                        self._check(address, too_many)
-                        if authenticates:
-                            connection = await self._authentication.authenticate(
-                                stream, slot, address, encrypted=tls is not None
-                            )
-                self._check(address, too_many)
-                number = await self._give_number()  # which may wait for the disk
-                self._check(address, too_many)  # nothing waits from here on
-                is_private = transport.is_private(stream)
-                session = Session(
-                    connection,
-                    self._registry,
-                    self.admin,
-                    number,
-                    self.config,
-                    self._filters,
-                    address,
-                    origin,
-                    meter,
-                    is_private=is_private,
-                    may_speak=trusted or not self.config.require_login,
-                )
-                await session.run()
-            finally:
-                self._admission.remove_connection(origin)
-        except AdmissionRefused as refusal:
-            self._refused += 1
-            self._log.line("STATE", f"Refused {address or 'a client'}: {refusal.reason}")
-            if refusal.last_words:
-                await self._admission.reject(stream, refusal.last_words)
+        """Serve one client of WebSocket on *stream* until it has left; closes the stream.
 
-    async def _give_number(self) -> int:
-        """Return the number of a new client, which no client had before, also before a restart.
+        For a request whose upgrade has been answered, the bytes *early* came behind.  With *lines*,
+        the subprotocol `multichat.lines` was agreed.  The client has this *address*, and *origin*
+        for limits; *secure* says that nobody on the network can read what it sends.
 
-        If the journal cannot store it, another client may get it after a restart.
+        MUST be called within `meter.measure`, by a caller that has counted the connection in the
+        server's `Admission`, has kept it alive (`transport.keep_alive`), has checked its address
+        (`Connections.check`), has left any `PendingSlot`, and is the boundary for exceptions.  The
+        client is authenticated here.
         """
-        self._clients_ever += 1
-        number = self._clients_ever
-        with suppress(StorageFailed):  # the journal has logged it; a full disk refuses no client
-            await self._journal.reserve_client_numbers(number)
-        return number
-
-    def _check(self, address: str, too_many: str) -> None:
-        """Raise `AdmissionRefused` if a client from *address* cannot be admitted now."""
-        if (ban := self._bans.find_address(address, now := time.time())) is not None:
-            raise AdmissionRefused.politely(ban.refusal(now))
-        if too_many:
-            raise AdmissionRefused.politely(too_many)
-        if len(self._registry) >= self.config.max_clients:
-            raise AdmissionRefused.politely(f"{SERVER_IS_FULL} (limit: {self.config.max_clients})")
+        await self._connections.handle_websocket(
+            stream, origin, meter, address=address, lines=lines, early=early, secure=secure
+        )
 
 
 async def serve(

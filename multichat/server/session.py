@@ -63,7 +63,6 @@ from multichat.protocol.messages import (
 )
 from multichat.protocol.names import default_name, fold_name
 from multichat.protocol.sniff import TLS_RECORD, sniff_bytes, sniff_line
-from multichat.protocol.text_codec import TEXT
 from multichat.server.account_requests import AccountRequests
 from multichat.server.accounts import Account
 from multichat.server.admin_commands import AdminCommands
@@ -174,7 +173,7 @@ class Session:
         self._unhandled_bytes = 0
         self._active_at: float | None = trio.current_time()
         self._reading = trio.CancelScope()
-        self._first_line = True
+        self._first_line = connection.may_be_other_protocol
         self._nursery: trio.Nursery
         self._meter = meter
         self._replay_meter: Meter | None = None
@@ -193,6 +192,8 @@ class Session:
             name=default_name(number),
             send_queue=self._send_queue,
             address=address,
+            codec=connection.codecs.text,
+            codecs=connection.codecs,
             origin=origin and origin.address,
             may_speak=may_speak,
             on_leave=self._stop_reading,
@@ -306,11 +307,13 @@ class Session:
     async def _read_requests(self) -> None:
         receive, decoder = self._receive, self._connection.decoder
         await self._handle(self._connection.parts)
+        await self._reply()
         data = await receive()
-        if data == TLS_RECORD:  # the second byte is needed, too
-            data += await receive()
-        if other := sniff_bytes(data):
-            raise _Leave(other.reason, other.answer)
+        if self._first_line:
+            if data == TLS_RECORD:  # the second byte is needed, too
+                data += await receive()
+            if other := sniff_bytes(data):
+                raise _Leave(other.reason, other.answer)
         while data:
             parts, size, data = decoder.feed(data), len(data), b""
             if size > _SMALL_READ_BYTES:
@@ -319,10 +322,20 @@ class Session:
             await self._handle(parts)
             self._unhandled_bytes = 0
             self._note_memory()
-            if decoder.reply and self.client.codec is TEXT:
-                await self._send_queue.put(decoder.reply)
+            await self._reply()
             data = await receive()
         await self._handle(decoder.finish())
+
+    async def _reply(self) -> None:
+        """Send what the decoder answers to telnet commands or pings, and leave if it has ended.
+
+        While the send queue is full nothing more is read: there is one answer for each read.
+        """
+        decoder = self._connection.decoder
+        if decoder.reply and self.client.codec is not JSON:  # a program knows no telnet
+            await self._send_queue.put(decoder.reply)
+        if decoder.ending is not None:
+            raise _Leave(decoder.ending.reason, decoder.ending.last_words)
 
     def _note_memory(self) -> None:
         session = self.client.stored_session
@@ -444,7 +457,7 @@ class Session:
         members, last = len(at), at.last_id
         answer = (
             Entered(at.name, members, last, at.topic)
-            if me.codec is TEXT
+            if me.codec.is_text
             else Joined(me.number, me.name, at.name, members, last, at.topic, nonce=nonce)
         )
         await me.send(answer, *errors)
@@ -452,7 +465,7 @@ class Session:
     async def _exit(self, room: str, nonce: Nonce | None) -> None:
         """Leave *room*; in the text protocol, which has one room at a time, for the lobby."""
         me = self.client
-        if me.codec is TEXT:
+        if me.codec.is_text:
             if fold_name(room) != me.room.key:
                 raise NotInRoom(room)
             if me.room.key == LOBBY:
@@ -492,7 +505,7 @@ class Session:
         )
         if too_many:
             answer.append(Invalid.because(TooManyRooms(most, of_client=True)).error)
-        await self._send_queue.put(missed + b"".join(map(JSON.encode, answer)))
+        await self._send_queue.put(missed + b"".join(map(me.codec.encode, answer)))
 
     async def _verify(self, hello: Hello) -> Account | RemoteProtocolError | None:
         """Return the account to which *hello* logs in, or why it does not.

@@ -1,0 +1,235 @@
+"""Serves one connection each: admission, the client's number, the session, and what is refused.
+
+Runs in the connection's own task, which is its boundary: nothing that goes wrong in it leaves it.
+"""
+
+import ssl
+import time
+from contextlib import suppress
+
+import trio
+
+from multichat.errors import StorageFailed
+from multichat.journal.base import Journal
+from multichat.log import Log
+from multichat.net import transport
+from multichat.net.turns import Meter, Turns, current_meter
+from multichat.protocol.auth import SERVER_IS_FULL
+from multichat.protocol.codecs import WEBSOCKET, WEBSOCKET_LINES
+from multichat.protocol.framing import LineDecoder
+from multichat.server.admin_commands import AdminCommands
+from multichat.server.admission import (
+    Admission,
+    AdmissionRefused,
+    AdmittedConnection,
+    PendingSlot,
+)
+from multichat.server.authentication import Authentication
+from multichat.server.bans import Bans
+from multichat.server.config import ServerConfig
+from multichat.server.filters import Filters
+from multichat.server.origin import Origin
+from multichat.server.registry import Registry
+from multichat.server.session import Session
+
+__all__ = ["Connections"]
+
+# A WebSocket message has at most as many bytes as this many lines of the greatest length: enough
+# for a paste.  It is not collected, so this bounds only how long one message may go on.
+_LINES_A_MESSAGE = 64
+
+
+class Connections:
+    """The connections to one server; each is served by `handle` or `handle_websocket`.
+
+    *admission* counts them, *turns* schedules them, and *authentication* decides who may join.
+    *clients_before* is how many clients there were before this start, *refused* how many
+    connections were rejected.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        log: Log,
+        journal: Journal,
+        registry: Registry,
+        admin: AdminCommands,
+        bans: Bans,
+        filters: Filters,
+        *,
+        admission: Admission,
+        authentication: Authentication,
+        turns: Turns,
+    ) -> None:
+        self._config, self._log, self._journal = config, log, journal
+        self._registry, self._admin = registry, admin
+        self._bans, self._filters = bans, filters
+        self._admission, self._authentication = admission, authentication
+        self._turns = turns
+        self._clients_ever = self._clients_before = 0
+        self.refused = 0
+
+    def load(self) -> None:
+        """Continue the clients' numbers from the journal, which MUST run."""
+        self._clients_ever = self._clients_before = self._journal.clients_ever
+
+    @property
+    def clients(self) -> int:
+        """How many clients were admitted since the server started."""
+        return self._clients_ever - self._clients_before
+
+    async def handle(
+        self,
+        stream: trio.abc.Stream,
+        *,
+        tls: ssl.SSLContext | None = None,
+        trusted: bool = False,
+    ) -> None:
+        """Serve one client that speaks lines; see `Server.handle`."""
+        address = transport.peer_address(stream)
+        origin = Origin.of(address, transport.peer_user(stream))
+        meter = Meter(self._turns, origin and origin.address)
+        current_meter.set(meter)
+        try:
+            await meter.measure(
+                self._handle(stream, address, origin, meter, tls=tls, trusted=trusted)
+            )
+        except* Exception as group:  # noqa: BLE001 - the boundary of one connection
+            self._log.crash("a session crashed", group)
+        finally:
+            await transport.close(stream)
+
+    async def _handle(
+        self,
+        stream: trio.abc.Stream,
+        address: str,
+        origin: Origin | None,
+        meter: Meter,
+        *,
+        tls: ssl.SSLContext | None,
+        trusted: bool,
+    ) -> None:
+        authenticates = self._authentication.is_required and not trusted
+        await meter.take()
+        transport.keep_alive(stream, self._config.stall_timeout_seconds)
+        connection = AdmittedConnection(stream, LineDecoder(self._config.max_line_bytes))
+        try:
+            too_many = self._admission.add_connection(origin)
+            try:
+                if tls is not None or authenticates:
+                    with PendingSlot(self._admission, origin) as slot:
+                        if tls is not None:
+                            connection.stream = stream = await self._admission.tls_handshake(
+                                stream, tls
+                            )
+                        self.check(address, too_many)
+                        if authenticates:
+                            await self._authentication.authenticate(
+                                connection, slot, address, encrypted=tls is not None
+                            )
+                session = await self._admit(
+                    connection,
+                    address,
+                    origin,
+                    meter,
+                    too_many,
+                    is_private=transport.is_private(stream),
+                    trusted=trusted,
+                )
+                await session.run()
+            finally:
+                self._admission.remove_connection(origin)
+        except AdmissionRefused as refusal:
+            await self._reject(connection, address, refusal)
+
+    async def handle_websocket(
+        self,
+        stream: trio.abc.Stream,
+        origin: Origin | None,
+        meter: Meter,
+        *,
+        address: str,
+        lines: bool,
+        early: bytes,
+        secure: bool,
+    ) -> None:
+        """Serve one client of WebSocket; see `Server.handle_websocket`."""
+        # Imported here, because only a server with a web port needs it.
+        from multichat.protocol.websocket import WebSocketDecoder
+
+        most = self._config.max_line_bytes
+        decoder = WebSocketDecoder(most, _LINES_A_MESSAGE * most)
+        codecs = WEBSOCKET_LINES if lines else WEBSOCKET
+        connection = AdmittedConnection(stream, decoder, codecs, decoder.feed(early))
+        try:
+            if self._authentication.is_required:
+                with PendingSlot(self._admission, origin) as slot:
+                    await self._authentication.authenticate(
+                        connection, slot, address, encrypted=secure
+                    )
+            session = await self._admit(
+                connection, address, origin, meter, is_private=secure, trusted=False
+            )
+            await session.run()
+        except AdmissionRefused as refusal:
+            await self._reject(connection, address, refusal)
+
+    async def _admit(
+        self,
+        connection: AdmittedConnection,
+        address: str,
+        origin: Origin | None,
+        meter: Meter,
+        too_many: str = "",
+        *,
+        is_private: bool,
+        trusted: bool,
+    ) -> Session:
+        """Return a session for *connection*, to be run at once; raises `AdmissionRefused`."""
+        self.check(address, too_many)
+        number = await self._give_number()  # which may wait for the disk
+        self.check(address, too_many)  # nothing waits from here on
+        return Session(
+            connection,
+            self._registry,
+            self._admin,
+            number,
+            self._config,
+            self._filters,
+            address,
+            origin,
+            meter,
+            is_private=is_private,
+            may_speak=trusted or not self._config.require_login,
+        )
+
+    async def _reject(
+        self, connection: AdmittedConnection, address: str, refusal: AdmissionRefused
+    ) -> None:
+        self.refused += 1
+        self._log.line("STATE", f"Refused {address or 'a client'}: {refusal.reason}")
+        if refusal.last_words:
+            await self._admission.reject(connection.stream, refusal.last_words, connection.codecs)
+
+    async def _give_number(self) -> int:
+        """Return the number of a new client, which no client had before, also before a restart.
+
+        If the journal cannot store it, another client may get it after a restart.
+        """
+        self._clients_ever += 1
+        number = self._clients_ever
+        with suppress(StorageFailed):  # the journal has logged it; a full disk refuses no client
+            await self._journal.reserve_client_numbers(number)
+        return number
+
+    def check(self, address: str, too_many: str = "") -> None:
+        """Raise `AdmissionRefused` if a client from *address* cannot be admitted now.
+
+        *too_many* is what `Admission.add_connection` has returned.
+        """
+        if (ban := self._bans.find_address(address, now := time.time())) is not None:
+            raise AdmissionRefused.politely(ban.refusal(now))
+        if too_many:
+            raise AdmissionRefused.politely(too_many)
+        if len(self._registry) >= self._config.max_clients:
+            raise AdmissionRefused.politely(f"{SERVER_IS_FULL} (limit: {self._config.max_clients})")
