@@ -154,7 +154,7 @@ def test_a_crash_is_one_line_and_its_traceback_is_for_debugging(tmp_path: Path) 
         assert (lines[-1] == "RuntimeError: boo") == (level == logging.DEBUG)
 
 
-def test_the_listeners_own_troubles_are_lines_of_the_log_too(tmp_path: Path) -> None:
+def test_errors_of_the_listener_are_logged_too(tmp_path: Path) -> None:
     file = tmp_path / "log"
     with open_file_log(file):
         error = OSError(24, "Too many open files")

@@ -136,7 +136,7 @@ def test_a_client_that_is_too_far_behind_is_told_on_a_separate_line(seed: int) -
     assert simulate(make_plan(seed)).violations == []
 
 
-def test_a_rate_is_kept_on_a_clock_that_does_not_go_on_by_itself() -> None:
+def test_a_rate_is_kept_on_a_clock_that_does_not_advance_by_itself() -> None:
     """Regression: because of rounding, a wait was too short for a token, again and again."""
     assert simulate(make_plan(10)).violations == []
 

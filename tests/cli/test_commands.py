@@ -371,7 +371,7 @@ async def test_a_client_without_standard_input_leaves(tmp_path: Path) -> None:
             assert client.err == ""
 
 
-async def test_output_that_nobody_reads_any_more_ends_the_client(tmp_path: Path) -> None:
+async def test_a_client_whose_output_is_closed_ends_at_the_next_message(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, tcp(server) as other:
         await server.wait_for("Client 1 connected")
         script = f"{MULTICHAT} connect --listen {LOOPBACK} {server.port} | head -n 2; true"
@@ -395,7 +395,7 @@ async def test_output_that_nobody_reads_any_more_ends_the_client(tmp_path: Path)
     ],
     ids=" ".join,
 )
-async def test_a_client_ends_when_its_reader_leaves_though_nothing_is_said(
+async def test_a_client_whose_output_is_closed_ends_even_if_no_message_comes(
     options: list[str], first: str, tmp_path: Path
 ) -> None:
     async with serve(tmp_path) as server:
@@ -473,7 +473,7 @@ async def test_a_typed_line_that_is_too_long_is_reported(tmp_path: Path) -> None
         ]
 
 
-async def test_an_input_that_cannot_be_read_is_at_its_end(tmp_path: Path) -> None:
+async def test_an_unreadable_input_counts_as_the_end_of_input(tmp_path: Path) -> None:
     async with serve(tmp_path) as server:
         with Path(os.devnull).open("wb") as write_only:
             argv = [MULTICHAT, "connect", LOOPBACK, str(server.port)]
@@ -602,7 +602,7 @@ async def test_a_server_under_nohup_ignores_sighup(tmp_path: Path) -> None:
         assert await server.wait() == 0
 
 
-async def test_many_signals_are_no_more_than_two(tmp_path: Path) -> None:
+async def test_more_than_two_signals_change_nothing(tmp_path: Path) -> None:
     """However late they come: the last ones while the interpreter ends."""
     async with trio.open_nursery() as nursery:
         for number in range(4):
@@ -633,7 +633,7 @@ async def test_a_server_that_reads_and_stays_is_left_after_two_seconds(tmp_path:
             assert await client.wait() == 0
 
 
-async def test_messages_are_shown_however_late_the_output_is_read(tmp_path: Path) -> None:
+async def test_messages_are_shown_even_if_the_output_is_read_late(tmp_path: Path) -> None:
     """At the end of its own input, after the server has gone, with megabytes still to print."""
     count, text = 30_000, "x" * 1000
     async with listening() as (listener, port), AsyncExitStack() as stack:
@@ -671,7 +671,7 @@ async def test_input_made_non_blocking_by_another_process_is_waited_for(tmp_path
         os.close(read)
 
 
-def test_ctrl_c_while_it_is_still_being_imported_is_a_quiet_end() -> None:
+def test_ctrl_c_during_the_imports_ends_quietly() -> None:
     code = (
         "import sys, importlib.abc\n"
         "class Interrupt(importlib.abc.MetaPathFinder):\n"
@@ -817,7 +817,7 @@ async def test_without_free_file_descriptors_the_server_continues_and_reports_it
         await stop(server)
 
 
-async def test_a_log_that_does_not_fit_goes_on_when_there_is_room_again(tmp_path: Path) -> None:
+async def test_a_log_on_a_full_disk_continues_when_there_is_space_again(tmp_path: Path) -> None:
     """A limit of the size of files stands for a full disk: writing fails, in mid-line."""
     log = tmp_path / "log"
     async with (

@@ -178,7 +178,7 @@ async def test_a_server_that_is_back_in_time_gets_everything(tmp_path: Path) -> 
             await again.wait_for("again\n", 2000)
 
 
-async def test_a_timeout_is_for_the_whole_end(tmp_path: Path) -> None:
+async def test_the_timeout_limits_everything_after_the_end_of_input(tmp_path: Path) -> None:
     """The commands as they are: `--timeout` is how long a dead server may keep them."""
     async with serve(tmp_path) as server, AsyncExitStack() as stack:
         place = "--timeout", "6", LOOPBACK, str(server.port)

@@ -61,7 +61,7 @@ async def left_alone(folder: Path, port: int, how: str = "killed") -> AsyncItera
 
 
 @ENDS
-async def test_connect_comes_back_and_says_so_in_a_line_each(
+async def test_connect_logs_the_loss_and_the_reconnect_in_one_line_each(
     how: str, port: int, tmp_path: Path
 ) -> None:
     async with left_alone(tmp_path, port, how) as client:
@@ -122,7 +122,7 @@ async def test_a_restart_of_a_server_with_a_journal_loses_nothing_and_repeats_no
 
 
 @ENDS
-async def test_a_bot_of_the_library_comes_back(how: str, port: int, tmp_path: Path) -> None:
+async def test_a_bot_reconnects(how: str, port: int, tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         received: list[str] = []
 
@@ -148,7 +148,7 @@ async def test_a_bot_of_the_library_comes_back(how: str, port: int, tmp_path: Pa
                 nursery.cancel_scope.cancel()
 
 
-async def test_a_server_that_is_stopped_is_noticed_and_returned_to(tmp_path: Path) -> None:
+async def test_a_stopped_server_is_detected_and_reconnected_to(tmp_path: Path) -> None:
     timeouts = multichat.ClientTimeouts(ping=0.5, pong=0.5, answer=2)
     async with (
         serve(tmp_path) as server,
@@ -168,7 +168,7 @@ async def test_a_server_that_is_stopped_is_noticed_and_returned_to(tmp_path: Pat
         assert server.out.count("said meanwhile") == 1
 
 
-async def test_a_pipe_that_has_said_all_leaves_a_server_that_shuts_down(
+async def test_a_pipe_whose_lines_are_all_accepted_does_not_wait_for_a_server_that_shut_down(
     port: int, tmp_path: Path
 ) -> None:
     async with serve(tmp_path, port=port) as server, connect(tmp_path, server) as client:
@@ -211,7 +211,7 @@ async def test_quit_while_the_server_is_away_says_what_it_waits_for(
         assert client.err == ""
 
 
-async def test_connect_waits_for_a_place_in_a_server_that_is_full(
+async def test_connect_waits_until_a_full_server_has_a_free_place(
     port: int, tmp_path: Path
 ) -> None:
     async with left_alone(tmp_path, port) as client:
@@ -280,7 +280,7 @@ async def test_the_end_of_input_waits_for_the_next_connection(port: int, tmp_pat
         assert client.err == ""
 
 
-async def test_send_waits_and_says_it_once(port: int, tmp_path: Path) -> None:
+async def test_send_waits_and_sends_the_message_once(port: int, tmp_path: Path) -> None:
     send = Command(tmp_path, MULTICHAT, "send", "--wait", LOOPBACK, str(port), "hello")
     async with send as client:
         await trio.sleep(1)
@@ -291,7 +291,7 @@ async def test_send_waits_and_says_it_once(port: int, tmp_path: Path) -> None:
             assert server.out.count("[RX] [Client 1] hello") == 1
 
 
-async def test_send_says_it_to_a_server_that_has_forgotten_it(port: int, tmp_path: Path) -> None:
+async def test_send_sends_again_to_a_server_without_the_session(port: int, tmp_path: Path) -> None:
     """Nobody knows what was said meanwhile, which is no reason to fail."""
     [listener] = await trio.open_tcp_listeners(port, host=LOOPBACK)
     command = Command(tmp_path, MULTICHAT, "send", LOOPBACK, str(port), "hello")
@@ -307,7 +307,7 @@ async def test_send_says_it_to_a_server_that_has_forgotten_it(port: int, tmp_pat
             assert server.out.count("[RX] [Client 1] hello") == 1
 
 
-async def test_without_reconnecting_it_ends(tmp_path: Path) -> None:
+async def test_without_reconnect_a_lost_connection_ends_connect(tmp_path: Path) -> None:
     async with listening() as (listener, port):
         command = Command(tmp_path, MULTICHAT, "connect", "--no-reconnect", LOOPBACK, str(port))
         async with command as client, await listener.accept() as stream:
@@ -317,7 +317,7 @@ async def test_without_reconnecting_it_ends(tmp_path: Path) -> None:
             assert client.err == "multichat: connection lost: the server closed the connection\n"
 
 
-def test_what_is_new_has_environment_variables() -> None:
+def test_the_reconnect_options_have_environment_variables() -> None:
     shown = subprocess.run([MULTICHAT, "connect", "--help"], capture_output=True, text=True).stdout
     for variable in ("WAIT", "REPLAY", "NO_RECONNECT"):
         assert f"[envvar:MULTICHAT_{variable}" in "".join(shown.split())
@@ -370,7 +370,7 @@ async def test_piped_input_to_a_full_server_is_an_error(
 
 
 @pytest.mark.parametrize("option", ["--plain", "--no-reconnect"])
-async def test_a_client_that_does_not_reconnect_ends_well_when_the_server_shuts_down(
+async def test_a_client_that_does_not_reconnect_exits_with_status_0_when_the_server_shuts_down(
     option: str, tmp_path: Path
 ) -> None:
     async with serve(tmp_path) as server, connect(tmp_path, server, option) as client:

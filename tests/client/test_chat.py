@@ -71,7 +71,7 @@ def read(line: str) -> dict[str, object]:
 # --- A conversation ------------------------------------------------------------------------------
 
 
-async def test_people_talk(autojump_clock: MockClock) -> None:
+async def test_clients_exchange_messages(autojump_clock: MockClock) -> None:
     async with (
         memory_server() as network,
         open_line_chat(network.connect(), name="alice") as alice,
@@ -99,7 +99,7 @@ async def test_people_talk(autojump_clock: MockClock) -> None:
         assert await anext(alice) == Joined(2, "bob", "lobby", members=2)
 
 
-async def test_asking_while_nobody_iterates(autojump_clock: MockClock) -> None:
+async def test_requests_are_answered_while_nobody_iterates(autojump_clock: MockClock) -> None:
     async with memory_server() as network, network.chat() as a, network.chat(room="den") as b:
         await a.rename("alice")
         assert a.name == "alice"
@@ -114,7 +114,7 @@ async def test_asking_while_nobody_iterates(autojump_clock: MockClock) -> None:
         assert await anext(b) == Left(1, "Client 1", "joined den", members=1, room="lobby")
 
 
-async def test_a_client_that_only_asks_who_is_there_is_not_said_to_have_left(
+async def test_a_client_that_only_requests_the_members_is_not_announced(
     autojump_clock: MockClock,
 ) -> None:
     async with memory_server() as network, network.chat(name="alice") as alice:
@@ -159,7 +159,7 @@ async def test_a_refusal_is_raised(autojump_clock: MockClock) -> None:
         assert (a.name, a.room) == ("Client 2", "lobby")
 
 
-async def test_a_refused_wish_ends_the_handshake(autojump_clock: MockClock) -> None:
+async def test_a_refused_name_or_room_ends_the_handshake(autojump_clock: MockClock) -> None:
     async with memory_server(ServerConfig(max_rooms=1)) as network, network.chat(name="bob"):
         with pytest.raises(Refused, match="the name 'Bob' is taken"):
             async with network.chat(name="Bob"):
@@ -169,7 +169,7 @@ async def test_a_refused_wish_ends_the_handshake(autojump_clock: MockClock) -> N
                 pass
 
 
-async def test_wishes_are_granted_in_plain_text_too(autojump_clock: MockClock) -> None:
+async def test_a_name_and_a_room_are_granted_in_plain_text_too(autojump_clock: MockClock) -> None:
     async with memory_server() as network:  # noqa: SIM117
         async with network.chat(name="alice", room="den", plain=True) as chat:
             assert await anext(chat) == Notice("Client 1 is now alice")
@@ -267,14 +267,14 @@ async def test_an_unacknowledged_message_is_an_error(autojump_clock: MockClock) 
             await server.finish()
 
 
-async def test_a_question_to_a_server_that_is_gone_is_an_error(autojump_clock: MockClock) -> None:
+async def test_a_request_to_a_server_that_is_gone_is_an_error(autojump_clock: MockClock) -> None:
     async with scripted_server() as (chat, server):
         await server.finish()
         with pytest.raises(ConnectionLost, match="the server closed the connection"):
             await chat.members()
 
 
-async def test_a_question_to_a_server_that_has_ended_the_conversation_says_so(
+async def test_a_request_after_the_servers_goodbye_is_an_error_that_says_so(
     autojump_clock: MockClock,
 ) -> None:
     for line, reason in {
@@ -385,7 +385,7 @@ async def test_a_late_answer_is_not_an_event(
         await server.finish()
 
 
-async def test_a_question_during_an_unreceived_flood_does_not_block(
+async def test_a_request_during_an_unreceived_flood_does_not_block(
     autojump_clock: MockClock,
 ) -> None:
     with pytest.raises(ConnectionLost):

@@ -77,7 +77,7 @@ async def test_a_server_is_pinged_after_half_a_minute_of_silence(
         assert chat.unaccepted == 0
 
 
-async def test_whatever_comes_is_a_sign_of_life(autojump_clock: MockClock) -> None:
+async def test_any_input_counts_as_a_sign_of_life(autojump_clock: MockClock) -> None:
     async with scripted_server() as (chat, server):
         for _ in range(20):
             await trio.sleep(25)
@@ -193,7 +193,7 @@ async def test_a_plain_server_is_never_pinged(autojump_clock: MockClock) -> None
         assert await server.rest() == ([] if plain else ['/json {"protocol":1,"rooms":{}}'])
 
 
-async def test_an_idle_chat_with_a_server_of_ours_stays(autojump_clock: MockClock) -> None:
+async def test_an_idle_chat_with_our_server_stays_connected(autojump_clock: MockClock) -> None:
     async with memory_server() as network, network.chat(name="alice") as chat:
         await trio.sleep(3600)
         assert chat.connected

@@ -145,7 +145,7 @@ def test_a_known_json_server_is_never_addressed_in_text() -> None:
     assert shake.receive(WELCOME) == [welcome()]
 
 
-def test_refused_wishes_are_distinguished_from_other_errors() -> None:
+def test_refusals_of_a_name_or_room_are_distinguished_from_other_errors() -> None:
     taken = Error("name-taken", "the name 'alice' is taken")
     bad_room = Error("invalid-name", "a room has no such name")
     shake = Negotiation(Hello(PROTOCOL, "alice", "no such"))
@@ -221,7 +221,7 @@ async def test_a_plain_server_that_only_tags_chat_is_given_a_moment(
 
 
 @pytest.mark.parametrize("timeouts", [ClientTimeouts(), ClientTimeouts(answer=3)])
-async def test_silence_is_an_error_that_names_the_way_out(
+async def test_silence_is_an_error_that_names_plain(
     timeouts: ClientTimeouts, autojump_clock: MockClock
 ) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
@@ -326,7 +326,7 @@ async def test_a_goodbye_after_the_answer_is_an_event(autojump_clock: MockClock)
                     await chat.say("hello")
 
 
-async def test_a_wish_that_is_refused_twice_for_one_reason_does_not_wait(
+async def test_a_name_and_a_room_refused_in_one_error_do_not_delay_the_client(
     autojump_clock: MockClock,
 ) -> None:
     async with memory_server() as network:

@@ -64,7 +64,7 @@ async def asking() -> AsyncIterator[MemoryServer]:
         yield network
 
 
-async def test_the_right_password_opens_a_conversation(autojump_clock: MockClock) -> None:
+async def test_the_right_password_is_accepted(autojump_clock: MockClock) -> None:
     async with asking() as network:
         a = open_line_chat(network.connect(), password=SECRET, name="alice", room="den")
         b = open_line_chat(network.connect(), password=SECRET, room="den", plain=True)

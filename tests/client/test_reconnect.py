@@ -117,7 +117,7 @@ async def test_unacknowledged_messages_are_sent_again_before_new_ones(
         assert chat.unaccepted == 0
 
 
-async def test_a_question_is_answered_by_the_next_connection(
+async def test_a_request_is_answered_by_the_next_connection(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation() as (chat, network, peer), trio.open_nursery() as nursery:
@@ -960,7 +960,7 @@ async def test_a_server_that_grants_another_name_and_is_silent_does_not_answer(
                 pass
 
 
-async def test_dialling_until_a_server_is_there(autojump_clock: MockClock) -> None:
+async def test_dialling_is_repeated_until_a_server_answers(autojump_clock: MockClock) -> None:
     network = Network()
     network.down = REFUSED
     told: list[ConnectFailed] = []

@@ -177,7 +177,7 @@ async def test_a_bridge_whose_input_goes_on_outlives_a_server_that_is_down_for_l
                 await chat.send(*map(str, range(1000)))
 
 
-async def test_a_program_may_wait_for_its_server_for_as_long_as_it_likes(
+async def test_a_program_may_wait_for_its_server_without_limit(
     autojump_clock: MockClock,
 ) -> None:
     timeouts = ClientTimeouts(progress=SECONDS)

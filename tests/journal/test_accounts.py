@@ -48,7 +48,7 @@ async def write_accounts(path: Path, *names: str, topics: dict[str, str] | None 
             await wait_stored(journal.save_topic(room, topic))
 
 
-async def test_accounts_and_topics_are_there_after_a_restart(tmp_path: Path) -> None:
+async def test_accounts_and_topics_survive_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     await write_accounts(path, "Alice", "bob", topics={"lobby": "tea at four", "den": "hush"})
     assert await stored(path) == (["Alice", "bob"], {"lobby": "tea at four", "den": "hush"})
@@ -61,7 +61,9 @@ async def test_accounts_and_topics_are_there_after_a_restart(tmp_path: Path) -> 
     assert await stored(path) == (["ALICE"], {"lobby": "tea at five"})
 
 
-async def test_they_are_in_the_file_once_they_are_reported_as_stored(tmp_path: Path) -> None:
+async def test_accounts_and_topics_are_in_the_file_once_they_are_reported_as_stored(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "chat.db"
     async with running(SqliteJournal(path)) as journal:
         await wait_stored(journal.save_account("alice", account("alice")))
@@ -83,7 +85,7 @@ async def test_a_session_keeps_its_login(tmp_path: Path) -> None:
         assert await record_of(journal, ALICE.digest) == record
 
 
-async def test_retention_keeps_them(tmp_path: Path) -> None:
+async def test_retention_keeps_accounts_and_topics(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     await write_accounts(path, "alice", topics={"den": "hush"})
     retention = Retention(max_messages=1, max_age_seconds=1, max_bytes=1 << 20)
@@ -95,7 +97,7 @@ async def test_retention_keeps_them(tmp_path: Path) -> None:
     assert await stored(path) == (["alice"], {"den": "hush"})
 
 
-async def test_a_backup_has_them(tmp_path: Path) -> None:
+async def test_a_backup_has_accounts_and_topics(tmp_path: Path) -> None:
     path, backup = tmp_path / "chat.db", tmp_path / "backup.db"
     async with running(SqliteJournal(path)) as journal:
         await wait_stored(journal.save_account("alice", account("alice")))
@@ -110,7 +112,7 @@ async def test_the_passphrases_hash_is_in_no_representation() -> None:
     assert HASH not in repr(account("alice"))
 
 
-async def test_an_earlier_version_has_none_for_a_reader(tmp_path: Path) -> None:
+async def test_a_reader_finds_no_accounts_in_a_file_of_an_earlier_version(tmp_path: Path) -> None:
     path = old_journal(tmp_path / "chat.db", version=len(MIGRATIONS) - 1)
     assert await stored(path) == ([], {})
 
@@ -135,7 +137,7 @@ async def test_a_damaged_passphrase_leaves_its_name_reserved(
     ("shown", "name"),
     [("Bob", "alice"), (b"\xff", "alice"), (7, "alice"), ("ALICE\x1b[2J", "alice")],
 )
-async def test_an_account_whose_shown_name_is_damaged_is_called_by_its_folded_one(
+async def test_an_account_whose_shown_name_is_damaged_has_its_folded_name(
     shown: object, name: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "chat.db"
@@ -146,7 +148,7 @@ async def test_an_account_whose_shown_name_is_damaged_is_called_by_its_folded_on
 
 
 @pytest.mark.parametrize("name", [b"\xff", 7, "Client 7", "", "a\x1b[2J", "x" * 99_999])
-async def test_what_is_no_account_is_skipped(
+async def test_invalid_rows_of_accounts_are_skipped(
     name: object, tmp_path: Path, log: LogRecorder
 ) -> None:
     path = tmp_path / "chat.db"
@@ -159,7 +161,7 @@ async def test_what_is_no_account_is_skipped(
     assert any("topics of rooms cannot be read in 1 place" in line for line in log.lines)
 
 
-async def test_messages_are_stored_whatever_becomes_of_damaged_accounts(
+async def test_messages_are_stored_even_if_accounts_are_damaged(
     tmp_path: Path, log: LogRecorder
 ) -> None:
     path = tmp_path / "chat.db"

@@ -26,8 +26,8 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "server/test_durable_sessions::test_a_private_message_that_is_sent_again_is_delivered_once",
     ),
     "the same, to an account or a topic": (
-        "journal/test_accounts::test_they_are_in_the_file_once_they_are_reported_as_stored",
-        "journal/test_accounts::test_accounts_and_topics_are_there_after_a_restart",
+        "journal/test_accounts::test_accounts_and_topics_are_in_the_file_once_they_are_reported_as_stored",
+        "journal/test_accounts::test_accounts_and_topics_survive_a_restart",
     ),
     "the machine loses power": (
         "journal/test_sqlite::test_a_truncated_wal_is_valid_up_to_the_cut",
@@ -126,7 +126,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     ),
     "an account is damaged": (
         "journal/test_accounts::test_a_damaged_passphrase_leaves_its_name_reserved",
-        "journal/test_accounts::test_what_is_no_account_is_skipped",
+        "journal/test_accounts::test_invalid_rows_of_accounts_are_skipped",
     ),
     "a session, or its nonces, are damaged": (
         "journal/test_damage::test_sessions_that_claim_one_client_are_unknown",

@@ -147,7 +147,7 @@ def test_turns_as_short_as_a_pairs_own_leave_it_its_share(loop: Loop) -> None:
     assert rate(talkers, loop) >= 2 / 12 * UNDISTURBED
 
 
-def test_a_long_turn_among_short_ones_is_paid_for(loop: Loop) -> None:
+def test_a_long_turn_among_short_ones_is_followed_by_a_pause(loop: Loop) -> None:
     """Short turns in between do not make long ones short."""
     talkers = pair(loop)
     for _ in range(10):
@@ -230,7 +230,7 @@ def test_a_new_connection_is_served_beside_floods(loop: Loop) -> None:
     assert max(newcomer.waits) <= 25 * MS
 
 
-def test_the_long_lane_goes_round_the_addresses(loop: Loop) -> None:
+def test_the_long_lane_rotates_over_the_addresses(loop: Loop) -> None:
     pair(loop)
     crowd = [loop.client(repeat(2 * MS), "crowd") for _ in range(50)]
     alone = loop.client(repeat(2 * MS), "alone")

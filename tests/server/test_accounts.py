@@ -45,7 +45,7 @@ async def register(
     return await accounts.register(name, passphrase, origin, nothing)
 
 
-async def test_an_account_is_had_with_its_passphrase_alone() -> None:
+async def test_only_the_right_passphrase_logs_in() -> None:
     accounts = Accounts(CONFIG, MemoryJournal())
     alice = await register(accounts, "Alice")
     assert await accounts.log_in("ALICE", RIGHT, None) is alice
@@ -68,7 +68,7 @@ async def test_a_passphrase_is_taken_as_it_was_given(passphrase: str) -> None:
 
 
 @pytest.mark.parametrize("hash_", ["", "nonsense", "$argon2id$v=19$m=8,t=1,p=1$x$y", "\ud800"])
-async def test_no_passphrase_has_a_damaged_hash(hash_: str) -> None:
+async def test_no_passphrase_matches_a_damaged_hash(hash_: str) -> None:
     assert not is_passphrase("", hash_, QUICK)
 
 
@@ -84,7 +84,7 @@ async def test_a_name_that_is_or_looks_like_an_account_belongs_to_it(name: str) 
     accounts.check_name("bob")
 
 
-async def test_of_two_who_register_lookalikes_at_once_one_succeeds() -> None:
+async def test_of_two_concurrent_registrations_of_lookalikes_one_succeeds() -> None:
     accounts = Accounts(CONFIG, MemoryJournal())
     errors: list[RemoteProtocolError] = []
 
@@ -100,7 +100,7 @@ async def test_of_two_who_register_lookalikes_at_once_one_succeeds() -> None:
     assert (len(accounts), len(errors)) == (1, 2)
 
 
-async def test_who_no_longer_wants_an_account_when_the_hash_is_there_gets_none() -> None:
+async def test_a_registration_that_is_obsolete_after_hashing_creates_no_account() -> None:
     accounts = Accounts(CONFIG, MemoryJournal())
 
     def left() -> None:
@@ -111,7 +111,7 @@ async def test_who_no_longer_wants_an_account_when_the_hash_is_there_gets_none()
     assert len(accounts) == 0
 
 
-async def test_another_passphrase_ends_all_logins() -> None:
+async def test_changing_the_passphrase_ends_all_logins() -> None:
     accounts = Accounts(CONFIG, MemoryJournal())
     alice = await register(accounts, "alice")
     assert accounts.logged_in(alice.login) is alice
@@ -132,7 +132,7 @@ async def test_another_passphrase_ends_all_logins() -> None:
 @pytest.mark.parametrize(
     "login", ["", " alice", "x alice", "alice", "\ud800 alice", f"{'0' * 32} alice"]
 )
-async def test_a_login_cannot_be_made_up(login: str) -> None:
+async def test_a_login_cannot_be_forged(login: str) -> None:
     accounts = Accounts(CONFIG, MemoryJournal())
     await register(accounts, "alice")
     assert accounts.logged_in(login) is None
@@ -187,7 +187,7 @@ async def test_an_address_registers_three_accounts_an_hour(thread_clock: MockClo
     await register(accounts, "yetanother", origin=HERE)
 
 
-async def test_there_are_at_most_so_many_accounts() -> None:
+async def test_the_number_of_accounts_is_limited() -> None:
     limits = AccountLimits(hash_kib=8, hash_passes=1, max_accounts=2)
     accounts = Accounts(ServerConfig(accounts=limits), MemoryJournal())
     await register(accounts, "alice")
@@ -212,7 +212,9 @@ async def guess(accounts: Accounts, name: str, origin: Origin | None, times: int
     return compared
 
 
-async def test_whoever_guesses_waits_longer_and_longer(thread_clock: MockClock) -> None:
+async def test_each_wrong_passphrase_makes_the_next_attempt_wait_longer(
+    thread_clock: MockClock,
+) -> None:
     accounts = Accounts(CONFIG, MemoryJournal())
     await register(accounts, "alice")
     began = trio.current_time()
@@ -223,7 +225,7 @@ async def test_whoever_guesses_waits_longer_and_longer(thread_clock: MockClock) 
     assert trio.current_time() - began < 0.5
 
 
-async def test_an_account_of_ones_own_does_not_help_to_guess_at_others(
+async def test_a_login_to_another_account_does_not_reset_the_delay_of_wrong_passphrases(
     thread_clock: MockClock,
 ) -> None:
     accounts = Accounts(CONFIG, MemoryJournal())
@@ -264,7 +266,7 @@ async def test_of_many_attempts_at_once_from_one_address_most_are_refused(
 # --- The journal ----------------------------------------------------------------------------------
 
 
-async def test_accounts_are_there_after_a_restart_if_there_is_a_file(tmp_path: Path) -> None:
+async def test_accounts_survive_a_restart_if_the_journal_is_a_file(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     async with running(SqliteJournal(path)) as journal:
         accounts = Accounts(CONFIG, journal)
@@ -293,7 +295,7 @@ class FullJournal(MemoryJournal):
         return pending
 
 
-async def test_nothing_has_changed_when_it_cannot_be_stored() -> None:
+async def test_a_change_that_cannot_be_stored_is_undone() -> None:
     journal = FullJournal()
     accounts = Accounts(CONFIG, journal)
     with pytest.raises(StorageFailed):

@@ -373,7 +373,7 @@ async def test_filters_change_and_reject_joins_and_renames(
         ]
 
 
-async def test_the_wishes_of_a_hello_go_through_the_filters(
+async def test_the_name_and_the_rooms_of_a_hello_go_through_the_filters(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     config = ServerConfig(filters=(rules,), filter_joins=True)

@@ -267,7 +267,7 @@ def test_the_remaining_time_is_formatted_in_words(until: float | None, words: st
     assert ban.refusal(NOW) == f"banned {words}"
 
 
-def test_a_reason_is_told() -> None:
+def test_the_reason_of_a_ban_is_cleaned_and_shown() -> None:
     ban = Ban(target=parse_target("203.0.113.7"), reason=" too\x1b[2J\n \u202eloud ")
     assert ban.describe(NOW) == "203.0.113.7 for ever: too␛[2J␊ loud"
     assert ban.refusal(NOW) == "banned for ever: too␛[2J␊ loud"
@@ -286,7 +286,7 @@ def test_a_ban_ends_in_a_year_of_four_digits(until: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "bob smith", "b/b", "7"])
-def test_a_ban_is_of_a_possible_name(name: str) -> None:
+def test_a_ban_of_an_impossible_name_is_refused(name: str) -> None:
     with pytest.raises(InvalidBan):
         Ban(target=name)
 
@@ -358,7 +358,7 @@ def test_a_ban_of_a_name_that_nobody_can_have_any_more_stays_in_its_file(name: s
     assert Bans([ban], now=NOW).remove(f"name {name}") is ban
 
 
-def test_the_last_ban_of_a_target_holds() -> None:
+def test_the_last_ban_of_a_target_applies() -> None:
     first, second = (Ban(target=name, reason=name) for name in ("bob", "BOB"))
     bans = Bans([first], now=NOW)
     bans.add(second, NOW)
@@ -379,7 +379,7 @@ def test_bans_are_removed_by_what_people_type() -> None:
         bans.remove("3")
 
 
-def test_a_ban_that_is_expired_holds_again_when_the_clock_is_set_back() -> None:
+def test_an_expired_ban_applies_again_when_the_clock_is_set_back() -> None:
     short = Ban(target=parse_target("203.0.113.7"), until=NOW + 60)
     long = Ban(target="bob")
     bans = Bans([short, long], now=NOW)

@@ -120,7 +120,7 @@ async def test_a_session_that_had_the_name_before_it_was_registered_does_not_get
         assert (await back.hear("error"))["code"] == "name-taken"
 
 
-async def test_of_all_who_want_the_name_when_its_owner_gives_it_up_none_gets_it() -> None:
+async def test_a_registered_name_that_its_owner_gives_up_goes_to_nobody_else() -> None:
     async with network() as net:
         alice = await registered(net)
         others = [await join(net) for _ in range(5)]
@@ -222,7 +222,7 @@ async def test_a_resume_does_not_take_the_name_from_whoever_is_logged_in() -> No
         assert (back.welcome["name"], back.welcome["account"]) == ("alice", "alice")
 
 
-async def test_another_passphrase_logs_all_other_sessions_out() -> None:
+async def test_changing_the_passphrase_logs_all_other_sessions_out() -> None:
     async with network() as net:
         old = await registered(net)
         await old.reset()
@@ -269,7 +269,7 @@ async def test_a_removed_account_is_logged_out_and_its_name_is_free() -> None:
         assert (await bob.ask("register", passphrase=OTHER))["type"] == "logged-in"
 
 
-async def test_who_logs_out_keeps_another_name() -> None:
+async def test_a_client_that_logs_out_keeps_a_name_that_is_not_the_accounts() -> None:
     async with network() as net:
         alice = await registered(net)
         assert (await alice.ask("logout"))["name"] == f"Client {alice.welcome['client']}"

@@ -109,7 +109,7 @@ async def test_messages_for_a_room_that_cannot_be_reentered_are_refused(
 
 
 @pytest.mark.parametrize("room", ["lobby", "den"])
-async def test_a_client_that_then_joins_a_room_talks_there(room: str) -> None:
+async def test_a_client_whose_room_was_refused_can_join_another_and_talk_there(room: str) -> None:
     async with memory_server(ServerConfig(max_rooms=2)) as network:
         alice = await join(network, room="kitchen")
         await alice.reset()
@@ -172,7 +172,7 @@ async def test_a_nonce_that_is_used_for_another_message_is_refused() -> None:
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["in memory", "from the file"])
-async def test_a_nonce_is_known_by_its_text_and_room_after_a_reconnect(
+async def test_after_a_reconnect_a_nonce_stands_for_its_text_and_room(
     restart: bool, tmp_path: Path
 ) -> None:
     """A reloaded page or a restarted bot counts from 1 again."""

@@ -37,7 +37,7 @@ def make_member(number: int) -> Member:
     return Member(client, NO_ROOM)
 
 
-def test_a_client_that_leaves_and_resumes_again_and_again_makes_no_more_tasks() -> None:
+def test_repeated_leaves_and_resumes_do_not_accumulate_tasks() -> None:
     async def main() -> None:
         running: list[Callable[[], Awaitable[None]]] = []
         watcher, visitor = make_member(1), make_member(2)

@@ -101,7 +101,7 @@ def test_a_bucket_never_grants_more_than_its_rate(
 
 
 @given(rates, st.integers(1, 20), st.lists(st.tuples(pauses, st.integers(0, 200)), max_size=40))
-def test_a_debt_is_paid_at_the_rate(
+def test_an_overdrawn_bucket_refills_at_the_rate(
     rate: float, burst: int, steps: list[tuple[float, int]]
 ) -> None:
     """A caller that waits as told never exceeds the rate by more than the burst."""
@@ -124,7 +124,7 @@ def test_a_debt_is_paid_at_the_rate(
             assert bucket.seconds_until_one() == 1 / rate
 
 
-def test_a_debt_keeps_anything_from_being_taken() -> None:
+def test_nothing_can_be_taken_from_an_overdrawn_bucket() -> None:
     bucket = TokenBucket(10, 5)
     assert bucket.spend(5, 100.0) == 0
     assert bucket.spend(5, 100.0) == 0.5

@@ -27,7 +27,7 @@ async def timed(client: ScriptedClient, count: int) -> list[float]:
 
 
 @pytest.mark.parametrize("json", [False, True])
-async def test_a_burst_comes_at_once_and_the_rest_at_its_rate(
+async def test_a_burst_passes_at_once_and_the_rest_at_the_rate(
     json: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with memory_server(ServerConfig(rate=10, burst=50)) as server:

@@ -168,7 +168,7 @@ def test_a_replay_sends_the_messages_of_others_once_in_order_and_counts_what_is_
 
 @given(plan=_BLOCKS, codec=CODECS)
 @example(plan=[(1, 1, 8, 1)] * 60, codec=TEXT)
-def test_one_part_of_a_replay_is_about_as_large_as_wished(
+def test_one_part_of_a_replay_has_about_the_requested_size(
     plan: list[tuple[int, int, int, int]], codec: Codec
 ) -> None:
     blocks = make_blocks(plan)

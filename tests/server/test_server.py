@@ -509,7 +509,7 @@ async def test_a_grace_period_that_ends_before_the_slow_timeout_loses_nothing(
 
 
 @pytest.mark.process
-async def test_accepting_waits_for_those_who_were_accepted_before(
+async def test_accepting_takes_turns_with_the_clients_accepted_before(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with listening() as (listener, port), trio.open_nursery() as nursery:

@@ -140,7 +140,7 @@ async def test_the_last_room_cannot_be_exited() -> None:
         assert await rooms_of(alice, network) == ("kitchen",)
 
 
-async def test_a_room_that_one_is_not_in_cannot_be_exited() -> None:
+async def test_a_client_cannot_exit_a_room_that_it_is_not_in() -> None:
     async with memory_server() as network:
         alice = await join(network)
         assert (await alice.ask("exit", room="kitchen"))["code"] == "not-in-room"
@@ -156,7 +156,7 @@ async def test_join_leaves_all_other_rooms() -> None:
         assert network.server.statistics().rooms == 1
 
 
-async def test_a_client_is_in_at_most_so_many_rooms() -> None:
+async def test_the_number_of_rooms_of_a_client_is_limited() -> None:
     async with memory_server(ServerConfig(max_rooms_per_client=3)) as network:
         alice = await join(network, rooms={"a": {}, "b": {}})
         assert (await alice.ask("enter", room="c"))["type"] == "joined"
@@ -278,7 +278,7 @@ async def test_a_new_name_is_told_once_by_rooms_that_announce_at_different_times
             assert [e["name"] for e in events] == ["bert"]
 
 
-async def test_who_has_only_just_come_is_announced_with_the_new_name(
+async def test_a_client_that_has_just_joined_is_announced_with_its_new_name(
     autojump_clock: Clock,
 ) -> None:
     async with memory_server() as network:

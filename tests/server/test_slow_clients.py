@@ -263,7 +263,7 @@ async def test_a_room_whose_only_readers_take_nothing_goes_on_after_a_bounded_wa
         assert await say_all(sender, ["3", "4"]) == 0
 
 
-async def test_waiting_is_not_free_any_more_when_a_fast_reader_joins(
+async def test_waiting_is_no_longer_free_when_a_fast_reader_joins(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(config(Slow.WAIT)) as network, trio.open_nursery() as nursery:
@@ -278,7 +278,7 @@ async def test_waiting_is_not_free_any_more_when_a_fast_reader_joins(
         assert await say_all(sender, ["2"]) == pytest.approx(0.5 + 2.0, abs=0.1)
 
 
-async def test_waiting_is_not_free_any_more_from_the_moment_a_slow_reader_has_everything(
+async def test_waiting_is_no_longer_free_once_a_slow_reader_has_everything(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(config(Slow.WAIT)) as network, trio.open_nursery() as nursery:

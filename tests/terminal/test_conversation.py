@@ -62,7 +62,7 @@ def test_joins_and_leaves_of_other_rooms_are_only_counted() -> None:
     assert {room.name: room.members for room in chat.rooms} == {"kitchen": 2, "lobby": 3}
 
 
-def test_what_else_was_heard_keeps_its_place() -> None:
+def test_other_events_of_a_room_keep_their_place_among_its_messages() -> None:
     chat = begun("lobby", "kitchen", "lobby")
     topic = TopicChanged("kitchen", "dinner", 2, "bob")
     assert take(chat, said("kitchen", 1, "one"), Missed(7, "kitchen"), topic) == []
@@ -88,7 +88,7 @@ def test_earlier_messages_are_not_unread_and_alert_nobody() -> None:
     assert all(line.is_alert for line in chat.take(said("lobby", 6, "alice!")))
 
 
-def test_nobody_is_told_of_ignored_senders_in_other_rooms() -> None:
+def test_ignored_senders_in_other_rooms_neither_count_nor_alert() -> None:
     chat = begun("lobby", "kitchen", "lobby")
     chat.ignore("Bob")
     assert take(chat, said("kitchen", 1, "alice!")) == []

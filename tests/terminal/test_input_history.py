@@ -139,7 +139,7 @@ def test_undecodable_bytes_in_the_history_are_tolerated(tmp_path: Path) -> None:
     assert History(path).load() == ["caf\ufffd", "\ufffd"]
 
 
-def test_an_impossible_history_file_is_an_error_that_is_kept(tmp_path: Path) -> None:
+def test_an_unusable_history_file_sets_failure(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     history = History(tmp_path / "file" / "history")
     history.append("one")
