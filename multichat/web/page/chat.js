@@ -1,0 +1,307 @@
+// The chat as the page knows it: who we are, our conversations, what we have asked for.  Pure: no
+// DOM, no I/O; lines to send gather in `takeLines`, and methods return effects for the page:
+//
+//   {type: "heard", conversation, item}   a new message of somebody else
+//   {type: "told", text, isError}         something to say in the status line
+//   {type: "answered", purpose, event}    an answer to a request of a dialog, or its error
+//   {type: "password", isWrong}, {type: "name", text}, {type: "opened", key}
+//
+// `events.js` carries out what the server sends.
+
+import { parseLine } from "./commands.js";
+import { Conversation, makeItem } from "./conversation.js";
+import { HANDLERS, pendingItem } from "./events.js";
+import { directKey, recipientOf, roomKey } from "./names.js";
+import { Outbox } from "./outbox.js";
+import { Session, STATES } from "./session.js";
+import { utf8Bytes } from "./text.js";
+import { encodeRequest } from "./wire.js";
+
+export const LOBBY = "lobby";
+
+// At most so many lines of a private conversation survive a reload.
+const KEPT_DIRECTS = 100;
+
+const MAX_CONVERSATIONS = 200;
+const HISTORY_PAGE = 100;
+
+export class Chat {
+  /** *saved* is what `keep` returned before a reload, or null. */
+  constructor({ saved = null, prefix, random = Math.random, now = Date.now }) {
+    this.me = { client: null, name: saved?.name ?? "", account: saved?.account ?? "" };
+    this.now = now;
+    this.session = new Session({ token: saved?.token ?? "", random });
+    this.outbox = new Outbox(prefix, saved?.outbox ?? []);
+    this.conversations = new Map();
+    this.current = null;
+    this.isAttentive = false;
+    this.lastSender = null;
+    this.credentials = null; // for the next hello only
+    this.items = new Map(); // nonce → {conversation, item}, of pending messages
+    this.requests = new Map(); // nonce → {purpose, …}
+    this.lines = [];
+    for (const each of saved?.rooms?.length ? saved.rooms : [{ name: LOBBY }]) {
+      const conversation = this.room(each.name);
+      conversation.read = each.read ?? null;
+      conversation.draft = each.draft ?? "";
+    }
+    for (const each of saved?.directs ?? []) this._restoreDirect(each);
+    for (const entry of this.outbox.pending) pendingItem(this, entry);
+    this.current = this.conversations.has(saved?.current) ? saved.current : [...this.conversations.keys()][0];
+  }
+
+  get isOnline() {
+    return this.session.state === STATES.online;
+  }
+
+  get shown() {
+    return this.conversations.get(this.current);
+  }
+
+  get rooms() {
+    return [...this.conversations.values()].filter((each) => each.kind === "room");
+  }
+
+  get directs() {
+    return [...this.conversations.values()].filter((each) => each.kind === "direct");
+  }
+
+  /** Return the conversation with the room *name*, a new one if there is none. */
+  room(name) {
+    return this._open("room", roomKey(name), name);
+  }
+
+  /** Return the conversation with the person *name*, a new one if there is none. */
+  direct(name) {
+    return this._open("direct", directKey(name), name);
+  }
+
+  _open(kind, key, title) {
+    let conversation = this.conversations.get(key);
+    if (!conversation) {
+      if (this.conversations.size >= MAX_CONVERSATIONS) this._closeOldestDirect();
+      conversation = new Conversation(kind, key, title);
+      this.conversations.set(key, conversation);
+    }
+    return conversation;
+  }
+
+  _closeOldestDirect() {
+    const oldest = this.directs.find((each) => each.key !== this.current);
+    if (oldest) this.conversations.delete(oldest.key);
+  }
+
+  /** What survives a reload. */
+  keep() {
+    return {
+      token: this.session.token,
+      name: this.me.name,
+      account: this.me.account,
+      current: this.current,
+      outbox: this.outbox.pending.map(({ request, time, isTried }) => ({ request, time, isTried })),
+      rooms: this.rooms.map(({ title, read, draft }) => ({ name: title, read, draft })),
+      directs: this.directs.map((each) => ({
+        name: each.title,
+        client: each.client,
+        draft: each.draft,
+        unread: each.unread,
+        items: each.items
+          .filter((item) => item.kind === "said" && item.state === "")
+          .slice(-KEPT_DIRECTS)
+          .map(({ time, client, name, text, isOwn }) => ({ time, client, name, text, isOwn })),
+      })),
+    };
+  }
+
+  _restoreDirect({ name, client, draft, unread, items }) {
+    const conversation = this.direct(name);
+    Object.assign(conversation, { client, draft });
+    for (const each of items) conversation.append(makeItem("said", each.time, { ...each, state: "" }));
+    for (const item of conversation.items.slice(-unread || Infinity)) conversation.heard(item, false);
+  }
+
+  // The connection -------------------------------------------------------------------------------
+
+  /** The hello of a connection: our name, and our rooms from where we have them. */
+  hello() {
+    const rooms = this.rooms.map((each) => [each.title, each.since === null ? {} : { since: each.since }]);
+    const hello = { rooms: Object.fromEntries(rooms) };
+    if (this.credentials) hello.login = this.credentials;
+    else if (this.me.name && typeof recipientOf(this.me.name) === "string") hello.name = this.me.name;
+    return hello;
+  }
+
+  opened(seconds) {
+    this.lines = [];
+    return this.session.opened(this.hello(), seconds);
+  }
+
+  /** A WebSocket message came: return the effects, lines to send, and whether to close. */
+  received(message, seconds) {
+    const { events, lines, close } = this.session.received(message, seconds);
+    const effects = [];
+    for (const event of events) this._apply(event, effects);
+    this.pump();
+    return { effects, lines: [...lines, ...this.takeLines()], close };
+  }
+
+  _apply(event, effects) {
+    const request = event.nonce === undefined ? undefined : this.requests.get(event.nonce);
+    if (request) this.requests.delete(event.nonce);
+    HANDLERS[event.type]?.(this, event, effects, request);
+    if (request?.dialog) effects.push({ type: "answered", purpose: request.purpose, event });
+  }
+
+  closed(seconds) {
+    this.session.closed(seconds);
+    this.outbox.reset();
+    const asked = [...this.requests.values()].filter((each) => each.dialog);
+    this.requests.clear();
+    this.lines = [];
+    for (const each of this.conversations.values()) {
+      each.isLoading = false;
+      each.isIn = false;
+    }
+    const event = { type: "error", code: "offline", text: "The connection is lost. Please try again." };
+    return asked.map(({ purpose }) => ({ type: "answered", purpose, event }));
+  }
+
+  /** Hand the messages that may be sent now to the connection. */
+  pump() {
+    if (!this.isOnline) return;
+    for (const request of this.outbox.take()) this.lines.push(encodeRequest(request));
+  }
+
+  takeLines() {
+    return this.lines.splice(0);
+  }
+
+  /** Ask the server; return false if there is no connection. */
+  ask(request, purpose, more = {}) {
+    if (!this.isOnline) return false;
+    const nonce = this.outbox.nonce();
+    this.requests.set(nonce, { purpose, ...more });
+    this.lines.push(encodeRequest({ ...request, nonce }));
+    return true;
+  }
+
+  // What a person does ---------------------------------------------------------------------------
+
+  /** Carry out a typed line in *conversation*: a message or a command. */
+  typed(conversation, line) {
+    return this._run(conversation, parseLine(line));
+  }
+
+  _run(conversation, request) {
+    const effects = [];
+    if (request.local) return this._runLocal(conversation, request);
+    if (["say", "act", "direct"].includes(request.type)) {
+      const problem = this.send(conversation, request);
+      if (problem) effects.push({ type: "told", text: problem, isError: true });
+      return effects;
+    }
+    const named = { who: request.room || conversation.title, topic: conversation.title };
+    if (Object.hasOwn(named, request.type)) {
+      if (conversation.kind !== "room" && !request.room) {
+        return [{ type: "told", text: "This is about rooms: go to one first.", isError: true }];
+      }
+      request = { ...request, room: named[request.type] };
+    }
+    if (!this.ask(request, request.type, { key: conversation.key, isTyped: true })) {
+      effects.push({ type: "told", text: "You are offline; this cannot be done now.", isError: true });
+    }
+    return effects;
+  }
+
+  _runLocal(conversation, request) {
+    switch (request.local) {
+      case "error":
+        return [{ type: "told", text: request.text, isError: true, keepsLine: true }];
+      case "reply":
+        if (!this.lastSender) return [{ type: "told", text: "Nobody has sent you a private message.", isError: true }];
+        return this._run(conversation, { type: "direct", to: recipientOf(this.lastSender), text: request.text });
+      case "part": {
+        const room = request.room ? this.conversations.get(roomKey(request.room)) : conversation;
+        return room ? this.leave(room) : [{ type: "told", text: `You are not in ${request.room}.`, isError: true }];
+      }
+      case "clear":
+        conversation.items = conversation.items.filter((item) => item.state === "pending");
+        return [];
+      case "ping":
+        return [{ type: "told", text: this.isOnline ? "You are connected." : "You are offline.", isError: false }];
+      default:
+        return [{ type: "dialog", name: request.local }];
+    }
+  }
+
+  /** Send a `say`, `act` or `direct`; return what is wrong with it, or an empty string. */
+  send(conversation, request) {
+    if (this.outbox.isFull) return "Too many messages wait to be sent. Please wait for the connection.";
+    let full = request;
+    if (request.type === "direct") {
+      conversation = this.direct(typeof request.to === "number" ? `Client ${request.to}` : request.to);
+    } else if (conversation.kind === "direct") {
+      const text = request.type === "act" ? `* ${request.text}` : request.text;
+      full = { type: "direct", to: recipientOf(conversation.title), text };
+    } else {
+      full = { ...request, room: conversation.title };
+    }
+    // A nonce is longer than nothing: leave room for it.
+    if (utf8Bytes(encodeRequest(full)) + 64 > this.session.limits.line) return "This message is too long for the server.";
+    const item = pendingItem(this, this.outbox.add(full, this.now()));
+    conversation.divider = null;
+    this.pump();
+    return item ? "" : "This cannot be sent.";
+  }
+
+  /** Send a message that failed once more, as a new one. */
+  retry(conversation, item) {
+    conversation.remove(item);
+    return this.send(conversation, item.request);
+  }
+
+  /** Show *key*: what is unread there is read as soon as somebody looks. */
+  show(key) {
+    if (!this.conversations.has(key)) return;
+    if (this.shown && this.current !== key && this.shown.unread === 0) this.shown.divider = null;
+    this.current = key;
+    const conversation = this.shown;
+    if (conversation.kind === "room" && conversation.isIn) this.ask({ type: "who", room: conversation.title }, "members");
+  }
+
+  /** Whether somebody looks at the end of the shown conversation. */
+  attend(isAttentive) {
+    this.isAttentive = isAttentive;
+    if (isAttentive && this.shown?.unread) this.shown.markRead();
+  }
+
+  enter(room) {
+    return this.ask({ type: "enter", room }, "enter", { isTyped: true });
+  }
+
+  /** Leave a room, or close a private conversation. */
+  leave(conversation) {
+    if (conversation.kind === "direct" || !conversation.isIn) {
+      if (this.conversations.size > 1) this.forget(conversation);
+      return [];
+    }
+    this.ask({ type: "exit", room: conversation.title }, "exit", { key: conversation.key, isTyped: true });
+    return [];
+  }
+
+  forget(conversation) {
+    this.conversations.delete(conversation.key);
+    if (this.current === conversation.key) this.current = null;
+    if (!this.current) this.show([...this.conversations.keys()][0]);
+  }
+
+  /** Ask for older messages of a room; return whether any were asked for. */
+  loadOlder(conversation) {
+    if (conversation.isLoading || conversation.kind !== "room") return false;
+    if (!conversation.isFresh && !conversation.hasMore) return false;
+    const request = { type: "history", limit: HISTORY_PAGE, room: conversation.title };
+    const before = conversation.isFresh ? null : conversation.oldestId;
+    conversation.isLoading = this.ask(before ? { ...request, before } : request, "history", { key: conversation.key });
+    return conversation.isLoading;
+  }
+}

@@ -1,0 +1,59 @@
+// Building elements.  Text becomes text nodes, never markup.
+
+/**
+ * Return a new element: *options* are properties (`className`, `onclick`), `data-` and `aria-`
+ * attributes; *children* are elements or strings, and what is null is left out.
+ */
+export function element(tag, options = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [key, value] of Object.entries(options)) {
+    if (value === null || value === undefined) continue;
+    if (key.includes("-") || key === "role" || key === "for") made.setAttribute(key, value);
+    else made[key] = value;
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+/** Return the element of the page with this *id*. */
+export function byId(id) {
+  return document.getElementById(id);
+}
+
+/** Return a name, isolated from the direction of what is around it. */
+export function nameElement(name, className = "") {
+  return element("bdi", { className }, name);
+}
+
+const NAMESPACE = "http://www.w3.org/2000/svg";
+
+/** Return a drawn icon from *path*, which nobody reads aloud. */
+export function icon(path) {
+  const svg = document.createElementNS(NAMESPACE, "svg");
+  svg.setAttribute("viewBox", "0 0 20 20");
+  svg.setAttribute("aria-hidden", "true");
+  svg.setAttribute("class", "icon");
+  const drawn = document.createElementNS(NAMESPACE, "path");
+  drawn.setAttribute("d", path);
+  svg.append(drawn);
+  return svg;
+}
+
+export const ICONS = Object.freeze({
+  close: "M5 5l10 10M15 5L5 15",
+  plus: "M10 4v12M4 10h12",
+  leave: "M5 5l10 10M15 5L5 15",
+});
+
+/** Return *make* such that several calls before the next frame are one. */
+export function oncePerFrame(make) {
+  let isPlanned = false;
+  return () => {
+    if (isPlanned) return;
+    isPlanned = true;
+    requestAnimationFrame(() => {
+      isPlanned = false;
+      make();
+    });
+  };
+}

@@ -1,0 +1,116 @@
+// The WebSocket beneath the chat: opens it, closes it, and lets time pass.
+//
+// The address is relative to the page, so the page works under any prefix.  Everything that is
+// decided is decided in `session.js`.
+
+import { STATES } from "./session.js";
+import { encodeRequest } from "./wire.js";
+
+// One message may carry several lines, both ways.
+const LINES = "multichat.lines";
+
+// The server reads a message as a whole: no more than this at once.
+const MESSAGE_CHARACTERS = 16 * 1024;
+
+const TICK_MILLISECONDS = 500;
+
+const seconds = () => performance.now() / 1000;
+
+export class Socket {
+  /** *told* is called with the effects of what came, and after each change of the state. */
+  constructor(chat, told) {
+    this._chat = chat;
+    this._told = told;
+    this._socket = null;
+    setInterval(() => this._tick(), TICK_MILLISECONDS);
+    window.addEventListener("online", () => this.now());
+    window.addEventListener("pageshow", (event) => event.persisted && this.now());
+    document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this._tick());
+  }
+
+  get retrySeconds() {
+    const { retryAt } = this._chat.session;
+    return retryAt === null ? 0 : Math.max(0, Math.ceil(retryAt - seconds()));
+  }
+
+  /** Connect now, without waiting for the time of the next attempt. */
+  now() {
+    const { state } = this._chat.session;
+    if (this._socket || state === STATES.online) return;
+    this._connect();
+  }
+
+  _connect() {
+    const { session } = this._chat;
+    session.connecting(seconds());
+    const address = new URL("ws", document.baseURI);
+    address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
+    let socket;
+    try {
+      socket = new WebSocket(address, [LINES]);
+    } catch {
+      session.closed(seconds());
+      this._told([]);
+      return;
+    }
+    this._socket = socket;
+    const isOurs = () => this._socket === socket;
+    socket.onopen = () => isOurs() && this.send(this._chat.opened(seconds()));
+    socket.onmessage = (message) => isOurs() && this._received(message.data);
+    socket.onclose = () => isOurs() && this._ended();
+    this._told([]);
+  }
+
+  _received(data) {
+    if (typeof data !== "string") return;
+    const { effects, lines, close } = this._chat.received(data, seconds());
+    this.send(lines);
+    this._told(effects);
+    if (close) this._drop();
+  }
+
+  /** Send *lines*, several in a message where the server has agreed to that. */
+  send(lines) {
+    const socket = this._socket;
+    if (!socket || socket.readyState !== WebSocket.OPEN || lines.length === 0) return;
+    if (socket.protocol !== LINES) {
+      for (const line of lines) socket.send(line);
+      return;
+    }
+    let message = "";
+    for (const line of lines) {
+      if (message && message.length + line.length >= MESSAGE_CHARACTERS) {
+        socket.send(message);
+        message = "";
+      }
+      message += message ? `\n${line}` : line;
+    }
+    socket.send(message);
+  }
+
+  /** Send what the chat has gathered. */
+  flush() {
+    this.send(this._chat.takeLines());
+  }
+
+  /** Close the connection, without waiting for a server that may be gone. */
+  _drop() {
+    this._socket?.close();
+    this._ended();
+  }
+
+  _ended() {
+    if (!this._socket) return;
+    this._socket = null;
+    this._told(this._chat.closed(seconds()));
+  }
+
+  _tick() {
+    const { session, outbox } = this._chat;
+    const todo = session.tick(seconds(), outbox.isUnacknowledged);
+    if (todo === "connect") this._connect();
+    else if (todo === "close") this._drop();
+    else if (todo === "ping") this.send([encodeRequest({ type: "ping" })]);
+    else if (session.state === STATES.waiting) this._told([]);
+  }
+}
