@@ -17,6 +17,7 @@ LAYERS = (
     ("files", "log", "signals"),
     ("stdio",),
     ("net",),
+    ("web",),
     ("journal",),
     ("client",),
     ("server",),  # a bot in a server is a client
@@ -26,7 +27,7 @@ LAYERS = (
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
-PURE_PACKAGES = ("protocol",)
+PURE_PACKAGES = ("protocol", "web")
 PURE_MODULES = (
     "client.position",
     "client.session",
@@ -54,6 +55,8 @@ PURE_MODULES = (
 # Reads the clock, for the times of messages.
 IMPURE = ("protocol.timestamps",)
 ALLOWED = {
+    "base64",
+    "binascii",
     "collections",
     "collections.abc",
     "confusable_homoglyphs.categories",  # tables of Unicode
@@ -64,7 +67,10 @@ ALLOWED = {
     "difflib",
     "enum",
     "functools",
+    "h11",  # HTTP without I/O
+    "hashlib",
     "heapq",
+    "http",
     "ipaddress",
     "itertools",
     "math",
@@ -72,6 +78,7 @@ ALLOWED = {
     "re",
     "typing",
     "unicodedata",
+    "urllib.parse",
     "wcwidth",  # tables of Unicode
     "websockets.speedups",  # the mask of frames
     "websockets.utils",

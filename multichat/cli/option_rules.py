@@ -33,12 +33,13 @@ class Useless(NamedTuple):
 class Needs(NamedTuple):
     """*name* has no effect unless *other* is given.
 
-    If *where* is set, the rule applies only when *where* is given.
+    If *where* is set, the rule applies only when *where* is given, and not when *unless* is.
     """
 
     name: str
     other: str
     where: str = ""
+    unless: str = ""
 
 
 Rule = Excludes | Useless | Needs
@@ -70,10 +71,14 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "serve": (
         Needs("unix_mode", "unix"),
         Needs("tls_key", "tls_cert"),
-        # With --unix there is a TCP port only if one is given.
-        Needs("host", "port", where="unix"),
-        Needs("tls_cert", "port", where="unix"),
-        Needs("max_clients_per_address", "port", where="unix"),
+        # With --unix there is a TCP port only if one is given, or that of the page.
+        Needs("host", "port", where="unix", unless="web"),
+        Needs("tls_cert", "port", where="unix", unless="web"),
+        Needs("max_clients_per_address", "port", where="unix", unless="web"),
+        Needs("web_host", "web"),
+        Needs("web_url", "web"),
+        Needs("web_proxy", "web"),
+        Needs("webhook_token_file", "web"),
         Needs("burst", "rate"),
         Needs("filter_joins", "filter_"),
         Needs("durability", "journal"),
@@ -162,7 +167,12 @@ def _apply(ctx: Any, rule: Rule) -> None:
             raise UsageMistake(f"{name} has no effect with {other}")
         case Useless() if theirs and ours:
             _leave_out(ctx, rule.name)
-        case Needs(where=where) if ours and not theirs and (not where or _layer(ctx, where)):
+        case Needs(where=where, unless=unless) if (
+            ours
+            and not theirs
+            and (not where or _layer(ctx, where))
+            and not (unless and _layer(ctx, unless))
+        ):
             also = f" with {described(ctx, where)}" if where else ""
             raise UsageMistake(f"{name} needs {other}{also}")
 

@@ -33,6 +33,7 @@ from multichat.journal.retention import Retention
 from multichat.journal.sqlite.limits import Durability
 from multichat.protocol.address import DEFAULT_PORT
 from multichat.server.config import Filter, ServerConfig
+from multichat.web.config import WebConfig
 
 if TYPE_CHECKING:
     from multichat.journal.base import Journal
@@ -44,7 +45,7 @@ __all__ = ["SETTINGS", "LogLevel", "make_config", "serve"]
 _MIB = 1024 * 1024
 _DAY_SECONDS = 24 * 3600.0
 _MAX_DAYS = 36_500  # a century; a calendar ends somewhere
-_MAX_NAMES_BYTES = 1024 * 1024
+_MAX_LIST_BYTES = 1024 * 1024
 
 
 class LogLevel(Enum):
@@ -119,6 +120,46 @@ def serve(
     tls_key: Annotated[
         Path | None,
         typer.Option(help="Private key of the certificate (PEM).", show_default="in the same file"),
+    ] = None,
+    web: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="TCP port of the page in the browser, and of WebSockets; 0: the system chooses.",
+            show_default="no page",
+        ),
+    ] = None,
+    web_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address or name for the page to listen on; may be repeated.",
+            show_default="as --host",
+        ),
+    ] = None,
+    web_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of the page as people open it, such as https://chat.example/; needed "
+            "behind a proxy, and for names other than the machine's own.",
+            show_default="http://HOST:PORT/",
+        ),
+    ] = None,
+    web_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address or network of a proxy in front of the page, whose X-Forwarded-For and "
+            "X-Forwarded-Proto count; may be repeated.",
+            show_default="none",
+        ),
+    ] = None,
+    webhook_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Let scripts post messages to /rooms/ROOM/messages on the page's port with a "
+            "token in this file, one a line.",
+            show_default="no webhook",
+        ),
     ] = None,
     password_file: PasswordFile = None,
     filter_: Annotated[
@@ -199,7 +240,8 @@ def serve(
             f"{described(context, 'keep_days')} must be more than 0 and at most {_MAX_DAYS}"
         )
     names = (*_split_names(operators), *_read_names(operators_file))
-    config = make_config(context, password_file, filter_ or [], settings, operators=names)
+    site = _web_config(web_url, web_proxy, webhook_token_file)
+    config = make_config(context, password_file, filter_ or [], settings, operators=names, web=site)
     if not re.fullmatch("0?[0-7]{3}", unix_mode):
         given = described(context, "unix_mode")
         raise UsageMistake(f"{given} must be a mode such as 0600, not {unix_mode!r}")
@@ -230,14 +272,22 @@ def serve(
         opened = _journal(journal, durability, retention, memory_bytes=config.history_bytes)
         server = Server(config, journal=opened)
         tls = None if tls_cert is None else server_tls(tls_cert, tls_key)
-        for secret in filter(None, (password_file, tls_cert and (tls_key or tls_cert))):
+        secrets = (password_file, webhook_token_file, tls_cert and (tls_key or tls_cert))
+        for secret in filter(None, secrets):
             if is_readable_by_others(secret):
                 advice = f"{secret} can be read by other users: chmod 600 {secret}"
                 Log("server").line("start", advice, logging.WARNING)
         if ban_file is not None:
             server.keep_bans(ban_file)
         run = partial(
-            server.run, tcp_port, host=host, tls=tls, unix=unix, unix_mode=int(unix_mode, 8)
+            server.run,
+            tcp_port,
+            host=host,
+            tls=tls,
+            unix=unix,
+            unix_mode=int(unix_mode, 8),
+            web=web,
+            web_host=web_host,
         )
         trio.run(serve_until_signal, server, run, _console(server, writer, stack))
 
@@ -249,6 +299,7 @@ def make_config(
     settings: dict[str, Any],
     *,
     operators: tuple[str, ...] = (),
+    web: WebConfig = WebConfig(),  # noqa: B008 - immutable
 ) -> ServerConfig:
     """Return the configuration that the options describe; raises `UsageMistake`."""
     values = {}
@@ -262,6 +313,7 @@ def make_config(
             password=read_password_file(password_file),
             filters=_filters(filters),
             operators=operators,
+            web=web,
             **values,
         )
     except ValueError as error:
@@ -276,18 +328,39 @@ def _split_names(names: str | None) -> tuple[str, ...]:
     return () if names is None else tuple(filter(None, map(str.strip, names.split(","))))
 
 
+def _web_config(url: str | None, proxies: list[str] | None, token_file: Path | None) -> WebConfig:
+    """Return the configuration of the web port; raises `UsageMistake`."""
+    lines = _read_lines(token_file)
+    tokens = tuple(line for line in lines if not line.startswith("#"))
+    if token_file is not None and not tokens:
+        raise UsageMistake(f"{token_file}: it contains no token")
+    try:
+        WebConfig(url=url, proxies=tuple(proxies or ()))
+    except ValueError as error:
+        raise UsageMistake(str(error)) from None
+    try:
+        return WebConfig(url=url, proxies=tuple(proxies or ()), webhook_tokens=tokens)
+    except ValueError as error:
+        raise UsageMistake(f"{token_file}: {error}") from None
+
+
 def _read_names(file: Path | None) -> tuple[str, ...]:
     """Return the names in *file*, one a line; raises `UsageMistake`."""
+    names = (line.partition("#")[0].strip() for line in _read_lines(file))
+    return tuple(filter(None, names))
+
+
+def _read_lines(file: Path | None) -> tuple[str, ...]:
+    """Return the lines in *file* that are not blank; raises `UsageMistake`."""
     if file is None:
         return ()
     try:
-        lines = decode_text(read_file(file, max_bytes=_MAX_NAMES_BYTES)).splitlines()
+        lines = decode_text(read_file(file, max_bytes=_MAX_LIST_BYTES)).splitlines()
     except OSError as error:
         raise UsageMistake(f"{file}: {(error.strerror or '').lower()}") from None
     except ValueError as error:
         raise UsageMistake(f"{file}: {error}") from None
-    names = (line.partition("#")[0].strip() for line in lines)
-    return tuple(filter(None, names))
+    return tuple(filter(None, map(str.strip, lines)))
 
 
 def _console(

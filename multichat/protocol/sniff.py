@@ -32,12 +32,6 @@ _TLS = OtherProtocol(
     "the client uses TLS, which this port does not support",
     TEXT.encode(Goodbye("this server does not use TLS: omit --tls")),
 )
-# Without the header a browser would show nothing.
-_HTTP = OtherProtocol(
-    "the client speaks HTTP; this is a chat server",
-    b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\n\r\n"
-    b"This is a multichat server, not a web server: use nc or multichat connect.\n",
-)
 _HTTP_REQUEST = re.compile(r"[A-Z]{3,20} \S+ HTTP/[0-9.]+")
 
 
@@ -46,6 +40,20 @@ def sniff_bytes(data: bytes | bytearray) -> OtherProtocol | None:
     return _TLS if data.startswith(TLS_RECORD + b"\x03") else None
 
 
-def sniff_line(line: str) -> OtherProtocol | None:
-    """Return the protocol of a client's first line if it is HTTP."""
-    return _HTTP if _HTTP_REQUEST.fullmatch(line) else None
+def sniff_line(line: str, web_url: str = "") -> OtherProtocol | None:
+    """Return the protocol of a client's first line if it is HTTP.
+
+    *web_url* is where the server's page is, empty without one.
+    """
+    if not _HTTP_REQUEST.fullmatch(line):
+        return None
+    text = (
+        f"This is the chat port of a multichat server. Its page is at {web_url}"
+        if web_url
+        else "This is a multichat server, not a web server: use nc or multichat connect."
+    )
+    # Without the header a browser would show nothing.
+    head = "HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\n\r\n"
+    return OtherProtocol(
+        "the client speaks HTTP; this is a chat server", f"{head}{text}\n".encode()
+    )

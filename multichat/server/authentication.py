@@ -98,11 +98,15 @@ logged, without what was raised: that may hold a password.
 
 
 class Authentication:
-    """Authenticates the connections to one server, by password or by *authenticate*."""
+    """Authenticates the connections to one server, by password or by *authenticate*.
+
+    *web_url* is where the server's page is, empty without one.
+    """
 
     def __init__(self, config: ServerConfig, authenticate: Authenticate | None = None) -> None:
         self._config = config
         self._authenticate = authenticate
+        self.web_url = ""
         self._attempts = PasswordAttempts(config.timeouts)
         self._key = None if config.password is None else _digest(clean(config.password))
 
@@ -154,7 +158,7 @@ class Authentication:
         Reads for `auth_seconds` in all; the delay of wrong passwords does not count.  Raises
         `AdmissionRefused`.
         """
-        prompt = _PasswordPrompt(self._config.auth_seconds, connection)
+        prompt = _PasswordPrompt(self._config.auth_seconds, connection, self.web_url)
         await prompt.send(Notice(PASSWORD_REQUIRED))
         await prompt.answer()  # to what came with the first bytes
         tries = strays = 0
@@ -233,10 +237,12 @@ def _digest(password: str) -> bytes:
 class _PasswordPrompt:
     """Prompts one client for the password, and reads its *connection* for *seconds* in all.
 
-    *requested_name* is the name in the last hello that came instead.
+    *requested_name* is the name in the last hello that came instead.  *web_url* is where the
+    server's page is, empty without one.
     """
 
-    def __init__(self, seconds: float, connection: AdmittedConnection) -> None:
+    def __init__(self, seconds: float, connection: AdmittedConnection, web_url: str) -> None:
+        self._web_url = web_url
         self._seconds = self._left = seconds
         self._stream = connection.stream
         self._decoder = connection.decoder
@@ -272,7 +278,7 @@ class _PasswordPrompt:
                 await self._read()
         line, more, _ = self._block.partition("\n")
         self._block = behind(self._block, 1) if more else ""
-        if self._first and (other := sniff_line(line)):
+        if self._first and (other := sniff_line(line, self._web_url)):
             raise AdmissionRefused(*other)
         self._first = False
         if (password := parse_password(line)) is None:

@@ -11,6 +11,7 @@ from multichat.errors import InvalidName
 from multichat.protocol.framing import clean
 from multichat.protocol.messages import MAX_NAME_CHARACTERS, Directed, Limits, Said
 from multichat.protocol.names import parse_person_name
+from multichat.web.config import WebConfig
 
 __all__ = [
     "MAX_CLIENTS_PER_ADDRESS",
@@ -421,6 +422,9 @@ class ServerConfig:
 
     # Limits of accounts that have no option on the command line.
     accounts: AccountLimits = AccountLimits()
+
+    # The web port.
+    web: WebConfig = WebConfig()  # noqa: RUF009 - immutable
 
     # Timeouts that have no option on the command line.
     timeouts: ServerTimeouts = ServerTimeouts()

@@ -206,10 +206,14 @@ class Connections:
     async def _reject(
         self, connection: AdmittedConnection, address: str, refusal: AdmissionRefused
     ) -> None:
-        self.refused += 1
-        self._log.line("STATE", f"Refused {address or 'a client'}: {refusal.reason}")
+        self.note_refused(address, refusal.reason)
         if refusal.last_words:
             await self._admission.reject(connection.stream, refusal.last_words, connection.codecs)
+
+    def note_refused(self, address: str, reason: str) -> None:
+        """Count and log a connection from *address* that is refused."""
+        self.refused += 1
+        self._log.line("STATE", f"Refused {address or 'a client'}: {reason}")
 
     async def _give_number(self) -> int:
         """Return the number of a new client, which no client had before, also before a restart.
@@ -222,13 +226,18 @@ class Connections:
             await self._journal.reserve_client_numbers(number)
         return number
 
+    def why_banned(self, address: str) -> str:
+        """Return why *address* is banned; empty if it is not."""
+        ban = self._bans.find_address(address, now := time.time())
+        return "" if ban is None else ban.refusal(now)
+
     def check(self, address: str, too_many: str = "") -> None:
         """Raise `AdmissionRefused` if a client from *address* cannot be admitted now.
 
         *too_many* is what `Admission.add_connection` has returned.
         """
-        if (ban := self._bans.find_address(address, now := time.time())) is not None:
-            raise AdmissionRefused.politely(ban.refusal(now))
+        if reason := self.why_banned(address):
+            raise AdmissionRefused.politely(reason)
         if too_many:
             raise AdmissionRefused.politely(too_many)
         if len(self._registry) >= self._config.max_clients:

@@ -76,7 +76,7 @@ class Registry:
     *on_join* is called for each join, and *hasher* hashes passphrases.
 
     *rooms* are the open rooms.  *budget* is the memory for connected clients: above it, those that
-    hold most are disconnected.
+    hold most are disconnected.  *web_url* is where the server's page is, empty without one.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Registry:
             max_bytes=config.sessions_bytes,
         )
         self.closed = ""
+        self.web_url = ""
         self._emptied = trio.Event()  # once closed
         self.budget = MemoryBudget(config.clients_bytes, self._shed_soon)
         self._shedding = False

@@ -13,9 +13,10 @@ from collections.abc import (
 )
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from logging import ERROR, WARNING
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -32,7 +33,6 @@ from multichat.net import transport
 from multichat.net.fair_share import Shares
 from multichat.net.listeners import (
     FairListener,
-    is_reachable_remotely,
     listen_tcp,
     listen_unix,
     unlink_at_end,
@@ -53,7 +53,7 @@ from multichat.server.bans import Ban, Bans
 from multichat.server.bots import Bot, Bots
 from multichat.server.broadcast import Receipt
 from multichat.server.client import Client, MemberInfo
-from multichat.server.config import CONNECTIONS_PER_MIB, ServerConfig
+from multichat.server.config import ServerConfig
 from multichat.server.connections import Connections
 from multichat.server.filters import Filters
 from multichat.server.join_hook import OnJoin
@@ -61,6 +61,10 @@ from multichat.server.origin import Origin
 from multichat.server.passphrases import Hasher
 from multichat.server.private_messages import tell
 from multichat.server.registry import Registry
+from multichat.server.start_log import Starting, log_start
+
+if TYPE_CHECKING:
+    from multichat.server.web import WebPort
 
 __all__ = ["Server", "ServerStatistics", "serve"]
 
@@ -95,13 +99,14 @@ class Server:
     how its connections share the event loop's time, and *hasher* how passphrases are hashed.
 
     `run` serves TCP ports and Unix sockets.  For other streams, open the server with `open`, call
-    `handle` for each stream in a task of its own, and call `close` at the end.  All other methods
-    may be called by any task of the same trio run.
+    `handle` or `handle_web` for each stream in a task of its own, and call `close` at the end.  All
+    other methods may be called by any task of the same trio run.
 
     *admin* are the operator's commands.
 
     *port* is the first TCP port that it listens on and *addresses* are all of them, such as
-    `0.0.0.0:9000` and `[::]:9000`; 0 and empty until it listens.
+    `0.0.0.0:9000` and `[::]:9000`; 0 and empty until it listens.  *web_url* is where its page is,
+    empty without one.
     """
 
     def __init__(
@@ -118,6 +123,7 @@ class Server:
         self._journal = journal or MemoryJournal(max_bytes=self.config.history_bytes)
         self.port = 0
         self.addresses: list[str] = []
+        self.web_url = ""
         self._log = Log("server")
         self._bans = Bans()
         self._ban_file: Path | None = None
@@ -167,9 +173,14 @@ class Server:
         tls: ssl.SSLContext | None = None,
         unix: Path | None = None,
         unix_mode: int = 0o600,
+        web: int | None = None,
+        web_host: str | Sequence[str] | None = None,
         task_status: trio.TaskStatus["Server"] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve clients on TCP *port*, a *unix* socket, or both, until `shutdown` is called; once.
+
+        With *web*, also serve the page, WebSockets and the webhook on that port, on *web_host* or
+        else on *host*.
 
         *host* is an address or name, or several; None is every interface, IPv4 and IPv6.  With
         port 0 the system chooses one for the first address, and further hosts share it.  With
@@ -183,7 +194,7 @@ class Server:
 
         Raises `ListenFailed` if the system refuses to listen.
         """
-        if port is None and unix is None:
+        if port is None and unix is None and web is None:
             raise ValueError("no port or Unix socket to listen on")
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.open())
@@ -193,43 +204,24 @@ class Server:
                 stack.callback(listeners[0].socket.close)
                 stack.enter_context(unlink_at_end(unix))
             tcp = [] if port is None else await listen_tcp(port, host)
+            for each in tcp:
+                stack.callback(each.socket.close)
+            pages = [] if web is None else await listen_tcp(web, web_host or host)
+            starting = Starting(tcp=tcp, unix=unix, web=pages, is_encrypted=tls is not None)
+            self.port, self.addresses = starting.port, starting.addresses
+            self.web_url = starting.web_url(self.config.web.url)
+            # So that the chat port can tell browsers.
+            self._registry.web_url = self._authentication.web_url = self.web_url
             # Before the first connection is accepted.
-            self._log_start(tcp, unix, encrypted=tls is not None)
+            log_start(self._log, starting, self.config, self._journal.location, self.web_url)
             self._start_soon(partial(trio.to_thread.run_sync, load_tables))
-            await self._serve(tcp, listeners, tls, task_status)
-
-    def _log_start(
-        self, tcp: list[trio.SocketListener], unix: Path | None, *, encrypted: bool
-    ) -> None:
-        names = [listener.socket.getsockname() for listener in tcp]
-        self.port = names[0][1] if names else 0
-        self.addresses = [transport.format_address(name) for name in names]
-        if unix is not None:
-            self.addresses.append(str(unix))
-        where = f"port {self.port}" if tcp else str(unix)
-        self._log.line("start", f"Starting multi-chat server on {where}")
-        for address in self.addresses:
-            self._log.line("start", f"Listening on {address}")
-        if kept := self._journal.location:
-            self._log.line("start", f"Storing messages in {kept}")
-        if (connections := self.config.max_connections) < self.config.max_clients:
-            needed = f"--memory {-(-self.config.max_clients // CONNECTIONS_PER_MIB)}"
-            text = f"Memory for {connections} connections: {self.config.max_clients} need {needed}"
-            self._log.line("start", text)
-        if encrypted or not any(map(is_reachable_remotely, tcp)):
-            return
-        if self.config.password is None:
-            # Not at level WARNING: the specification's log has one level up to here.
-            warning = "Reachable from other machines without TLS or a password: "
-            self._log.line("start", f"{warning}anybody can read and join")
-        else:
-            warning = "The password is sent in plain text beyond this machine: add --tls-cert"
-            self._log.line("start", warning, WARNING)
+            await self._serve(tcp, listeners, pages, tls, task_status)
 
     async def _serve(
         self,
         tcp: list[trio.SocketListener],
         local: list[trio.SocketListener],
+        pages: list[trio.SocketListener],
         tls: ssl.SSLContext | None,
         task_status: trio.TaskStatus["Server"],
     ) -> None:
@@ -239,6 +231,7 @@ class Server:
                 for handle, listeners in (
                     (partial(self._connections.handle, tls=tls), tcp),
                     (self._connections.handle, local),
+                    (partial(self.handle_web, tls=tls), pages),
                 ):
                     if listeners:
                         fair = [FairListener(each, self._turns) for each in listeners]
@@ -464,6 +457,21 @@ class Server:
         """
         await self._connections.handle(stream, tls=tls, trusted=trusted)
 
+    @cached_property
+    def _web(self) -> "WebPort":
+        from multichat.server.web import WebPort  # imports h11, which other servers do not need
+
+        return WebPort(self, self._connections, self._admission, self._turns, self._log)
+
+    async def handle_web(
+        self, stream: trio.abc.Stream, *, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """Serve one connection of the web port on *stream* until it is closed; closes the stream.
+
+        Answers one HTTP request, or serves a WebSocket.  See `handle`.
+        """
+        await self._web.handle(stream, tls=tls)
+
     async def handle_websocket(
         self,
         stream: trio.abc.Stream,
@@ -497,6 +505,7 @@ async def serve(
     host: str | Sequence[str] | None = None,
     tls: ssl.SSLContext | None = None,
     unix: Path | None = None,
+    web: int | None = None,
     config: ServerConfig | None = None,
     journal: Journal | None = None,
     authenticate: Authenticate | None = None,
@@ -505,11 +514,12 @@ async def serve(
 ) -> None:
     """Run a chat server on TCP *port* until it is told to shut down; for `nursery.start`.
 
-    Passes its `Server` to `task_status` once connections are accepted.  For *config*, *journal*,
-    *authenticate* and *on_join* see `Server`, for the rest `Server.run`.
+    With *web*, that port has the page in the browser.  Passes its `Server` to `task_status` once
+    connections are accepted.  For *config*, *journal*, *authenticate* and *on_join* see `Server`,
+    for the rest `Server.run`.
     """
     server = Server(config, journal=journal, authenticate=authenticate, on_join=on_join)
-    await server.run(port, host=host, tls=tls, unix=unix, task_status=task_status)
+    await server.run(port, host=host, tls=tls, unix=unix, web=web, task_status=task_status)
 
 
 def _message(text: str) -> str:

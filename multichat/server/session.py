@@ -374,7 +374,7 @@ class Session:
                 continue
             if self._first_line:
                 self._first_line = False
-                if other := sniff_line(part.partition("\n")[0]):
+                if other := sniff_line(part.partition("\n")[0], self._registry.web_url):
                     raise _Leave(other.reason, other.answer)
             for request in self.client.codec.parse_requests(part):
                 await take_turn()

@@ -48,6 +48,11 @@ VALUES = {
     "tls_name": "chat.example",
     "unix": "chat.sock",
     "unix_mode": "0660",
+    "web": "8080",
+    "web_host": LOOPBACK,
+    "web_proxy": "10.0.0.7",
+    "web_url": "https://chat.example/",
+    "webhook_token_file": "tokens.txt",
 }
 
 
@@ -123,6 +128,9 @@ def test_options_that_exclude_each_other_or_have_no_effect_are_refused(
             ["serve", "--unix", "b", "--max-clients-per-address", "3"],
             "--max-clients-per-address needs PORT with --unix",
         ),
+        (["serve", "--web-host", "h"], "--web-host needs --web"),
+        (["serve", "--web", "0", "--web-url", "chat"], "'chat' is not an address such as"),
+        (["serve", "--web", "0", "--web-proxy", "nginx"], "'nginx' is not an address such as"),
         (["connect", "h:1", "2"], "h:1 contains a port: leave out 2"),
         (["connect", "h:x"], "'x' is not a port: 1 to 65535"),
         (["connect", "--name", "", "h"], "--name is empty"),

@@ -1,0 +1,73 @@
+"""The page's files, as responses: types, validators, and what a browser may do with them.  Pure.
+
+Only the files that it was given can be asked for: a path is looked up, never opened.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+from multichat.web.http import Request, Response
+
+__all__ = ["SECURITY_HEADERS", "PageFiles"]
+
+SECURITY_HEADERS = {
+    # Nothing from elsewhere, nothing inline, no frames around it; scripts can only set text.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'; require-trusted-types-for 'script'"
+    ),
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+"""The fields of each response with a file of the page."""
+
+_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "mjs": "text/javascript; charset=utf-8",
+    "json": "application/json",
+    "webmanifest": "application/manifest+json",
+    "svg": "image/svg+xml",
+    "png": "image/png",
+    "ico": "image/x-icon",
+    "txt": "text/plain; charset=utf-8",
+}
+_INDEX = "index.html"
+
+
+class PageFiles:
+    """Answers requests for *contents*, files by their paths."""
+
+    def __init__(self, contents: Mapping[str, bytes]) -> None:
+        self._responses = {f"/{path}": _response(path, body) for path, body in contents.items()}
+        if (index := self._responses.get(f"/{_INDEX}")) is not None:
+            self._responses["/"] = index
+
+    def __contains__(self, path: str) -> bool:
+        """Return whether there is a file at *path*, which begins with a slash."""
+        return path in self._responses
+
+    def answer(self, request: Request) -> Response:
+        """Return the file that GET or HEAD asks for, or that it has not changed."""
+        response = self._responses[request.path]
+        known = [tag.removeprefix("w/") for tag in request.tokens("if-none-match")]
+        if response.headers["ETag"] in known or known == ["*"]:
+            kept = {name: value for name, value in response.headers.items() if name != _TYPE}
+            return Response(status=304, headers=kept)
+        return response
+
+
+_TYPE = "Content-Type"
+
+
+def _response(path: str, body: bytes) -> Response:
+    kind = _TYPES.get(path.rpartition(".")[2], "application/octet-stream")
+    tag = hashlib.sha256(body).hexdigest()[:32]
+    # `no-cache`: it may be kept, and is asked for again, so that a new version is seen at once.
+    headers = {_TYPE: kind, "ETag": f'"{tag}"', "Cache-Control": "no-cache", **SECURITY_HEADERS}
+    return Response(status=200, headers=headers, body=body)

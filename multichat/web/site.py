@@ -1,0 +1,106 @@
+"""The site: who may ask, and what each address on the web port is.  Pure.
+
+`/` and the page's files, `/ws`, `/healthz`, and `/rooms/ROOM/messages`, all relative: a proxy may
+have the site under a prefix, which it strips.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple, TypeAlias
+
+from multichat.web.config import WebConfig
+from multichat.web.hosts import Host, Hosts
+from multichat.web.http import HttpError, Request, Response
+from multichat.web.origins import WebAddress, is_own_origin
+from multichat.web.page_files import PageFiles
+
+__all__ = ["Health", "Post", "Route", "Site", "Upgrade"]
+
+HEALTH = "/healthz"
+WEBSOCKET = "/ws"
+_MESSAGES = re.compile("/rooms/([^/]+)/messages")
+_PAGE_METHODS = ("GET", "HEAD")
+
+
+class Upgrade(NamedTuple):
+    """A request for a WebSocket."""
+
+
+class Post(NamedTuple):
+    """A message is posted to *room*, as its name is written."""
+
+    room: str
+
+
+class Health(NamedTuple):
+    """A request for the server's health."""
+
+
+Route: TypeAlias = Response | Upgrade | Post | Health
+"""What a request is for."""
+
+
+class Site:
+    """The site with the files of *page*, on a machine with these *names*; see `WebConfig`."""
+
+    def __init__(self, page: PageFiles, config: WebConfig, names: Iterable[str] = ()) -> None:
+        self._page = page
+        self._configured = None if config.url is None else WebAddress.parse(config.url)
+        self._has_webhook = bool(config.webhook_tokens)
+        self._hosts = Hosts([*names, *([self._configured.host] if self._configured else [])])
+
+    def route(self, request: Request, scheme: str) -> Route:
+        """Return what *request*, which came by *scheme*, is for; raises `HttpError`."""
+        path, method = request.path, request.method
+        if path == HEALTH:  # also for programs that know the server by another name
+            _check_method(request, *_PAGE_METHODS)
+            return Health()
+        host = self._host(request)
+        if path in self._page:
+            _check_method(request, *_PAGE_METHODS)
+            return self._page.answer(request)
+        if path == WEBSOCKET:
+            _check_method(request, "GET")
+            self._check_origin(request, WebAddress.of(scheme, host))
+            return Upgrade()
+        if (found := _MESSAGES.fullmatch(path)) is not None:
+            if not self._has_webhook:
+                raise HttpError(404, "this server has no webhook: see --webhook-token-file")
+            _check_method(request, "POST")
+            self._check_origin(request, WebAddress.of(scheme, host))
+            return Post(found[1])
+        if method not in (*_PAGE_METHODS, "POST"):
+            raise HttpError(405, f"there is no {method} here", {"Allow": "GET, HEAD"})
+        raise HttpError(404, "there is nothing here")
+
+    def _host(self, request: Request) -> Host:
+        text = request.one("host")
+        if text is None:
+            raise HttpError(400, "the request has no Host")
+        try:
+            host = Host.parse(text)
+        except ValueError:
+            raise HttpError(400, "the Host of the request is invalid") from None
+        if not self._hosts.allows(host):
+            raise HttpError(
+                421,
+                f"this server is not known as {host.name}: if it is, its operator can say so with "
+                f"--web-url",
+                logged=f"its page was asked for as {host.name}; if that is right, set --web-url",
+            )
+        return host
+
+    def _check_origin(self, request: Request, address: WebAddress) -> None:
+        origin = request.one("origin")
+        if origin is None or is_own_origin(origin, address, self._configured):
+            return
+        raise HttpError(
+            403,
+            "a page from elsewhere cannot connect here",
+            logged="a page of another origin; if it is this server's behind a proxy, set --web-url",
+        )
+
+
+def _check_method(request: Request, *allowed: str) -> None:
+    if request.method not in allowed:
+        raise HttpError(405, f"there is no {request.method} here", {"Allow": ", ".join(allowed)})
