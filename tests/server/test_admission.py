@@ -18,7 +18,7 @@ from multichat import Server, ServerConfig, ServerTimeouts
 from multichat.net import transport
 from multichat.net.listeners import is_reachable_remotely
 from multichat.protocol.auth import encode_password, parse_password
-from multichat.server import server
+from multichat.server import start_log
 from multichat.server.admission import (
     MAX_BYTES,
     MAX_PENDING,
@@ -844,7 +844,7 @@ async def test_an_open_server_logs_a_warning(
     log: LogRecorder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "is_reachable_remotely", lambda _: reachable)
+    monkeypatch.setattr(start_log, "is_reachable_remotely", lambda _: reachable)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if tls else None
     async with trio.open_nursery() as nursery:
         config = ServerConfig(password=password)
