@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from multichat.client.chat import Chat
-from multichat.client.options import ChatOptions
+from multichat.client.options import ChatOptions, list_of_rooms
 from multichat.client.reconnect import Redial, backoff
 from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.errors import BadCertificate, ConnectFailed
@@ -180,9 +180,9 @@ async def open_chat(
 
     Raises `Refused` if the server does not admit us (it is full, we are banned, the required
     password is missing or wrong, …), or refuses the name, a room or the login; `NotPrivate` for a
-    *login* over a stream that others can read; `LocalProtocolError` if *replay* is negative.  With
-    *plain* the block begins before the server has answered, unless it asks for the password: a
-    goodbye is then an event.
+    *login* over a stream that others can read; `LocalProtocolError` if *replay* is negative, or
+    *rooms* is no list of names.  With *plain* the block begins before the server has answered,
+    unless it asks for the password: a goodbye is then an event.
 
     *redial* returns a new stream to the same server, which is also closed here: with it the chat
     reconnects, see `Chat`.  With *wait* it also reconnects if the first connection is lost before
@@ -194,7 +194,7 @@ async def open_chat(
     options = ChatOptions(
         name=name,
         room=room,
-        rooms=tuple(rooms),
+        rooms=list_of_rooms(rooms),
         login=login,
         password=password,
         plain=plain,
@@ -234,7 +234,7 @@ async def connect(
     options = ChatOptions(
         name=name,
         room=room,
-        rooms=tuple(rooms),
+        rooms=list_of_rooms(rooms),
         login=login,
         password=password,
         plain=plain,

@@ -27,7 +27,10 @@ from multichat.protocol.messages import (
     Event,
     Goodbye,
     Hello,
+    Join,
+    Login,
     Notice,
+    Rename,
     Said,
     Start,
     Welcome,
@@ -36,7 +39,7 @@ from multichat.protocol.messages import (
 from multichat.protocol.names import fold_name
 from multichat.protocol.text_codec import TEXT
 
-__all__ = ["Negotiation", "check_welcome", "make_hello", "settles_text"]
+__all__ = ["Negotiation", "check_welcome", "make_hello", "plain_hello", "settles_text"]
 
 # Recognizes a welcome of any server, whatever is wrong with the rest of it.
 _WELCOME = re.compile(r'\{\s*"type"\s*:\s*"welcome"')
@@ -77,6 +80,18 @@ def make_hello(
     )
 
 
+def plain_hello(hello: Hello) -> str:
+    """Return the lines of the text protocol that ask for what *hello* asks for; maybe none."""
+    requests: list[Login | Rename | Join] = []
+    if hello.login is not None:
+        requests.append(Login(hello.login.name, hello.login.passphrase))
+    if hello.name is not None:
+        requests.append(Rename(hello.name))
+    if hello.room is not None:
+        requests.append(Join(hello.room))
+    return "\n".join(map(TEXT.encode_request, requests))
+
+
 def settles_text(event: Event) -> bool:
     """Return whether a first line, decoded as text, can only come from a server that speaks it."""
     match event:
@@ -103,7 +118,8 @@ class Negotiation:
     says that chat has come and no answer yet.  *failure* says what is wrong with the answer.
 
     *password_asked* says that the server requires a password and has not accepted one,
-    *password_sent* that it was sent one, *password_refused* that this is wrong.
+    *password_sent* that it was sent one, *password_refused* that this is wrong, *password_accepted*
+    that one was accepted, whoever sent it.
 
     *said_goodbye* says that the last event was a goodbye; *disconnected*, that lines after it are
     ignored.  Once text is settled they never are: another server may relay such a line that anybody
@@ -119,6 +135,7 @@ class Negotiation:
         self.welcome: Welcome | None = None
         self.refusals: list[Error] = []
         self.password_asked = self.password_sent = self.password_refused = False
+        self.password_accepted = False
         self.failure: RemoteProtocolError | None = None
         self.said_goodbye = self.disconnected = False
         self._knows_json = knows_json
@@ -230,6 +247,7 @@ class Negotiation:
                 self.password_asked = True
             case Notice(text=text) if text == PASSWORD_ACCEPTED:
                 self.password_asked = self.password_refused = False
+                self.password_accepted = True
             case Notice(text=text) if text == WRONG_PASSWORD and self.password_asked:
                 self.password_refused = True
 

@@ -1,12 +1,13 @@
 """What a chat asks the server for, and how it keeps its connection.  Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.errors import LocalProtocolError
 from multichat.protocol.messages import Credentials
 
-__all__ = ["ChatOptions", "check_count"]
+__all__ = ["ChatOptions", "check_count", "list_of_rooms"]
 
 
 def check_count(name: str, count: int, least: int) -> None:
@@ -15,6 +16,16 @@ def check_count(name: str, count: int, least: int) -> None:
         raise LocalProtocolError(
             f"{name} must be a whole number of at least {least}, not {count!r}"
         )
+
+
+def list_of_rooms(rooms: Sequence[str]) -> tuple[str, ...]:
+    """Return *rooms*; raises `LocalProtocolError` unless it is a list of names.
+
+    A string is a sequence of its letters, and each of them would be a room.
+    """
+    if isinstance(rooms, str) or not all(isinstance(each, str) for each in rooms):
+        raise LocalProtocolError(f"rooms must be a list of names, not {rooms!r}")
+    return tuple(rooms)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

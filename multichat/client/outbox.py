@@ -98,7 +98,7 @@ class Outbox:
                     rooms = [*others, move.room]
                 case Exit():
                     rooms = others or rooms
-        return rooms[-1]
+        return rooms[-1] if rooms else ""
 
     def entering(self) -> dict[str, Start]:
         """Return the rooms that we may have entered: the request was sent and is unanswered."""

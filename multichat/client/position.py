@@ -34,6 +34,9 @@ class Position:
     *session* is empty until a server has given one.  *login* are the credentials of the account
     that we are logged in to, or want to be; *account* is its name once we are.  The events MUST be
     passed in the order in which they were received.
+
+    A room that we were in and cannot enter again is none of ours, but the next connection asks for
+    it again, until we join another, or leave it.
     """
 
     def __init__(self, login: Credentials | None = None) -> None:
@@ -43,6 +46,7 @@ class Position:
         self.account = ""
         self.login = login
         self._places: dict[str, _Place] = {}  # in the order of entering
+        self._refused: dict[str, _Place] = {}  # those that we could not enter again
 
     @property
     def room(self) -> str:
@@ -59,41 +63,48 @@ class Position:
         """Whether our name is the default one, which is derived from our number."""
         return fold_name(self.name) == fold_name(default_name(self.client))
 
-    def find(self, room: str) -> str | None:
-        """Return the name of our room *room*, in any case or form; None if we are not in it."""
-        if room in self._places:
-            return room
-        folded = fold_name(room)
-        return next((each for each in self._places if fold_name(each) == folded), None)
-
     def welcomed(self, welcome: Welcome) -> None:
         """Note how the server has welcomed us."""
-        known = self._places if self.session else {}
+        known = {fold_name(room): room for room in self._places} if self.session else {}
         self.session, self.client, self.name = welcome.session, welcome.client, welcome.name
         self.account = welcome.account
         lasts = {room: state.last for room, state in (welcome.rooms or {}).items()}
         lasts.pop(welcome.room, None)
         lasts[welcome.room] = welcome.last
+        known |= {fold_name(room): room for room in self._refused}
+        asked = self._refused | self._places
         places: dict[str, _Place] = {}
         for room, last in lasts.items():
-            old = self.find(room) if known else None
-            places[room] = _Place(last) if old is None else known[old]
+            old = known.pop(fold_name(room), None)
+            places[room] = _Place(last) if old is None else asked[old]
             places[room].last = last
+        # The next connection asks for the others again: a server without a journal that was
+        # restarted does not know them.
+        self._refused = {room: asked[room] for room in known.values()}
         self._places = places
 
     def joined(self, room: str, last: str | None) -> None:
         """Note that we have moved to *room*, and left the others."""
         place = self._places.get(room)
         self._places = {room: place or _Place(last)}
+        self._refused = {}
 
     def entered(self, room: str, last: str | None) -> None:
         """Note that we have entered *room* in addition, or that it is the current one now."""
         place = self._places.pop(room) if room in self._places else _Place(last)
         self._places[room] = place
+        self.give_up(room)
 
     def exited(self, room: str) -> None:
         """Note that we have left *room*."""
         self._places.pop(room, None)
+        self.give_up(room)
+
+    def give_up(self, room: str) -> None:
+        """Ask no more for *room*, if that was refused."""
+        folded = fold_name(room)
+        for each in [each for each in self._refused if fold_name(each) == folded]:
+            del self._refused[each]
 
     def renamed(self, renamed: Renamed) -> None:
         """Update the name if it was us who changed it."""
@@ -118,20 +129,22 @@ class Position:
     def hello(self, entering: dict[str, Start] | None = None) -> Hello:
         """Return the hello that resumes from here, or begins a session if the server has none.
 
-        It also enters the rooms *entering*.
+        It also enters the rooms *entering*, and those that were refused on the last connection.
         """
-        starts = {room: place.start() for room, place in self._places.items()}
-        current = starts.pop(self.room)
+        places = self._refused | self._places
+        starts = {room: place.start() for room, place in places.items()}
+        current = starts.pop(self.room, Start())  # a server may have put us out of all rooms
+        folded = set(map(fold_name, places))
         others = {
-            room: start for room, start in (entering or {}).items() if self.find(room) is None
+            room: start for room, start in (entering or {}).items() if fold_name(room) not in folded
         }
         return Hello(
             PROTOCOL,
             None if self.is_unnamed else self.name,
-            self.room,
+            self.room or None,
             self.session,
             current.since,
             current.replay,
-            starts | others | {self.room: current},
+            starts | others | ({self.room: current} if self.room else {}),
             self.login,
         )

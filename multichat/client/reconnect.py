@@ -12,18 +12,24 @@ from functools import partial
 from random import random
 from typing import NamedTuple, TypeAlias
 
-import msgspec
 import trio
 
 from multichat.client.connection import MAX_WAIT_SECONDS, Connection, Standstill
 from multichat.client.event_queue import Condition, EventQueue, memory_of
 from multichat.client.handshake import abort_after_goodbye, keep_alive, negotiate
-from multichat.client.negotiation import make_hello
+from multichat.client.negotiation import make_hello, plain_hello
 from multichat.client.options import ChatOptions
 from multichat.client.outbox import Pending
 from multichat.client.session import ClientSession
 from multichat.client.timeouts import ClientTimeouts
-from multichat.errors import ConnectFailed, ConnectionLost, MultichatError, NoJson, Refused
+from multichat.errors import (
+    ConnectFailed,
+    ConnectionLost,
+    InvalidName,
+    MultichatError,
+    NoJson,
+    Refused,
+)
 from multichat.protocol.auth import WRONG_PASSWORD
 from multichat.protocol.framing import clean
 from multichat.protocol.goodbyes import ASKED_TO_LEAVE
@@ -33,10 +39,7 @@ from multichat.protocol.messages import (
     Error,
     Event,
     Goodbye,
-    Join,
-    Login,
     Quit,
-    Rename,
 )
 from multichat.protocol.names import fold_name
 from multichat.protocol.text_codec import TEXT
@@ -300,15 +303,29 @@ class Link:
                 nursery.start_soon(connection.write_queued)
                 while not connection.over:
                     parts = await connection.receive()
-                    was_disconnected = self.session.negotiation.disconnected
+                    negotiation = self.session.negotiation
+                    was_disconnected = negotiation.disconnected
+                    had_password = negotiation.password_accepted or not self._begun
                     events = self.session.receive(parts, ended=connection.ended)
                     self._take_goodbye(events)
                     size = sum(memory_of(part) for part in parts if isinstance(part, str))
                     self.events.put(events, size)
                     self.changed.notify()
-                    if self.session.negotiation.disconnected and not was_disconnected:
+                    if negotiation.password_accepted and not had_password:
+                        self._greet_again(connection)
+                    if negotiation.disconnected and not was_disconnected:
                         nursery.start_soon(abort_after_goodbye, connection, self._timeouts)
                     await self._wait_for_program(connection)
+
+    def _greet_again(self, connection: Connection) -> None:
+        """In plain text, ask again for name and room, which came before a password that was typed.
+
+        The server has answered them with its prompt.
+        """
+        if self.session.negotiation.plain and (
+            lines := plain_hello(self.session.negotiation.hello)
+        ):
+            connection.try_send(lines)
 
     async def _wait_for_program(self, connection: Connection) -> None:
         # An awaited answer may come after many events that the program has not taken.
@@ -342,7 +359,7 @@ class Link:
             raise ConnectionLost("the server does not answer")
         is_logged_in = negotiation.hello.login is None or bool(self.session.position.account)
         if refusals and (self._name_required or self._refused_rooms() or not is_logged_in):
-            raise Refused(refusals[0].code, refusals[0].text)
+            raise self._refusal(refusals[0])
         self.name_refusal = refusals[0] if refusals else None
         admitted = negotiation.settled and not (
             negotiation.password_asked and self._password is not None
@@ -355,13 +372,8 @@ class Link:
             if connection.over:
                 raise self.lost()
             raise NoJson(timeouts.answer)
-        hello = negotiation.hello
-        if negotiation.plain and hello.login is not None:
-            await self.send_lines(TEXT.encode_request(Login(*msgspec.structs.astuple(hello.login))))
-        if negotiation.plain and hello.name is not None:
-            await self.send_lines(TEXT.encode_request(Rename(hello.name)))
-        if negotiation.plain and hello.room is not None:
-            await self.send_lines(TEXT.encode_request(Join(hello.room)))
+        if negotiation.plain and (lines := plain_hello(negotiation.hello)):
+            await self.send_lines(lines)
         self._begun = True
         self._note_connected()
 
@@ -377,12 +389,20 @@ class Link:
         refusals = negotiation.refusals
         if refusals and self._refused_rooms() and not self._is_in_a_room():
             # Messages that were meant for a room must not be published elsewhere.
-            raise Refused(refusals[0].code, refusals[0].text)
+            raise self._refusal(refusals[0])
+        for error in refusals:
+            if error.code == InvalidName.code:  # which will not change
+                self.session.position.give_up(error.room)
         self.events.put(list(refusals))  # our name has been taken meanwhile, or one of our rooms
         self._note_connected()
         if lines := self.session.outbox.resend():
             with suppress(ConnectionLost):  # the next connection sends them
                 await connection.send("\n".join(lines))
+
+    def _refusal(self, error: Error) -> Refused:
+        """Return the exception for *error*; it names the room, if that was one of several."""
+        is_unclear = error.room and error.room not in error.text and len(self._asked_rooms()) > 1
+        return Refused(error.code, f"{error.room}: {error.text}" if is_unclear else error.text)
 
     def _asked_rooms(self) -> set[str]:
         """Return the rooms of the hello, folded."""

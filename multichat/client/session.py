@@ -15,7 +15,7 @@ import msgspec
 from multichat.client.negotiation import Negotiation
 from multichat.client.outbox import Outbox, Pending
 from multichat.client.position import Position
-from multichat.errors import LineTooLong
+from multichat.errors import LineTooLong, NotInRoom
 from multichat.protocol.codec import Codec
 from multichat.protocol.framing import Part
 from multichat.protocol.json_codec import JSON
@@ -29,6 +29,7 @@ from multichat.protocol.messages import (
     Entered,
     Error,
     Event,
+    Exit,
     Exited,
     Hello,
     Join,
@@ -202,7 +203,9 @@ class ClientSession:
                 self.position.renamed(event)
                 if client != self.position.client:
                     self._note_released(old)
-            case Joined(client=self.position.client, room=room) if room:
+            case Joined(client=self.position.client, room=room) if room and isinstance(
+                request, Join | Enter
+            ):
                 event = self._joined(event, request)
             case Left(client=self.position.client, room=room) if room:
                 self.position.exited(room)
@@ -220,6 +223,8 @@ class ClientSession:
                 self.position.login = None
             case Error(code="name-taken", holder=holder):
                 self._holder = holder
+            case Error(code=NotInRoom.code) if isinstance(request, Exit):
+                self.position.give_up(request.room)
             case Error(code="unknown-id", nonce=None):
                 self.position.restart(event.room or self.position.room)
                 return Error(event.code, _GAP, room=event.room)
@@ -230,7 +235,7 @@ class ClientSession:
                     self._refused_room = request.room
         return self._for_program(event, is_answer=pending is not None)
 
-    def _joined(self, joined: Joined, request: WireRequest | None) -> Event:
+    def _joined(self, joined: Joined, request: Join | Enter) -> Event:
         """Update the position, as it was us who joined a room."""
         self._refused_room = ""
         if isinstance(request, Enter):

@@ -13,7 +13,7 @@ Invariants:
 """
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
@@ -64,7 +64,8 @@ class Room:
 
     *names* are those of the members, for completion; *is_stale* says that others may have come and
     gone, and *changes* counts what we know of.  *unread* counts the messages since the room was
-    shown, and *mentions* those of them that mention us.
+    shown, and *mentions* those of them that mention us.  *shown_at* orders the rooms by when each
+    was shown last, 0 for never.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Room:
     left_out: int = 0
     kept: deque[Heard] = field(default_factory=deque)
     kept_characters: int = 0
+    shown_at: int = 0
 
     def list_members(self, members: Sequence[MemberName]) -> None:
         """Note the answer to a request for the members."""
@@ -106,7 +108,7 @@ class Rooms:
     ) -> None:
         self._max_kept, self._max_kept_characters = max_kept, max_kept_characters
         self._rooms: dict[str, Room] = {}
-        self._recent: list[str] = []  # the one shown last at the end
+        self._shown_count = 0
         self._target = ""
         self.shown = Room("")
 
@@ -141,7 +143,6 @@ class Rooms:
         room = self._rooms.get(key)
         if room is None:
             room = self._rooms[key] = Room(name, last=last or "")
-            self._recent.insert(0, key)
             if len(self._rooms) == 1:
                 self.show(name)
         room.members = members
@@ -162,11 +163,10 @@ class Rooms:
 
     def show(self, name: str) -> Meanwhile:
         """Show our room of that *name*, make it the target, and return what was kept for it."""
-        key = fold_name(name)
-        room = self.shown = self._rooms[key]
+        room = self.shown = self._rooms[fold_name(name)]
         self._target = room.name
-        self._recent.remove(key)
-        self._recent.append(key)
+        self._shown_count += 1
+        room.shown_at = self._shown_count
         meanwhile = Meanwhile(list(room.kept), room.left_out)
         room.unread = room.mentions = room.left_out = room.kept_characters = 0
         room.kept.clear()
@@ -181,11 +181,10 @@ class Rooms:
         room = self._rooms.pop(key, None)
         if room is None:
             return None
-        self._recent.remove(key)
         is_target = fold_name(self._target) == key
-        if room is self.shown and self._recent:
+        if room is self.shown and self._rooms:
             target = self._target
-            meanwhile = self.show(self._recent[-1])
+            meanwhile = self.show(_last_shown(self._rooms.values()).name)
             if not is_target:
                 self._target = target
             return meanwhile
@@ -210,8 +209,8 @@ class Rooms:
     def aim_back(self, name: str) -> None:
         """Make another room the target if it is *name*, which we are about to leave."""
         if fold_name(self._target) == fold_name(name):
-            others = [key for key in self._recent if key != fold_name(name)]
-            self._target = self._rooms[others[-1]].name if others else self.shown.name
+            others = [room for key, room in self._rooms.items() if key != fold_name(name)]
+            self._target = _last_shown(others or [self.shown]).name
 
     def is_target(self, name: str) -> bool:
         """Return whether lines entered now go to the room *name*."""
@@ -266,6 +265,11 @@ class Rooms:
             case Members(members=members):
                 if room := self.find(event.room):
                     room.list_members(members)
+
+
+def _last_shown(rooms: Iterable[Room]) -> Room:
+    """Return the one that was shown last; of those that never were, the one entered first."""
+    return max(rooms, key=lambda room: room.shown_at)
 
 
 def _characters(heard: Heard) -> int:

@@ -34,7 +34,7 @@ def status_line(own_name: str, rooms: Rooms, endpoint: str, state: str, columns:
 
     *state* is what the connection waits for; empty while there is one.
     """
-    lines = _lines(own_name, rooms, endpoint)
+    lines = _lines(own_name, rooms, endpoint, columns)
     return _fit(_behind(state, lines) if state else lines, columns)
 
 
@@ -60,8 +60,11 @@ def list_rooms(rooms: Rooms, sizes: Sequence[RoomSize]) -> list[str]:
     return [*lines, *(f"{each.room} {each.members}" for each in sizes if each.room not in rooms)]
 
 
-def _lines(own_name: str, rooms: Rooms, endpoint: str) -> Iterator[Fragments]:
-    """Yield the whole line, and then shorter and shorter ones."""
+def _lines(own_name: str, rooms: Rooms, endpoint: str, columns: int) -> Iterator[Fragments]:
+    """Yield the whole line, and then shorter and shorter ones.
+
+    Those with more rooms than *columns* are left out: they do not fit.
+    """
     shown, where = rooms.shown, (DIM, endpoint)
     if not shown.name:
         yield [where]
@@ -73,14 +76,17 @@ def _lines(own_name: str, rooms: Rooms, endpoint: str) -> Iterator[Fragments]:
         yield [place]
         yield [(_BOLD, shown.name)]
         return
-    tabs = [_tab(room, rooms) for room in rooms]
-    yield _joined(place, here, *tabs, where)
-    yield _joined(place, here, *tabs)
-    yield _joined(place, *tabs)
-    unread = [_tab(room, rooms) for room in rooms if room.unread]
-    yield _joined(place, *unread)
+    if len(rooms) <= columns:
+        tabs = [_tab(room, rooms) for room in rooms]
+        yield _joined(place, here, *tabs, where)
+        yield _joined(place, here, *tabs)
+        yield _joined(place, *tabs)
     name = (_BOLD, shown.name)
-    yield _joined(name, *unread)
+    unread = [room for room in rooms if room.unread]
+    if len(unread) <= columns:
+        tabs = [_tab(room, rooms) for room in unread]
+        yield _joined(place, *tabs)
+        yield _joined(name, *tabs)
     if unread:
         count = count_of(*map(sum, zip(*((r.unread, r.mentions) for r in rooms), strict=True)))
         yield _joined(name, (_ALERT if count.endswith("!") else DIM, count))

@@ -113,6 +113,20 @@ async def test_the_password_may_be_typed_in_plain_text(autojump_clock: MockClock
         assert await anext(chat) == Notice("1 in lobby:")
 
 
+async def test_name_and_room_are_asked_for_once_the_typed_password_is_accepted(
+    autojump_clock: MockClock,
+) -> None:
+    async with (
+        asking() as network,
+        open_line_chat(network.connect(), plain=True, name="alice", room="den") as chat,
+    ):
+        await trio.testing.wait_all_tasks_blocked()
+        await type_lines(chat, f"/auth {SECRET}")
+        await trio.testing.wait_all_tasks_blocked()
+        [info] = network.server.members
+        assert (info.name, info.room) == ("alice", "den")
+
+
 async def test_a_password_is_not_sent_unless_asked_for(autojump_clock: MockClock) -> None:
     async with memory_server() as network:
         for plain in (False, True):

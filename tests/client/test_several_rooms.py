@@ -11,16 +11,18 @@ from multichat import (
     Entered,
     Error,
     Exited,
+    Joined,
     LocalProtocolError,
     NotPrivate,
     Reconnected,
     Refused,
     RoomSize,
     Said,
+    ServerConfig,
 )
 from multichat.client.outbox import Pending
 from multichat.protocol.messages import Login
-from multichat.testing import memory_server
+from multichat.testing import MemoryServer, memory_server
 from tests.support.clients import type_lines
 from tests.support.scripted_server import Peer, conversation, numbers
 
@@ -293,3 +295,101 @@ async def test_the_text_protocol_has_one_room(autojump_clock: MockClock) -> None
         for request in chat.say("hi", room="den"), chat.enter("den"), chat.exit("den"):
             with pytest.raises(LocalProtocolError):
                 await request
+
+
+# --- Restarts and hostile servers -----------------------------------------------------------------
+
+
+async def test_a_server_that_was_restarted_without_a_journal_has_us_in_all_rooms_again(
+    autojump_clock: MockClock,
+) -> None:
+    servers: list[MemoryServer] = []
+
+    async def dial() -> trio.abc.Stream:
+        return servers[-1].connect()
+
+    async def serve(most: int, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+        with trio.CancelScope() as scope:
+            async with memory_server(ServerConfig(max_rooms=most)) as server:
+                servers.append(server)
+                task_status.started(scope)
+                await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        running = await nursery.start(serve, 1024)
+        async with multichat.open_chat(
+            await dial(), name="alice", room="den", rooms=("ops", "tea"), redial=dial
+        ) as alice:
+            await alice.say("hello", room="ops")
+            await alice.enter("kitchen")
+            # The second server has no place for all of them, the third has.
+            for most, count in (2, 2), (1024, 4):
+                running.cancel(reason="a restart")
+                running = await nursery.start(serve, most)
+                while not isinstance(await anext(alice), Reconnected):
+                    pass
+                await trio.testing.wait_all_tasks_blocked()
+                [info] = servers[-1].server.members
+                assert set(info.rooms) == set(alice.rooms)
+                assert len(info.rooms) == count
+        nursery.cancel_scope.cancel(reason="the test is over")
+
+
+async def test_a_room_that_is_refused_is_asked_for_until_it_is_left(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation(rooms=("ops", "den", "tea")) as (chat, network, peer):
+        await peer.reset()
+        again = await network.peer()
+        await again.welcome(room="tea", rooms=rooms_of(tea="e-0001"))
+        await again.tell("error", code="too-many-rooms", text="too many rooms", room="ops")
+        await again.tell("error", code="invalid-name", text="not a name", room="den")
+        await again.say(2, room="tea")
+        assert await numbers(chat, 1) == [2]
+        await again.reset()
+        again = await network.peer()
+        hello = await again.welcome(room="tea", rooms=rooms_of(tea="e-0001"))
+        assert hello["rooms"] == {"ops": {"since": "e-0001"}, "tea": {"since": "e-0002"}}
+        await again.tell("error", code="too-many-rooms", text="too many rooms", room="ops")
+        assert (await again.read())["type"] == "ping"  # behind which no more refusals come
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_refuse, again, "not-in-room")
+            with pytest.raises(Refused):
+                await chat.exit("ops")
+        await again.reset()
+        assert set((await (await network.peer()).welcome())["rooms"]) == {"tea"}
+
+
+async def test_a_client_that_is_put_out_of_its_only_room_goes_on(autojump_clock: MockClock) -> None:
+    async with conversation() as (chat, network, peer):
+        await peer.tell("left", client=7, name="x", reason="", members=0, room="lobby")
+        await peer.tell("joined", client=7, name="x", room="den", members=1)  # nobody asked for it
+        assert await anext(chat) == Exited("lobby")
+        assert isinstance(await anext(chat), Joined)
+        assert (chat.room, chat.rooms) == ("", ())
+        await chat.send("hello")
+        assert "room" not in (await peer.accept())[0]
+        await peer.reset()
+        again = await network.peer()
+        hello = await again.welcome(room="lobby")
+        assert "room" not in hello
+        assert "rooms" not in hello or hello["rooms"] == {}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(enter, again, "den")
+            await chat.enter("den")
+        assert chat.rooms == ("lobby", "den")
+
+
+async def test_rooms_that_are_no_list_of_names_are_refused() -> None:
+    ours, _ = trio.testing.memory_stream_pair()
+    for rooms in "lobby", (1, 2):
+        with pytest.raises(LocalProtocolError, match="rooms must be a list of names"):
+            async with multichat.open_chat(ours, rooms=rooms):  # type: ignore[arg-type]
+                pytest.fail("it is open")
+
+
+async def test_the_error_of_one_of_several_rooms_names_it(autojump_clock: MockClock) -> None:
+    async with memory_server() as network:
+        with pytest.raises(Refused, match=r"^a b: a room's name consists of letters"):
+            async with multichat.open_chat(network.connect(), rooms=("den", "a b", "ops")):
+                pytest.fail("it is open")

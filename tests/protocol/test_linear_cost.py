@@ -1,11 +1,15 @@
 """Processing a line takes time in proportion to its length, whatever it contains."""
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from itertools import islice
 
 import pytest
 
+from multichat.client.negotiation import make_hello
+from multichat.client.session import ClientSession
 from multichat.protocol.framing import LineDecoder, clean
 from multichat.protocol.json_lines import clean_json
 from multichat.protocol.messages import Notice, Said, SayBlock
@@ -15,6 +19,8 @@ from multichat.protocol.typed_lines import disguised_command, looks_like, parse_
 from multichat.terminal.completion import complete, expand_reply
 from multichat.terminal.mention import find_mentions
 from multichat.terminal.render import Identity, Renderer
+from multichat.terminal.rooms import Rooms
+from multichat.terminal.status import status_line
 from multichat.terminal.wrap import wrap
 
 pytestmark = pytest.mark.unit
@@ -90,3 +96,34 @@ def test_time_is_linear_in_the_length_of_a_line(action: Callable[[str], object])
                     break
             else:
                 pytest.fail(f"{character!r}: {one:.4f} s, and {eight:.4f} s for 8 times as many")
+
+
+def be_welcomed(rooms: Mapping[str, object]) -> float:
+    """Return the seconds that a client on a terminal needs for a server's *rooms*, and for none."""
+    welcome: dict[str, object] = {
+        "type": "welcome", "protocol": 1, "client": 7, "name": "x", "room": "0", "members": 1,
+        "limits": {"line": 65536, "name": 32}, "last": None, "server": "x", "resumed": True,
+        "session": "x",
+    }  # fmt: skip
+    lines = [json.dumps(welcome | {"rooms": some}) for some in (rooms, {}) * 2]
+    session, shown = ClientSession(make_hello(), plain=False), Rooms()
+    begin = time.thread_time()
+    for line in lines:
+        session.receive([line])
+        assert session.welcome is not None
+        shown.welcome(session.welcome)
+        status_line("x", shown, "here", "", 80)
+        session.reconnect()
+    return time.thread_time() - begin
+
+
+def test_time_is_linear_in_the_number_of_rooms_of_a_welcome() -> None:
+    rooms = {f"{number:x}": {"members": 1, "last": None} for number in range(8 * SHORT)}
+    few = dict(islice(rooms.items(), SHORT))
+    measured: list[tuple[float, float]] = []
+    while len(measured) < 5:
+        measured.append((be_welcomed(few), be_welcomed(rooms)))
+        one, eight = map(min, zip(*measured, strict=True))
+        if eight <= MOST_TIMES * one + LEAST_SECONDS:
+            return
+    pytest.fail(f"{one:.4f} s, and {eight:.4f} s for 8 times as many")
