@@ -7,14 +7,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 import multichat
-from multichat import ServerConfig
+from multichat import ServerConfig, errors
+from multichat.errors import RemoteProtocolError
+from multichat.protocol.messages import WireEvent, WireRequest
 from multichat.server.config import AccountLimits
 from multichat.testing import ScriptedClient, memory_server
 
@@ -254,3 +257,23 @@ def test_the_design_lists_every_module() -> None:
     }
     listed = set(re.findall(r"^\| `([\w.]+)` \|", design, re.MULTILINE))
     assert modules <= listed
+
+
+@pytest.mark.parametrize("kind", [*get_args(WireRequest), *get_args(WireEvent)])
+def test_every_request_and_event_is_documented_with_its_fields(kind: type[msgspec.Struct]) -> None:
+    tag, fields = kind.__struct_config__.tag, kind.__struct_encode_fields__
+    protocol = (ROOT / "docs" / "protocol.md").read_text("utf-8")
+    rows = "".join(re.findall(rf"^\| `{tag}` \|.*", protocol, re.MULTILINE))
+    assert {f"`{field}`" for field in fields if field != "nonce"} <= set(
+        re.findall("`[^`]+`", rows)
+    )
+
+
+def test_every_error_code_is_documented() -> None:
+    protocol = (ROOT / "docs" / "protocol.md").read_text("utf-8")
+    codes = {
+        error.code
+        for error in vars(errors).values()
+        if isinstance(error, type) and issubclass(error, RemoteProtocolError)
+    }
+    assert {code for code in codes if f"`{code}`" not in protocol} == set()

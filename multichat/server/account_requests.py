@@ -132,7 +132,7 @@ class AccountRequests:
                 await me.send(BanList(admin.bans(), nonce=nonce))
             case Announce(text=text, nonce=nonce):
                 await admin.announce(text)
-                await self._answer("everybody was told", nonce)
+                await self._answer("the announcement was sent", nonce)
             case SetTopic(text=str() as text, room=room_name, nonce=nonce):
                 room = me.member_in(room_name).room
                 self._log(f"/topic {text} (in {room.name})")
