@@ -77,9 +77,8 @@ function rename(chat, client, old, name) {
   const conversation = chat.conversations.get(from);
   const isTheirs = conversation?.client === client || conversation?.client === null;
   if (!conversation || !isTheirs || chat.conversations.has(directKey(name))) return;
-  chat.conversations.delete(from);
   Object.assign(conversation, { key: directKey(name), title: name });
-  chat.conversations.set(conversation.key, conversation);
+  chat.conversations = new Map([...chat.conversations.values()].map((each) => [each.key, each]));
   if (chat.current === from) chat.current = conversation.key;
   noteIn(conversation, chat, "notice", `${old} is now ${name}`);
 }

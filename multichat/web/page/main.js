@@ -16,6 +16,9 @@ import { lastName, prefix, rememberName, Tab } from "./tab.js";
 
 const TOLD_MILLISECONDS = 8000;
 
+// style.css makes the people a drawer below this width.
+const NARROW = matchMedia("(max-width: 1000px)");
+
 const tab = new Tab();
 const saved = await tab.open(() => chat.keep());
 const chat = new Chat({ saved, prefix });
@@ -191,8 +194,10 @@ function drawBanner({ state, reason }) {
 // The rest of the page -----------------------------------------------------------------------------
 
 function closeDrawers() {
-  byId("app").classList.remove("show-sidebar", "show-people", "hide-people");
-  for (const id of ["menu", "people-toggle"]) byId(id).setAttribute("aria-expanded", "false");
+  byId("app").classList.remove("show-sidebar", "show-people");
+  byId("menu").setAttribute("aria-expanded", "false");
+  const isShown = !NARROW.matches && !byId("app").classList.contains("hide-people");
+  byId("people-toggle").setAttribute("aria-expanded", String(isShown));
 }
 
 function toggleDrawer(button, name) {
@@ -213,8 +218,8 @@ function menuOpened() {
 
 byId("menu").addEventListener("click", (event) => toggleDrawer(event.currentTarget, "show-sidebar"));
 byId("people-toggle").addEventListener("click", (event) => {
-  const isNarrow = matchMedia("(max-width: 1000px)").matches;
-  toggleDrawer(event.currentTarget, isNarrow ? "show-people" : "hide-people");
+  if (NARROW.matches) toggleDrawer(event.currentTarget, "show-people");
+  else event.currentTarget.setAttribute("aria-expanded", String(!byId("app").classList.toggle("hide-people")));
 });
 byId("shade").addEventListener("click", closeDrawers);
 byId("add-room").addEventListener("click", () => dialogs.rooms());
@@ -262,8 +267,10 @@ for (const name of ["focus", "blur"]) window.addEventListener(name, draw);
 document.addEventListener("visibilitychange", draw);
 for (const dialog of document.querySelectorAll("dialog")) dialog.addEventListener("close", draw);
 
-drawNow();
+NARROW.addEventListener("change", closeDrawers);
+closeDrawers();
 byId("app").hidden = false;
+drawNow();
 if (saved?.token || saved?.outbox?.length) {
   socket.now();
   composer.focus();

@@ -89,7 +89,7 @@ let compiled = { name: "", pattern: null };
 function mentionPattern(name) {
   if (!name) return null;
   if (compiled.name !== name) {
-    const escaped = name.replace(/[\\^$.*+?()[\]{}|/-]/gu, "\\$&");
+    const escaped = name.replace(/[\\^$.*+?()[\]{}|/]/gu, "\\$&");
     // Scripts that are written without spaces, and Korean, which attaches particles to names.
     const [first, last] = [[...name][0], [...name].at(-1)];
     const before = UNSPACED.test(first) ? "" : `(?<![${WORD}])`;

@@ -1,0 +1,263 @@
+import assert from "node:assert/strict";
+import test from "node:test";
+import { Chat } from "../../../multichat/web/page/chat.js";
+import { MAX_UNACKNOWLEDGED } from "../../../multichat/web/page/outbox.js";
+import { connect, onlineChat, receive, said, taken, textsOf } from "./support.mjs";
+
+const nonceOf = (requests, type) => requests.find((request) => request.type === type)?.nonce;
+
+test("a fresh room asks for its history, and joins it with what came meanwhile", () => {
+  const { chat, sent } = onlineChat();
+  assert.deepEqual(sent.hello, { protocol: 1, rooms: { lobby: {} } });
+  const nonce = nonceOf(sent.sent, "history");
+  receive(chat, said(3), said(4));
+  receive(chat, { type: "history", room: "lobby", more: true, nonce, messages: [said(1), said(2), said(3)] });
+  assert.deepEqual(textsOf(chat.shown), ["message 1", "message 2", "message 3", "message 4"]);
+  assert.ok(chat.shown.hasMore);
+  assert.equal(chat.shown.unread, 2); // the live ones: nobody looks
+});
+
+test("after a lost connection every room goes on behind its last message", () => {
+  const { chat } = onlineChat();
+  receive(chat, said(1), said(2));
+  chat.closed(1);
+  const { hello } = connect(chat);
+  assert.deepEqual(hello.rooms, { lobby: { since: "e-1000002" } });
+  assert.equal(hello.session, "token");
+  receive(chat, said(2), said(3));
+  assert.deepEqual(textsOf(chat.shown), ["message 1", "message 2", "message 3"]);
+});
+
+test("`since` is never the id of our own message", () => {
+  const { chat } = onlineChat();
+  receive(chat, said(1));
+  chat.typed(chat.shown, "mine");
+  chat.pump();
+  const [request] = taken(chat);
+  receive(chat, { type: "accepted", nonce: request.nonce, id: "e-1000009" });
+  chat.closed(1);
+  assert.equal(connect(chat).hello.rooms.lobby.since, "e-1000001");
+  receive(chat, said(5));
+  assert.deepEqual(textsOf(chat.shown), ["message 1", "message 5", "mine"]);
+});
+
+test("a message is pending until it is accepted, and has its place then", () => {
+  const { chat } = onlineChat();
+  chat.typed(chat.shown, "mine");
+  const [request] = taken(chat);
+  assert.deepEqual(request, { type: "say", text: "mine", room: "lobby", nonce: request.nonce });
+  receive(chat, said(1));
+  assert.deepEqual(textsOf(chat.shown), ["message 1", "mine"]);
+  assert.equal(chat.shown.items.at(-1).state, "pending");
+  receive(chat, said(3), { type: "accepted", nonce: request.nonce, id: "e-1000002" });
+  assert.deepEqual(textsOf(chat.shown), ["message 1", "mine", "message 3"]);
+  assert.equal(chat.shown.items[1].state, "");
+  assert.equal(chat.outbox.pending.length, 0);
+});
+
+test("what is typed offline is kept over a reload and sent once, with its nonce", () => {
+  const { chat } = onlineChat();
+  chat.closed(1);
+  chat.typed(chat.shown, "offline");
+  assert.deepEqual(taken(chat), []);
+  const saved = JSON.parse(JSON.stringify(chat.keep()));
+  const again = new Chat({ saved, prefix: "q", random: () => 0.5, now: () => 2 });
+  assert.deepEqual(textsOf(again.shown), ["offline"]);
+  const first = connect(again).sent.filter(({ type }) => type === "say");
+  again.closed(2);
+  const second = connect(again).sent.filter(({ type }) => type === "say");
+  assert.equal(first.length, 1);
+  assert.deepEqual(second, first);
+  assert.ok(first[0].nonce.startsWith("p-"));
+  assert.ok(again.outbox.nonce().startsWith("q-"));
+  receive(again, { type: "accepted", nonce: first[0].nonce, id: "e-1000001" });
+  assert.equal(again.outbox.pending.length, 0);
+});
+
+test("an accepted message that the history also has is there once", () => {
+  const { chat } = onlineChat();
+  chat.typed(chat.shown, "mine");
+  const [{ nonce }] = taken(chat);
+  receive(chat, said(1, { client: 1, name: "alice", text: "mine" }));
+  receive(chat, { type: "accepted", nonce, id: "e-1000001" });
+  assert.deepEqual(textsOf(chat.shown), ["mine"]);
+});
+
+test("never more than the server remembers are on their way", () => {
+  const { chat } = onlineChat();
+  for (let number = 0; number < 500; number++) chat.typed(chat.shown, `line ${number}`);
+  const sent = taken(chat);
+  assert.equal(sent.length, MAX_UNACKNOWLEDGED);
+  const more = receive(chat, { type: "accepted", nonce: sent[0].nonce, id: "e-1000001" });
+  assert.deepEqual(more.sent.map(({ text }) => text), [`line ${MAX_UNACKNOWLEDGED}`]);
+});
+
+test("a refused message can be tried again, with another nonce", () => {
+  const { chat } = onlineChat();
+  chat.typed(chat.shown, "mine");
+  const [{ nonce }] = taken(chat);
+  receive(chat, { type: "error", code: "rejected", text: "no", nonce });
+  const [item] = chat.shown.items;
+  assert.equal(item.state, "failed");
+  assert.equal(chat.retry(chat.shown, item), "");
+  const [again] = taken(chat);
+  assert.notEqual(again.nonce, nonce);
+  assert.equal(again.text, "mine");
+});
+
+test("unread messages and mentions are counted where nobody looks", () => {
+  const rooms = { lobby: { members: 1, last: null }, ops: { members: 1, last: null } };
+  const { chat } = onlineChat({ rooms });
+  chat.attend(true);
+  receive(chat, said(1), said(1, { room: "ops" }), said(2, { room: "ops", text: "alice: look" }));
+  const [lobby, ops] = chat.rooms;
+  assert.deepEqual([lobby.unread, ops.unread, ops.mentions], [0, 2, 1]);
+  assert.equal(ops.divider.text, "message 1");
+  chat.show(ops.key);
+  chat.attend(true);
+  assert.deepEqual([ops.unread, ops.mentions], [0, 0]);
+  assert.ok(ops.divider);
+  chat.show(lobby.key);
+  assert.equal(ops.divider, null);
+});
+
+test("after a reload the messages behind the last one read are unread", () => {
+  const { chat } = onlineChat();
+  chat.attend(true);
+  receive(chat, said(1));
+  const again = new Chat({ saved: chat.keep(), prefix: "q", random: () => 0.5, now: () => 2 });
+  const nonce = nonceOf(connect(again).sent, "history");
+  receive(again, { type: "history", room: "lobby", more: false, nonce, messages: [said(1), said(2), said(3, { client: 1 })] });
+  assert.equal(again.shown.unread, 1);
+  assert.equal(again.shown.divider.text, "message 2");
+});
+
+test("private messages have a conversation of their own", () => {
+  const { chat } = onlineChat();
+  const { effects } = receive(chat, { type: "direct", time: "", client: 7, name: "bob", text: "psst" });
+  assert.equal(effects[0].type, "heard");
+  const [bob] = chat.directs;
+  assert.equal(bob.mentions, 1);
+  chat.typed(bob, "yes?");
+  chat.typed(chat.shown, "/msg Client 9 hello");
+  chat.typed(chat.shown, "/r again");
+  const sent = taken(chat);
+  assert.deepEqual(sent.map(({ type, to, text }) => [type, to, text]), [["direct", "bob", "yes?"], ["direct", 9, "hello"], ["direct", "bob", "again"]]);
+  receive(chat, { type: "accepted", nonce: sent[0].nonce });
+  assert.equal(bob.items[1].state, "");
+  receive(chat, { type: "renamed", client: 7, old: "bob", name: "robert" });
+  assert.equal(chat.directs[0].title, "robert");
+  receive(chat, { type: "direct", time: "", client: 8, name: "robert", text: "it is me" });
+  assert.ok(chat.directs[0].items.some(({ text }) => /perhaps another person/u.test(text ?? "")));
+});
+
+test("private messages survive a reload", () => {
+  const { chat } = onlineChat();
+  receive(chat, { type: "direct", time: "", client: 7, name: "bob", text: "psst" });
+  const again = new Chat({ saved: JSON.parse(JSON.stringify(chat.keep())), prefix: "q" });
+  assert.deepEqual(textsOf(again.directs[0]), ["psst"]);
+  assert.equal(again.directs[0].unread, 1);
+});
+
+test("rooms are entered and left, and the page follows", () => {
+  const { chat } = onlineChat();
+  chat.typed(chat.shown, "/join #Kitchen");
+  const [{ nonce, ...request }] = taken(chat);
+  assert.deepEqual(request, { type: "enter", room: "Kitchen" });
+  const { effects } = receive(chat, { type: "joined", client: 1, name: "alice", room: "kitchen", members: 3, nonce, topic: "tea" });
+  assert.deepEqual(effects, [{ type: "opened", key: "#kitchen" }]);
+  chat.show("#kitchen");
+  assert.deepEqual([chat.shown.title, chat.shown.topic, chat.shown.memberCount], ["kitchen", "tea", 3]);
+  taken(chat);
+  chat.typed(chat.shown, "/part");
+  const [left] = taken(chat);
+  receive(chat, { type: "left", client: 1, name: "alice", reason: "", room: "kitchen", nonce: left.nonce });
+  assert.equal(chat.shown.title, "lobby");
+  assert.equal(chat.rooms.length, 1);
+});
+
+test("joins and leaves between two messages are one line", () => {
+  const { chat } = onlineChat();
+  const joined = (client, name) => ({ type: "joined", client, name, room: "lobby", members: 4 });
+  receive(chat, joined(5, "eve"), joined(6, "Client 6"), { type: "renamed", client: 6, old: "Client 6", name: "mallory" });
+  receive(chat, { type: "left", client: 5, name: "eve", room: "lobby", reason: "", members: 3 });
+  assert.equal(chat.shown.items.length, 1);
+  receive(chat, said(1), joined(8, "x"));
+  assert.equal(chat.shown.items.length, 3);
+  assert.deepEqual([...chat.shown.members], [[6, "mallory"], [8, "x"]]);
+});
+
+test("an id from another history starts the room anew, and keeps what is not sent", () => {
+  const { chat, sent: asked } = onlineChat();
+  receive(chat, { type: "history", room: "lobby", more: false, nonce: nonceOf(asked.sent, "history"), messages: [said(1)] });
+  chat.closed(1);
+  chat.typed(chat.shown, "mine");
+  connect(chat, { resumed: false });
+  const { sent } = receive(chat, { type: "error", code: "unknown-id", text: "?", room: "lobby" });
+  assert.deepEqual(textsOf(chat.shown), ["mine"]);
+  assert.equal(sent.find(({ type }) => type === "history").before, undefined);
+});
+
+test("a server that has forgotten the session is told to the person", () => {
+  const { chat } = onlineChat();
+  chat.typed(chat.shown, "mine");
+  taken(chat);
+  chat.closed(1);
+  const { effects } = connect(chat, { resumed: false });
+  assert.match(effects.find(({ type }) => type === "told").text, /twice/u);
+});
+
+test("a refused name opens the question again", () => {
+  const { chat } = onlineChat();
+  const { effects } = receive(chat, { type: "error", code: "name-taken", text: "the name 'alice' is taken" });
+  assert.deepEqual(effects, [{ type: "name", text: "the name 'alice' is taken" }]);
+});
+
+test("a line that is too long is not taken", () => {
+  const { chat } = onlineChat();
+  const [effect] = chat.typed(chat.shown, "é".repeat(40_000));
+  assert.ok(effect.isError);
+  assert.equal(chat.outbox.pending.length, 0);
+});
+
+test("passphrases are not kept", () => {
+  const { chat } = onlineChat();
+  chat.typed(chat.shown, "/login alice correct horse");
+  chat.typed(chat.shown, "/register correct horse");
+  chat.session.setPassword("correct horse");
+  assert.ok(!JSON.stringify(chat.keep()).includes("correct horse"));
+});
+
+test("ten thousand messages are bounded and stay in order", () => {
+  const { chat } = onlineChat();
+  for (let start = 0; start < 15_000; start += 500) {
+    receive(chat, ...Array.from({ length: 500 }, (_, number) => said(start + number)));
+  }
+  assert.ok(chat.shown.items.length <= 11_000);
+  assert.equal(chat.shown.items.at(-1).text, "message 14999");
+  assert.ok(chat.shown.hasMore);
+});
+
+test("any order and any repetition of the same messages gives the same room", () => {
+  let seed = 7;
+  const random = (most) => (seed = (seed * 48271) % 2147483647) % most;
+  for (let round = 0; round < 200; round++) {
+    const { chat } = onlineChat();
+    const conversation = chat.shown;
+    const all = Array.from({ length: 12 }, (_, number) => number);
+    let live = 0;
+    for (let step = 0; step < 20; step++) {
+      const what = random(3);
+      if (what === 0 && live < 12) receive(chat, said(live++));
+      else if (what === 1) receive(chat, said(random(Math.max(1, live))));
+      else {
+        const from = random(12);
+        const page = all.slice(from, from + 4).filter((number) => number < live).map((number) => ({ ...said(number), key: `s${number}`, kind: "said", version: 0 }));
+        conversation.addPage(page);
+      }
+    }
+    const ids = conversation.items.map(({ id }) => id);
+    assert.deepEqual(ids, [...new Set(ids)].sort());
+    assert.equal(ids.length, live);
+  }
+});

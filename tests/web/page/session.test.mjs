@@ -1,0 +1,104 @@
+import assert from "node:assert/strict";
+import test from "node:test";
+import { backoff, Session, STATES } from "../../../multichat/web/page/session.js";
+
+const WELCOME = JSON.stringify({ type: "welcome", client: 1, name: "alice", room: "lobby", members: 1, limits: { line: 100, name: 32, wait: 5 }, resumed: false, session: "token" });
+const started = (options = {}) => {
+  const session = new Session({ random: () => 0.5, ...options });
+  session.connecting(0);
+  return session;
+};
+
+test("the hello resumes the session that is known", () => {
+  assert.deepEqual(started().opened({ name: "alice" }, 0), ['/json {"protocol":1,"name":"alice"}']);
+  assert.deepEqual(started({ token: "old" }).opened({}, 0), ['/json {"protocol":1,"session":"old"}']);
+});
+
+test("text before the welcome is no event", () => {
+  const session = started();
+  session.opened({}, 0);
+  const { events } = session.received(`[bob] hello\n{"type":"said"}\n${WELCOME}\nnonsense`, 1);
+  assert.deepEqual(events.map((event) => event.type), ["welcome"]);
+  assert.equal(session.state, STATES.online);
+  assert.equal(session.token, "token");
+});
+
+test("a lost connection is made again, each time later and with jitter", () => {
+  const session = started();
+  const delays = [];
+  for (let failures = 0; failures < 8; failures++) {
+    session.closed(100);
+    delays.push(session.retryAt - 100);
+    assert.equal(session.tick(100), null);
+    assert.equal(session.tick(session.retryAt), "connect");
+    session.connecting(100);
+  }
+  assert.deepEqual(delays, [0.75, 1.5, 3, 6, 12, 22.5, 22.5, 22.5]);
+  assert.ok(backoff(0, () => 0) < backoff(0, () => 0.99));
+});
+
+test("the goodbye decides whether and when to come back", () => {
+  const goodbye = (fields) => {
+    const session = started();
+    session.opened({}, 0);
+    const { close } = session.received(`${WELCOME}\n${JSON.stringify({ type: "goodbye", reason: "because", ...fields })}\n${WELCOME}`, 0);
+    assert.ok(close);
+    session.closed(0);
+    return session;
+  };
+  assert.equal(goodbye({ code: "shutdown", reconnect: true, after: 7 }).retryAt, 7);
+  assert.equal(goodbye({ code: "idle", reconnect: true, after: 1e9 }).retryAt, 300);
+  for (const code of ["kicked", "banned", "replaced", "quit"]) {
+    const session = goodbye({ code, reconnect: false });
+    assert.equal(session.state, STATES.ended);
+    assert.equal(session.reason, "because");
+    assert.equal(session.tick(1e6), null);
+  }
+});
+
+test("a goodbye in text before the welcome is understood", () => {
+  const reason = (text) => {
+    const session = started();
+    session.opened({}, 0);
+    session.received(`[Server] goodbye: ${text}`, 0);
+    session.closed(0);
+    return session.state;
+  };
+  assert.equal(reason("the server is full (limit: 3)"), STATES.waiting);
+  assert.equal(reason("too many wrong passwords from your address; try again later"), STATES.waiting);
+  assert.equal(reason("banned for 9 min"), STATES.ended);
+});
+
+test("a password is asked for, typed, and sent with the hello", () => {
+  const session = started();
+  session.opened({ name: "alice" }, 0);
+  const asked = session.received("[Server] a password is required: /auth PASSWORD", 0);
+  assert.deepEqual(asked.events, [{ type: "password-needed", isWrong: false }]);
+  assert.ok(asked.close);
+  session.closed(0);
+  assert.equal(session.state, STATES.password);
+  assert.equal(session.tick(1000), null);
+
+  session.setPassword("sword\nfish");
+  session.connecting(0);
+  session.opened({ name: "alice" }, 0);
+  const prompts = "[Server] a password is required: /auth PASSWORD\n[Server] a password is required: /auth PASSWORD";
+  assert.deepEqual(session.received(prompts, 0).lines, ["/auth sword fish", '/json {"protocol":1,"name":"alice"}']);
+  const wrong = session.received("[Server] wrong password", 0);
+  assert.deepEqual(wrong.events, [{ type: "password-needed", isWrong: true }]);
+});
+
+test("a silent server is asked, and given up", () => {
+  const session = started();
+  assert.equal(session.tick(16), "close");
+  session.opened({}, 0);
+  session.received(WELCOME, 0);
+  assert.equal(session.tick(30), null);
+  assert.equal(session.tick(31), "ping");
+  assert.equal(session.tick(32), null);
+  assert.equal(session.tick(41, true), null); // it may be waiting for somebody slow
+  assert.equal(session.tick(76, true), "close");
+  assert.equal(session.tick(41), "close");
+  session.received('{"type":"pong"}', 41);
+  assert.equal(session.tick(60), null);
+});
