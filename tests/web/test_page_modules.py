@@ -17,7 +17,17 @@ TESTS = sorted((Path(__file__).parent / "page").glob("*.test.mjs"))
 MAX_LINES = 400
 
 # They need a browser; everything else is pure.
-NEED_A_BROWSER = {"attention", "composer", "dialogs", "dom", "log", "main", "sidebar", "socket", "tab"}
+NEED_A_BROWSER = {
+    "attention",
+    "composer",
+    "dialogs",
+    "dom",
+    "log",
+    "main",
+    "sidebar",
+    "socket",
+    "tab",
+}
 DOM = re.compile(r"\b(?:document|window|sessionStorage|localStorage|navigator|WebSocket)\b[.(\[]")
 
 
@@ -33,7 +43,9 @@ def test_modules_are_small_and_say_what_they_need(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= MAX_LINES
     assert text.startswith("// ")
-    code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith(("//", "*")))
+    code = "\n".join(
+        line for line in text.splitlines() if not line.lstrip().startswith(("//", "*"))
+    )
     if path.stem not in NEED_A_BROWSER:
         assert not DOM.search(code)
 
