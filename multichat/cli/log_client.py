@@ -18,7 +18,7 @@ from multichat.client.descriptions import describe_event
 from multichat.client.front_end import FrontEnd
 from multichat.client.line_chat import LineChat
 from multichat.client.options import ChatOptions
-from multichat.client.typed_input import LocalCommand, Typed, parse_typed
+from multichat.client.typed_input import LocalCommand, Typed, parse_typed, room_command
 from multichat.errors import (
     ConnectionLost,
     InputNotText,
@@ -28,7 +28,7 @@ from multichat.errors import (
     Refused,
 )
 from multichat.log import Log, LogWriter
-from multichat.protocol.commands import COMMANDS, split_command
+from multichat.protocol.commands import COMMANDS
 from multichat.protocol.framing import Part
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
@@ -318,7 +318,6 @@ def _tag(event: Event) -> str:
 
 def _moving(typed: Typed, join: Join, chat: LineChat) -> Typed:
     """Return what a command does that moves to another room, for a client in several rooms."""
-    command = COMMANDS.find(split_command(typed.lines)[0])
-    if command is not None and command.name == "/part":
+    if room_command(typed.lines)[0] == "/part":
         return typed._replace(request=Exit(chat.next_room))
     return typed._replace(request=Enter(join.room))

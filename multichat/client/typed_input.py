@@ -8,10 +8,10 @@ from typing import NamedTuple, TypeAlias
 
 from multichat.protocol.commands import COMMANDS, split_command
 from multichat.protocol.json_codec import is_hello
-from multichat.protocol.messages import Hello, Request, SayBlock
+from multichat.protocol.messages import Hello, Request, SayBlock, room_of
 from multichat.protocol.typed_lines import may_be_disguised, parse_line, say_unless_command
 
-__all__ = ["LocalCommand", "Typed", "parse_typed"]
+__all__ = ["LocalCommand", "Typed", "parse_typed", "room_command"]
 
 
 class LocalCommand(NamedTuple):
@@ -94,3 +94,16 @@ def _parse_line(line: str, local: Collection[str], *, piped: bool) -> TypedReque
         return Hello()
     meant = say_unless_command(line) if piped else line
     return None if meant is None else parse_line(meant)
+
+
+def room_command(line: str) -> tuple[str, str]:
+    """Return the name of the command that *line* is, and its argument as a room; empty if none.
+
+    For a client in several rooms: there, `/join` and `/part` are requests of other types than those
+    that `parse_typed` returns, which move from room to room.
+    """
+    if not line.startswith("/"):
+        return "", ""
+    word, rest = split_command(line)
+    command = COMMANDS.find(word)
+    return ("" if command is None else command.name), room_of(rest.strip())

@@ -5,7 +5,7 @@ Invariants:
 1. Attempts from one address take turns: many connections at once try hardly more passwords than one
    after the other.
 2. An attempt waits behind those of origins with as many wrong attempts as its own, never behind
-   those with more: whoever guesses passwords delays other guessers, not people who log in.
+   those with more: guessing passwords delays other guessers, not people who log in.
 3. A right password does not count; with the server's own, earlier wrong ones are forgotten.
 """
 

@@ -174,7 +174,7 @@ class PresenceAnnouncer:
     def _tell_elsewhere(self, renamed: Member) -> None:
         """Announce the new name of *renamed* in its client's other rooms, too.
 
-        All announce it in one step, so that who shares several of them is told once.
+        All announce it in one step, so that a client that shares several rooms is told once.
         """
         told = set(self._members)
         for other in renamed.client.memberships.values():

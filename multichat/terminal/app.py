@@ -16,7 +16,7 @@ from multichat.client.descriptions import describe_retry
 from multichat.client.front_end import FrontEnd
 from multichat.client.line_chat import LineChat
 from multichat.client.options import ChatOptions
-from multichat.client.typed_input import LocalCommand, Typed, parse_typed
+from multichat.client.typed_input import LocalCommand, Typed, parse_typed, room_command
 from multichat.errors import (
     ConnectionLost,
     LocalProtocolError,
@@ -46,7 +46,7 @@ from multichat.protocol.messages import (
 )
 from multichat.protocol.messages import History as GetHistory
 from multichat.stdio import until_signal
-from multichat.terminal.conversation import Conversation, Own, room_command
+from multichat.terminal.conversation import Conversation, Own
 from multichat.terminal.event_loop import run_with_prompt
 from multichat.terminal.input_history import History, belongs_in_history
 from multichat.terminal.prompt import Prompt, open_prompt

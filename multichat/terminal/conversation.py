@@ -13,9 +13,8 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
-from multichat.client.typed_input import parse_typed
+from multichat.client.typed_input import parse_typed, room_command
 from multichat.errors import LineTooLong
-from multichat.protocol.commands import COMMANDS, split_command
 from multichat.protocol.messages import (
     Accepted,
     Act,
@@ -37,7 +36,6 @@ from multichat.protocol.messages import (
     SayBlock,
     TopicChanged,
     Welcome,
-    room_of,
 )
 from multichat.protocol.names import fold_name
 from multichat.terminal.completion import Completion, complete, expand_reply
@@ -46,7 +44,7 @@ from multichat.terminal.rooms import Heard, Meanwhile, Rooms
 from multichat.terminal.status import list_rooms
 from multichat.terminal.syntax import TypedLine
 
-__all__ = ["ChatState", "Conversation", "Own", "room_command"]
+__all__ = ["ChatState", "Conversation", "Own"]
 
 # The most names of clients that were renamed while they were ignored.
 _MAX_RENAMED = 4096
@@ -346,15 +344,6 @@ class Conversation:
 
     def _typed(self, request: Own, *, pending: bool = False) -> list[Line]:
         return self._renderer.typed(request, self.identity, _now(), pending=pending)
-
-
-def room_command(line: str) -> tuple[str, str]:
-    """Return the command that *line* is, and the room after it; empty if it is none."""
-    if not line.startswith("/"):
-        return "", ""
-    word, rest = split_command(line)
-    command = COMMANDS.find(word)
-    return ("" if command is None else command.name), room_of(rest.strip())
 
 
 def _room_of(request: Own) -> str:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.client.typed_input import LocalCommand, Typed, parse_typed
+from multichat.client.typed_input import LocalCommand, Typed, parse_typed, room_command
 from multichat.protocol.messages import Act, Direct, Hello, Invalid, Quit, SayBlock, Who
 
 pytestmark = pytest.mark.unit
@@ -54,3 +54,18 @@ def test_pieces_have_the_same_lines(lines: list[str], most_lines: int) -> None:
     for piece in pieces:
         if isinstance(piece.request, SayBlock):
             assert piece.request.text.count("\n") == piece.lines.count("\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("/join #ops", ("/join", "ops")),
+        ("/J ops", ("/join", "ops")),
+        ("/leave", ("/part", "")),
+        ("/part  부엌 ", ("/part", "부엌")),
+        ("//join ops", ("", "ops")),
+        ("join ops", ("", "")),
+    ],
+)
+def test_commands_about_rooms_are_recognized(line: str, expected: tuple[str, str]) -> None:
+    assert room_command(line) == expected

@@ -2,6 +2,8 @@
 
 import gc
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -36,6 +38,17 @@ async def stall_and_fill(network: MemoryServer, sender: ScriptedClient) -> Scrip
     assert await say_all(sender, ["0", "1"]) == 0
     await trio.testing.wait_all_tasks_blocked()
     return stalled
+
+
+@asynccontextmanager
+async def slow_room(
+    config: ServerConfig,
+) -> AsyncIterator[tuple[MemoryServer, ScriptedClient, ScriptedClient]]:
+    """Yield a server with a sender, a fast member, and one whose send queue is full."""
+    async with memory_server(config) as network:
+        sender = await network.join()
+        await network.join()
+        yield network, sender, await stall_and_fill(network, sender)
 
 
 async def test_wait_delays_the_sender_until_the_slow_client_reads(
@@ -79,10 +92,7 @@ async def test_after_the_wait_budget_a_slow_client_lags_and_gets_the_rest_when_i
 async def test_a_delivery_that_waited_is_released_when_the_slow_client_has_caught_up(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with memory_server(config(Slow.WAIT)) as network:
-        sender = await network.join()
-        await network.join()
-        slow = await stall_and_fill(network, sender)
+    async with slow_room(config(Slow.WAIT)) as (_, sender, slow):
         assert await say_all(sender, ["kept by nobody"]) == 2.0
         await slow.lines(3)
         await trio.testing.wait_all_tasks_blocked()
@@ -93,10 +103,7 @@ async def test_a_delivery_that_waited_is_released_when_the_slow_client_has_caugh
 async def test_a_lagging_client_that_takes_nothing_is_disconnected_after_the_stall_timeout(
     autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
-    async with memory_server(config(Slow.WAIT, stall_timeout_seconds=30)) as network:
-        sender = await network.join()
-        await network.join()
-        slow = await stall_and_fill(network, sender)
+    async with slow_room(config(Slow.WAIT, stall_timeout_seconds=30)) as (network, sender, slow):
         await say_all(sender, ["2"])
         await trio.sleep(29)
         assert len(network.server.members) == 3
@@ -114,10 +121,7 @@ async def test_a_lagging_client_that_takes_nothing_is_disconnected_after_the_sta
 async def test_a_lagging_client_that_reads_a_little_within_the_stall_timeout_stays(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with memory_server(config(Slow.WAIT, stall_timeout_seconds=30)) as network:
-        sender = await network.join()
-        await network.join()
-        slow = await stall_and_fill(network, sender)
+    async with slow_room(config(Slow.WAIT, stall_timeout_seconds=30)) as (network, sender, slow):
         await say_all(sender, [str(i) for i in range(2, 20)])
         for i in range(20):
             await trio.sleep(25)
@@ -176,10 +180,7 @@ async def test_a_trickling_reader_cannot_slow_a_room_down_for_ever(
 async def test_the_wait_budget_refills_at_a_fifteenth_of_real_time(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with memory_server(config(Slow.WAIT)) as network:
-        sender = await network.join()
-        await network.join()
-        slow = await stall_and_fill(network, sender)
+    async with slow_room(config(Slow.WAIT)) as (_, sender, slow):
         assert await say_all(sender, ["2"]) == 2.0
         await slow.lines(3)
         for _ in range(3):
@@ -193,10 +194,7 @@ async def test_the_wait_budget_refills_at_a_fifteenth_of_real_time(
 async def test_less_than_fifty_milliseconds_of_budget_is_kept_until_there_is_more(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with memory_server(config(Slow.WAIT)) as network:
-        sender = await network.join()
-        await network.join()
-        slow = await stall_and_fill(network, sender)
+    async with slow_room(config(Slow.WAIT)) as (_, sender, slow):
         assert await say_all(sender, ["2"]) == 2.0
         await slow.lines(3)
         for pause, wait in ((0.7, 0.0), (0.1, 0.8 / 15)):
@@ -297,10 +295,7 @@ async def test_waiting_is_no_longer_free_once_a_slow_reader_has_everything(
 async def test_a_lagging_client_that_half_closes_still_gets_everything(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with memory_server(config(Slow.WAIT)) as network:
-        sender = await network.join()
-        await network.join()
-        slow = await stall_and_fill(network, sender)
+    async with slow_room(config(Slow.WAIT)) as (_, sender, slow):
         await say_all(sender, [str(i) for i in range(2, 20)])
         await slow.finish()
         await trio.testing.wait_all_tasks_blocked()
@@ -349,10 +344,7 @@ async def test_a_client_that_half_closes_while_the_room_waits_for_it_gets_everyt
 async def test_a_server_notice_waits_for_a_lagging_client(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with memory_server(config(Slow.WAIT)) as network:
-        sender = await network.join()
-        await network.join()
-        slow = await stall_and_fill(network, sender)
+    async with slow_room(config(Slow.WAIT)) as (network, sender, slow):
         await say_all(sender, ["2"])
         receipts = [await network.server.broadcast(f"notice {i}") for i in range(20)]
         assert {(each.delivered + each.queued, each.lagging) for each in receipts} == {(2, 1)}
@@ -381,10 +373,7 @@ async def test_server_notices_wait_until_the_send_queue_takes_them_while_memory_
 async def test_private_messages_to_a_slow_client_delay_their_sender_only(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with memory_server(config(Slow.WAIT)) as network:
-        sender = await network.join()
-        await network.join()
-        slow = await stall_and_fill(network, sender)
+    async with slow_room(config(Slow.WAIT)) as (network, sender, slow):
         attacker = await network.join()
         started = trio.current_time()
         for _ in range(10):

@@ -20,7 +20,7 @@ from multichat.protocol.messages import (
     SayBlock,
     TopicChanged,
 )
-from multichat.terminal.conversation import Conversation, room_command
+from multichat.terminal.conversation import Conversation
 from multichat.terminal.render import Line
 from multichat.terminal.syntax import TypedLine
 from tests.support.conversations import OurChat, begun, texts, welcome
@@ -297,18 +297,3 @@ def test_the_names_of_the_room_that_is_shown_are_completed() -> None:
     assert [each.text for each in chat.complete("/msg b")] == ["bob "]
     chat.switch(2)
     assert [each.text for each in chat.complete("/msg b")] == ["bert "]
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("/join #ops", ("/join", "ops")),
-        ("/J ops", ("/join", "ops")),
-        ("/leave", ("/part", "")),
-        ("/part  부엌 ", ("/part", "부엌")),
-        ("//join ops", ("", "ops")),
-        ("join ops", ("", "")),
-    ],
-)
-def test_commands_about_rooms_are_recognized(line: str, expected: tuple[str, str]) -> None:
-    assert room_command(line) == expected
