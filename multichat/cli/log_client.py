@@ -48,8 +48,8 @@ from multichat.protocol.messages import (
 from multichat.protocol.text_codec import TEXT
 from multichat.protocol.typed_lines import (
     disguised_command,
-    holds_secret,
     may_be_disguised,
+    may_hold_secret,
     why_not_said,
 )
 from multichat.stdio import read_input, until_signal, watch_output
@@ -294,7 +294,7 @@ class LogClient(FrontEnd):
         self.sent += count
         lines = "\n".join(each.lines for each in typed)
         if may_be_disguised(lines):
-            lines = "\n".join(line for line in lines.split("\n") if not holds_secret(line))
+            lines = "\n".join(line for line in lines.split("\n") if not may_hold_secret(line))
         if lines:
             self._log.lines("TX", lines)
         await self._wait_for_output()

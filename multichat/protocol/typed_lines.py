@@ -19,21 +19,38 @@ from multichat.protocol.commands import (
     shortened,
     split_command,
 )
-from multichat.protocol.messages import Invalid, Request
+from multichat.protocol.messages import MIN_PASSPHRASE_CHARACTERS, Invalid, Request
+from multichat.protocol.names import fold_name
 
 __all__ = [
     "disguised_command",
-    "holds_secret",
+    "is_like_secret",
+    "lacks_slash",
     "looks_like",
     "may_be_disguised",
+    "may_hold_secret",
     "parse_line",
     "say_literally",
     "say_unless_command",
     "why_not_said",
+    "without_slash",
 ]
 
 # No command has a longer name; only the beginning of a longer word is compared.
 _MAX_NAME_CHARACTERS = 40
+
+# Commands with a password or a passphrase, also those of other chats; mistyped ones, such as
+# `/regsiter`, resemble them that much.
+_SECRET_COMMANDS = (
+    *(each.name for table in (COMMANDS, ADMIN_COMMANDS) for each in table if each.has_secret),
+    "/identify",
+    "/nickserv",
+    "/password",
+    "/passwd",
+)
+_LIKE_SECRET = 0.8
+_MAX_SECRET_CHARACTERS = 20
+_NO_SLASH = re.compile(r"\s*(?:login|register|passphrase|auth|account\s+add)\s+\S", re.IGNORECASE)
 
 # Slashes, and what looks like one or stands on the same key (Unicode, confusables.txt).
 _SLASHES = (
@@ -91,16 +108,51 @@ def why_not_said(command: str, table: CommandTable = COMMANDS) -> str:
     )
 
 
-def holds_secret(line: str) -> bool:
-    """Return whether *line* is, or looks like, a command with a password or a passphrase."""
+def may_hold_secret(line: str) -> bool:
+    """Return whether *line* may hold a password or a passphrase, and so is neither kept nor shown.
+
+    It is a command with one, looks like one, or like a mistyped one.  What is said is no secret.
+    """
     line = disguised_command(line) or line
-    if not line.startswith("/"):
+    if not line.startswith("/") or line.startswith("//"):
         return False
-    word, secret = split_command(line)
-    command = COMMANDS.find(word)
-    if command is None:
-        command = ADMIN_COMMANDS.find(word)
-    return command is not None and command.has_secret and bool(secret)
+    word, rest = split_command(f"/{line[1:].lstrip()}")
+    command = COMMANDS.find(word) or ADMIN_COMMANDS.find(word)
+    is_secret = is_like_secret(word) if command is None else command.has_secret
+    return is_secret and bool(rest)
+
+
+def lacks_slash(line: str) -> bool:
+    """Return whether *line* would be a command with a secret if it began with a slash."""
+    return _NO_SLASH.match(line) is not None
+
+
+def is_like_secret(word: str) -> bool:
+    """Return whether *word*, which is no command, is one with a secret, mistyped or of others."""
+    word = word.lower()
+    if len(word) > _MAX_SECRET_CHARACTERS or "/" in word[1:]:
+        return False
+    from difflib import get_close_matches  # rarely needed
+
+    return bool(get_close_matches(word, _SECRET_COMMANDS, 1, _LIKE_SECRET))
+
+
+def without_slash(line: str, own_name: str = "") -> str | None:
+    """Return the command with a passphrase that *line* would be with a slash, or None.
+
+    `login alice PASSPHRASE` is one if it is too long for a remark of three words, or is about
+    *own_name*; `register soon` is none.
+    """
+    if not lacks_slash(line):
+        return None
+    word, *rest = line.split()
+    command = COMMANDS.find(f"/{word}")
+    if command is None or not rest:
+        return None
+    takes_name = command.name == "/login"
+    is_own = takes_name and len(rest) > 1 and fold_name(rest[0]) == fold_name(own_name)
+    is_long = len(rest) == 1 + takes_name and len(rest[-1]) >= MIN_PASSPHRASE_CHARACTERS
+    return f"/{line.lstrip()}" if is_own or is_long else None
 
 
 def say_literally(text: str) -> str:
@@ -113,8 +165,9 @@ def say_literally(text: str) -> str:
 def say_unless_command(line: str) -> str | None:
     """Return what to send for *line* of a pipe: a command as it is, anything else as a message.
 
-    An unknown command, such as a path, is a message, unless it looks like a known one: the server
-    answers that.  Returns None for a disguised command, which is not said.
+    An unknown command, such as a path, is a message, unless it looks like a known one, or like a
+    mistyped one with a passphrase: the server answers that.  Returns None for a disguised command,
+    which is not said.
     """
     disguised = disguised_command(line)
     command = line if line[0] == "/" else disguised
@@ -123,7 +176,7 @@ def say_unless_command(line: str) -> str | None:
     name, rest = split_command(command)
     if COMMANDS.find(name):
         return line if disguised is None else None
-    if COMMANDS.similar(name, rest) is not None:
+    if COMMANDS.similar(name, rest) is not None or (rest and is_like_secret(name)):
         return line
     return f"/{line}" if disguised is None else f"/say {line}"
 

@@ -26,7 +26,7 @@ from multichat.protocol.commands import ADMIN_COMMANDS, split_command, unknown_c
 from multichat.protocol.framing import Part, clean
 from multichat.protocol.messages import room_of
 from multichat.protocol.names import fold_name
-from multichat.protocol.typed_lines import disguised_command, why_not_said
+from multichat.protocol.typed_lines import disguised_command, lacks_slash, why_not_said
 from multichat.server.admin_commands import split_who
 from multichat.server.bans import host_of
 from multichat.stdio import read_input
@@ -114,6 +114,8 @@ class AdminConsole:
                 self._run_command(line)
             elif (command := disguised_command(line, ADMIN_COMMANDS)) is not None:
                 self._show(why_not_said(command, ADMIN_COMMANDS))
+            elif lacks_slash(line):
+                self._show("not sent, because it may hold a passphrase: a command begins with /")
             else:
                 text = line.removeprefix("/") if line.startswith("//") else line
                 self._soon(partial(self._server.broadcast, text))

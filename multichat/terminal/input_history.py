@@ -8,12 +8,10 @@ I/O; call it from a thread.
 import os
 import stat
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 
 from multichat.files import open_regular, replace_file
-from multichat.protocol.commands import COMMANDS, split_command
-from multichat.protocol.typed_lines import disguised_command, holds_secret
+from multichat.protocol.typed_lines import lacks_slash, may_hold_secret
 
 __all__ = ["MAX_LINES", "History", "belongs_in_history"]
 
@@ -25,11 +23,6 @@ _MAX_BYTES = 1024 * 1024
 
 # Of a larger file, which another program must have written, only the end is read.
 _MAX_READ_BYTES = 4 * _MAX_BYTES
-
-# A mistyped command with a passphrase, such as `/regsiter`, is not stored either.
-_LIKE_SECRET = 0.8
-_MAX_WORD = 20
-_SECRET_COMMANDS = ("/register", "/login", "/passphrase")
 
 _MODE = 0o600
 _FOLDER_MODE = 0o700
@@ -103,15 +96,8 @@ def _make_private(fd: int) -> None:
 
 
 def belongs_in_history(line: str) -> bool:
-    """Return whether *line* belongs in the history: not if it is empty or may contain a secret."""
-    return bool(line.strip()) and not holds_secret(line) and not _may_hold_secret(line)
+    """Return whether *line* belongs in the history: not if it is empty or may hold a secret.
 
-
-def _may_hold_secret(line: str) -> bool:
-    """Return whether *line* is like a command with a passphrase, with a typing error."""
-    line = disguised_command(line) or line
-    if not line.startswith("/") or line.startswith("//"):
-        return False
-    word, secret = split_command(line)
-    like = get_close_matches(word.lower()[:_MAX_WORD], _SECRET_COMMANDS, cutoff=_LIKE_SECRET)
-    return bool(like and secret) and COMMANDS.find(word) is None
+    Nor if that lacks only its slash: whoever sent it all the same need not find it there again.
+    """
+    return bool(line.strip()) and not may_hold_secret(line) and not lacks_slash(line)

@@ -7,7 +7,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from multichat.protocol.commands import ADMIN_COMMANDS, COMMANDS, CommandTable
-from multichat.protocol.typed_lines import disguised_command, looks_like, say_literally
+from multichat.protocol.typed_lines import (
+    disguised_command,
+    looks_like,
+    say_literally,
+    without_slash,
+)
 from multichat.terminal.completion import Completion, complete
 
 if TYPE_CHECKING:
@@ -71,6 +76,18 @@ class ChatSyntax(Syntax):
     def __init__(self, conversation: "Conversation", show: "Callable[[list[Line]], None]") -> None:
         super().__init__(COMMANDS)
         self._conversation, self._show = conversation, show
+
+    def disguised(self, line: str) -> str | None:
+        """Return the command that *line* resembles without being one, or None.
+
+        So does a login without its slash: a passphrase that was said is nobody's secret any more.
+        """
+        own_name = self._conversation.identity.name
+        return super().disguised(line) or without_slash(line, own_name)
+
+    def looks_like(self, line: str) -> str | None:
+        """Return the name of the command that *line* is or resembles, or None."""
+        return super().looks_like(self.disguised(line) or line)
 
     def audience(self) -> str:
         """Return who receives messages: the members of the room."""

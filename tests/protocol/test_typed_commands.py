@@ -16,6 +16,7 @@ from multichat.protocol.typed_lines import (
     parse_line,
     say_literally,
     say_unless_command,
+    without_slash,
 )
 from multichat.testing import memory_server
 
@@ -570,10 +571,41 @@ def test_an_unknown_command_is_answered_with_a_suggestion(line: str, answer: str
         ("  x", "  x"),
         (" /usr is full", "/say  /usr is full"),
         (" /usr/bin is full", " /usr/bin is full"),
+        ("/logn alice swordfish", "/logn alice swordfish"),
+        ("/regsiter swordfish", "/regsiter swordfish"),
+        ("/Pasphrase swordfish", "/Pasphrase swordfish"),
+        (" /logn alice swordfish", " /logn alice swordfish"),
+        ("/login/page is broken", "//login/page is broken"),
+        ("/auth", "/auth"),
+        ("/auhtor", "//auhtor"),
+        ("login alice swordfish", "login alice swordfish"),
     ],
 )
 def test_in_a_pipe_only_known_commands_are_commands(line: str, sent: str | None) -> None:
     assert say_unless_command(line) == sent
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("login alice swordfish", "/login alice swordfish"),
+        (" Login alice swordfish", "/Login alice swordfish"),
+        ("login bob correct horse", "/login bob correct horse"),
+        ("register swordfish", "/register swordfish"),
+        ("passphrase swordfish", "/passphrase swordfish"),
+        ("auth swordfish", "/auth swordfish"),
+        ("login page broken", None),
+        ("login alice correct horse", None),
+        ("register now", None),
+        ("register swordfish and more", None),
+        ("login swordfish", None),
+        ("login", None),
+        ("authentication swordfish", None),
+        ("account add alice swordfish", None),
+    ],
+)
+def test_a_login_without_its_slash_is_recognized(line: str, command: str | None) -> None:
+    assert without_slash(line, own_name="Bob") == command
 
 
 async def test_a_reply_goes_to_the_last_sender_after_a_rename() -> None:

@@ -107,6 +107,14 @@ async def test_a_line_that_looks_like_a_command_is_not_broadcast(desk: Desk, sta
     assert await alice.line() == "[Server]  /usr/bin is full"
 
 
+async def test_an_account_command_without_its_slash_is_not_broadcast(desk: Desk) -> None:
+    alice = await desk.join()
+    assert await desk.type("account add bob correct horse\nthe account of bob is made") == [
+        "not sent, because it may hold a passphrase: a command begins with /"
+    ]
+    assert await alice.line() == "[Server] the account of bob is made"
+
+
 async def test_clients_and_rooms_are_listed(desk: Desk) -> None:
     assert await desk.type("/rooms\n/who") == ["nobody is connected"] * 2
     await desk.join(name="alice")

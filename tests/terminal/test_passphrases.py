@@ -66,6 +66,25 @@ async def test_a_line_that_looks_like_a_login_is_asked_about_and_then_forgotten(
         assert SECRET not in server.out
 
 
+async def test_a_login_without_its_slash_is_asked_about_and_then_run(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    async with serve(tmp_path) as server:
+        await connect_alice(terminal, server)
+        await terminal.type("t", f"register {SECRET}")
+        await terminal.wait_for("t", "looks like /register: Enter again runs it")
+        await terminal.press("t", "Enter")
+        await terminal.wait_for("t", "· you are logged in as alice")
+        await terminal.type("t", f"login alice and {SECRET}")
+        await terminal.wait_for("t", "looks like /login: Enter again runs it")
+        await terminal.press("t", "Enter")
+        await terminal.wait_for("t", "the name or the passphrase is wrong")
+        await terminal.type("t", "login page broken")
+        await terminal.wait_for("t", "alice  login page broken")
+        await assert_forgotten(terminal)
+        assert SECRET not in server.out
+
+
 async def test_a_passphrase_typed_while_the_server_is_away_is_not_among_the_unsent_lines(
     terminal: Terminal, tmp_path: Path
 ) -> None:
@@ -88,7 +107,10 @@ async def test_a_passphrase_typed_while_the_server_is_away_is_not_among_the_unse
 
 async def test_the_log_of_a_client_in_a_pipe_holds_no_passphrase(tmp_path: Path) -> None:
     async with serve(tmp_path) as server:
-        lines = f"hello\n/login alice {SECRET}\n/register {SECRET} 2\n/path/to/{SECRET[:5]}\n"
+        lines = (
+            f"hello\n/login alice {SECRET}\n/register {SECRET} 2\n/path/to/{SECRET[:5]}\n"
+            f"/logn alice {SECRET}\n /Login alice {SECRET}\n/pasphrase {SECRET}\n"
+        )
         with trio.fail_after(WAIT_SECONDS):
             result = await trio.run_process(
                 [MULTICHAT, "connect", "--log-style", LOOPBACK, str(server.port)],
