@@ -42,8 +42,8 @@ def account(
     passphrase_file: Annotated[
         Path | None,
         typer.Option(
-            help="Read the passphrase of a new account from this file; without it, it is asked "
-            "for, and not shown.",
+            help="Read the passphrase of a new account from this file; by default the command asks "
+            "for it, and does not show it.",
             show_envvar=False,
         ),
     ] = None,

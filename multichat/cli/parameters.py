@@ -82,13 +82,13 @@ Rooms = Annotated[
 ]
 Login = Annotated[
     str | None,
-    typer.Option(help="Log in to this account, and have its name.", show_default="no account"),
+    typer.Option(help="Log in to this account, and use its name.", show_default="no account"),
 ]
 PassphraseFile = Annotated[
     Path | None,
     typer.Option(
         help="Read the passphrase of --login from this file or pipe; it can also be set as "
-        "MULTICHAT_PASSPHRASE. Without either it is asked for."
+        "MULTICHAT_PASSPHRASE. Without either, the client asks for it."
     ),
 ]
 Plain = Annotated[

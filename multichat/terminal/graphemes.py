@@ -32,7 +32,7 @@ def start_of_cluster(text: str, index: int) -> int:
 
 
 def _stands_alone(character: str) -> bool:
-    """Return whether there is always a boundary between two of these; not for all that do."""
+    """Return whether it is certain that there is a boundary between two such characters."""
     return (character < "\u0300" and character != "\r") or "\u4e00" <= character <= "\u9fff"
 
 

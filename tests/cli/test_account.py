@@ -43,7 +43,7 @@ async def test_accounts_are_added_listed_and_removed(tmp_path: Path, secret: Pat
         assert journal.room("lobby").next == 1
 
 
-async def test_what_is_refused_is_one_line(tmp_path: Path, secret: Path) -> None:
+async def test_a_refused_account_command_prints_one_line(tmp_path: Path, secret: Path) -> None:
     path, short = tmp_path / "chat.db", tmp_path / "short"
     short.write_text("1234567")
     account("add", path, "alice", "--passphrase-file", secret)

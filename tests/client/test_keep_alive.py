@@ -343,7 +343,7 @@ async def test_keeping_a_name_goes_on_while_the_program_does_not_receive(
         nursery.cancel_scope.cancel()
 
 
-async def test_a_name_that_can_never_be_had_is_asked_for_once(autojump_clock: MockClock) -> None:
+async def test_an_invalid_name_is_requested_once(autojump_clock: MockClock) -> None:
     async with memory_server() as network, network.chat() as chat:
         await chat.keep_name("no such name")  # returns
         assert chat.name == "Client 1"

@@ -84,7 +84,7 @@ def test_any_other_first_line_means_text_for_good(line: str) -> None:
 
 
 @pytest.mark.parametrize("line", [*CHAT, ASKED, ACCEPTED])
-def test_chat_that_may_precede_a_welcome_decides_nothing(
+def test_chat_that_may_precede_a_welcome_settles_no_protocol(
     line: str,
 ) -> None:
     shake = Negotiation(Hello(PROTOCOL))

@@ -148,7 +148,7 @@ async def test_a_slow_server_that_makes_progress_is_never_given_up_on(
         assert trio.current_time() > lines * (SECONDS - 6)
 
 
-async def test_the_time_for_delivery_is_for_everything_after_the_end_of_input(
+async def test_the_delivery_timeout_covers_everything_after_the_end_of_input(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     timeouts = ClientTimeouts(progress=SECONDS, delivery=3 * SECONDS)

@@ -631,7 +631,7 @@ async def test_a_reply_goes_to_the_last_sender_after_a_rename() -> None:
         assert await b.line() == "[Server] pong"
 
 
-async def test_habits_of_irc_do_what_people_mean() -> None:
+async def test_irc_commands_do_what_people_expect() -> None:
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
         await b.send("/nick bob", "/join #kitchen")

@@ -628,7 +628,9 @@ async def test_rejected_connections_from_many_addresses_take_no_place_of_another
         nursery.cancel_scope.cancel(reason="all was seen")
 
 
-async def test_a_server_that_fills_up_meanwhile_says_so(log: LogRecorder) -> None:
+async def test_a_client_of_a_server_that_fills_up_meanwhile_gets_the_reason(
+    log: LogRecorder,
+) -> None:
     full = "[Server] goodbye: the server is full (limit: 1)"
     async with memory_server(asking(max_clients=1)) as network:
         a, b = await knock(network), await knock(network)

@@ -76,7 +76,7 @@ async def refused_everywhere(net: MemoryServer, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
-async def test_a_registered_name_and_what_looks_like_it_are_refused_to_others(name: str) -> None:
+async def test_a_registered_name_and_its_lookalikes_are_refused_to_others(name: str) -> None:
     async with network() as net:
         alice = await registered(net)
         await refused_everywhere(net, name)
@@ -156,7 +156,7 @@ async def test_while_a_name_is_being_registered_nobody_else_can_have_it() -> Non
 # --- Logging in -----------------------------------------------------------------------------------
 
 
-async def test_a_login_takes_the_name_from_whoever_holds_it_without_one() -> None:
+async def test_a_login_takes_the_name_from_a_client_that_is_not_logged_in() -> None:
     async with network() as net:
         mallory, text = await join(net, name="alice"), await net.join()
         await text.send("/name bob")
@@ -206,7 +206,7 @@ async def test_a_session_of_an_account_stays_logged_in() -> None:
                 assert (alice.welcome["name"], alice.welcome["account"]) == (name, "alice")
 
 
-async def test_a_resume_does_not_take_the_name_from_whoever_is_logged_in() -> None:
+async def test_a_resume_does_not_take_the_name_from_a_later_login() -> None:
     async with network() as net:
         first = await registered(net)
         await first.reset()

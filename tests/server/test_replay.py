@@ -188,7 +188,7 @@ def test_a_large_block_is_replayed_in_pieces() -> None:
     assert all(len(part) <= 256 * 1024 for part in parts)
 
 
-def test_a_block_is_encoded_once_for_all_who_are_replayed_to() -> None:
+def test_a_block_is_encoded_once_for_all_replays() -> None:
     blocks = [block(0, 3), block(3, 3)]
     encode_next(blocks, Lag(0), TEXT, ME, max_bytes=9999)
     encoded = [each.encoded(TEXT) for each in blocks]

@@ -242,7 +242,7 @@ async def test_events_about_others_name_the_room_after_enter_only(autojump_clock
         assert (await new.ask("history"))["room"] == "lobby"
 
 
-async def test_a_new_name_is_told_once_and_without_a_room(autojump_clock: Clock) -> None:
+async def test_a_new_name_is_announced_once_and_without_a_room(autojump_clock: Clock) -> None:
     rooms: dict[str, object] = {"a": {}, "b": {}, "c": {}}
     async with memory_server() as network:
         alice, bob = [await join(network, name=n, rooms=rooms) for n in ("alice", "bob")]
@@ -260,7 +260,7 @@ async def test_a_new_name_is_told_once_and_without_a_room(autojump_clock: Clock)
             assert await until_quiet(each) == [{**renamed, "old": "bert", "name": "bob"}]
 
 
-async def test_a_new_name_is_told_once_by_rooms_that_announce_at_different_times(
+async def test_a_new_name_is_announced_once_by_rooms_that_announce_at_different_times(
     autojump_clock: Clock,
 ) -> None:
     """A room that has just announced something waits for a second before the next time."""
@@ -295,7 +295,7 @@ async def test_a_client_that_has_just_joined_is_announced_with_its_new_name(
         assert [(e["type"], e["name"]) for e in await until_quiet(in_b)] == [("joined", "bert")]
 
 
-async def test_left_comes_for_each_room(autojump_clock: Clock) -> None:
+async def test_a_client_that_leaves_is_announced_in_each_room(autojump_clock: Clock) -> None:
     rooms: dict[str, object] = {"a": {}, "b": {}}
     async with memory_server() as network:
         alice, bob = [await join(network, name=n, rooms=rooms) for n in ("alice", "bob")]
@@ -564,7 +564,7 @@ async def test_refused_rooms_do_not_accumulate_over_resumes() -> None:
 # --- Slow clients ---------------------------------------------------------------------------------
 
 
-async def test_missed_comes_per_room(autojump_clock: Clock) -> None:
+async def test_missed_messages_are_counted_for_each_room(autojump_clock: Clock) -> None:
     config = ServerConfig(slow=Slow.DROP, send_queue_batches=1)
     async with memory_server(config) as network:
         slow = await JsonClient(await network.join(lockstep=True)).hello(rooms={"a": {}, "b": {}})
@@ -667,7 +667,7 @@ async def test_the_text_protocol_stays_with_one_room() -> None:
         assert [each.rooms for each in network.server.members] == [("lobby",)]
 
 
-async def test_text_clients_hear_nothing_of_other_rooms() -> None:
+async def test_text_clients_get_no_events_of_other_rooms() -> None:
     async with memory_server() as network:
         text = await network.join()
         alice = await join(network, rooms={"lobby": {}, "a": {}})

@@ -80,7 +80,7 @@ def test_the_history_of_another_room_is_shown_there() -> None:
     assert texts(chat.switch(1))[1:] == ["· the last message:", "bob  one"]
 
 
-def test_earlier_messages_are_not_unread_and_alert_nobody() -> None:
+def test_earlier_messages_are_neither_unread_nor_alerts() -> None:
     chat = begun("lobby", "kitchen", "lobby", last="x-5")
     assert take(chat, said("kitchen", 5, "alice?"), said("kitchen", 6, "alice!")) == ["(alert)"]
     assert unread(chat)["kitchen"] == (1, 1)

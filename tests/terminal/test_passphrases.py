@@ -51,7 +51,7 @@ async def test_a_passphrase_is_not_on_the_screen_nor_in_the_input_history(
         assert SECRET not in server.out
 
 
-async def test_a_line_that_looks_like_a_login_is_asked_about_and_then_forgotten(
+async def test_a_line_that_looks_like_a_login_needs_confirmation_and_is_not_stored(
     terminal: Terminal, tmp_path: Path
 ) -> None:
     async with serve(tmp_path) as server:

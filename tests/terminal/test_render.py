@@ -337,7 +337,7 @@ def test_any_text_renders_as_one_clean_line_with_our_styles(
         assert clean(whole) == whole
 
 
-def test_what_looks_like_markup_is_text() -> None:
+def test_text_that_looks_like_markup_is_not_interpreted() -> None:
     text = "<b>bold</b> &amp; <ansired>no</ansired> \x1b[31mred"
     assert shown(Said(client=2, name="bob", text=text)) == [
         "10:30 bob  <b>bold</b> &amp; <ansired>no</ansired> ␛[31mred"

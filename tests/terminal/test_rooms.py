@@ -60,7 +60,7 @@ def test_the_first_room_is_shown_and_others_when_asked_for() -> None:
     assert rooms.at(0) is rooms.at(3) is None
 
 
-def test_what_was_said_meanwhile_comes_once_and_counts_until_then() -> None:
+def test_messages_of_other_rooms_count_as_unread_until_they_are_shown_once() -> None:
     rooms = entered("kitchen", "lobby")
     keep(rooms, "kitchen", "one")
     keep(rooms, "kitchen", "two, alice", mention=True)

@@ -203,7 +203,7 @@ async def test_a_paste_that_is_too_long_is_reported(terminal: Terminal, tmp_path
         await wait_for_input(terminal, "t", "typed before")
 
 
-async def test_a_line_too_long_for_the_server_comes_back(
+async def test_a_line_too_long_for_the_server_returns_to_the_input_line(
     terminal: Terminal, tmp_path: Path
 ) -> None:
     file = tmp_path / "pasted"
