@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from traceback import TracebackException
 
 from multichat.protocol.framing import clean, clean_lines
 from multichat.protocol.timestamps import TimeFormatter
@@ -44,6 +45,14 @@ REPEAT_SECONDS = 60.0
 
 # The longest time that a slow output may delay the end of the program.
 CLOSE_SECONDS = 1.0
+
+# Kinds of faults whose traceback is logged.
+_MAX_FAULTS = 100
+
+# Of such a traceback: the text of an exception may quote a long message, and a group of them may
+# hold thousands.
+_MAX_FAULT_LINES = 100
+_MAX_FAULT_CHARACTERS = 300
 
 
 class Lines:
@@ -84,6 +93,7 @@ class Log:
 
     def __init__(self, component: str) -> None:
         self._logger = logging.getLogger(f"multichat.{component}")
+        self._faults: set[tuple[str, type[BaseException]]] = set()
 
     def line(self, tag: str, text: str, level: int = logging.INFO) -> None:
         """Log one line; *text* is cleaned."""
@@ -105,6 +115,31 @@ class Log:
         """Log a bug of multichat in one line, and its traceback at level DEBUG."""
         self.line("STATE", f"{text}: {error!r}", logging.ERROR)
         self._logger.debug("[STATE] %s", clean(text), exc_info=error)
+
+    def fault(
+        self,
+        text: str,
+        error: BaseException,
+        level: int = logging.ERROR,
+        *,
+        tag: str = "STATE",
+        is_secret: bool = False,
+    ) -> None:
+        """Log a fault of the program's own function: a line, and the traceback the first time.
+
+        If it *is_secret* what was raised, only its type and the places are logged.
+        """
+        kind = type(error)
+        if not is_secret:
+            self.line(tag, text, level)
+        if (text, kind) not in self._faults and len(self._faults) < _MAX_FAULTS:
+            self._faults.add((text, kind))
+            traced = TracebackException.from_exception(error)
+            pieces = traced.stack.format() if is_secret else traced.format()
+            head = f"{text} {kind.__name__}, in\n" if is_secret else ""
+            lines = (head + "".join(pieces).rstrip("\n")).split("\n")[:_MAX_FAULT_LINES]
+            block = clean_lines("\n".join(line[:_MAX_FAULT_CHARACTERS] for line in lines))
+            self._lines(Lines(f"[{tag}] ", block), level)
 
     def _lines(self, lines: Lines, level: int = logging.INFO) -> None:
         # Not through `Logger.log`, which looks up the caller: that costs more than a whole batch.

@@ -19,6 +19,7 @@ from typing import NoReturn, TypeAlias, TypeVar
 import trio
 
 from multichat.errors import InvalidName, LineTooLong
+from multichat.log import Log
 from multichat.net import transport
 from multichat.protocol.auth import (
     PASSWORD_ACCEPTED,
@@ -93,7 +94,8 @@ With `ServerConfig.password`, it is called once that password was sent; None ref
 
 Runs in the client's own task, delays nobody else, and has `ServerConfig.auth_seconds` for each
 call.  If it takes longer, raises, or returns anything else, the client is refused and the reason is
-logged, without what was raised: that may hold a password.
+logged; of what it raised the type and the places in the program, not the text: that may hold a
+password.
 """
 
 
@@ -103,8 +105,10 @@ class Authentication:
     *web_url* is where the server's page is, empty without one.
     """
 
-    def __init__(self, config: ServerConfig, authenticate: Authenticate | None = None) -> None:
-        self._config = config
+    def __init__(
+        self, config: ServerConfig, log: Log, authenticate: Authenticate | None = None
+    ) -> None:
+        self._config, self._log = config, log
         self._authenticate = authenticate
         self.web_url = ""
         self._attempts = PasswordAttempts(config.timeouts)
@@ -136,6 +140,7 @@ class Authentication:
             try:
                 decision = await self._authenticate(request)
             except Exception as error:  # noqa: BLE001 - the program's own function
+                self._log.fault("authenticate raised", error, is_secret=True)
                 raise _not_admitted(f"authenticate raised {type(error).__name__}") from None
         if in_time.cancelled_caught:
             raise _not_admitted(f"authenticate took more than {self._config.auth_seconds:g} s")

@@ -76,7 +76,7 @@ class Bots:
             if not started:
                 raise
             called = name or getattr(bot, "__name__", "without a name")
-            self._log.crash(f"the bot {called} crashed", error)
+            self._log.fault(f"the bot {called} raised {type(error).__name__}", error)
 
     async def _serve(self, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
         await self._handle(stream)

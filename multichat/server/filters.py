@@ -170,16 +170,22 @@ class Filters:
                 return
 
     def _tell_raised(self, function: Filter, error: BaseException) -> None:
-        self._tell(function, type(error).__name__, f"raised {_shown(error)}")
+        self._tell(function, type(error).__name__, f"raised {_shown(error)}", error)
 
     def _tell_slow(self, function: Filter) -> None:
         self._tell(function, "is too slow", f"took more than {self._seconds:g} s")
 
-    def _tell(self, function: Filter, kind: str, what: str) -> None:
+    def _tell(
+        self, function: Filter, kind: str, what: str, error: BaseException | None = None
+    ) -> None:
         if (function, kind) not in self._told:
             self._told.add((function, kind))
             name = getattr(function, "__qualname__", None) or repr(function)
-            self._log.line("FILTER", f"{name} {what}; messages pass unchanged", WARNING)
+            text = f"{name} {what}; messages pass unchanged"
+            if error is None:
+                self._log.line("FILTER", text, WARNING)
+            else:
+                self._log.fault(text, error, WARNING, tag="FILTER")
 
 
 def passed(text: str | None) -> str:

@@ -17,7 +17,8 @@ OnJoin: TypeAlias = Callable[[MemberInfo], Awaitable[object]]
 
 Called a tenth of a second after the join, when the client has sent its name, with the member's
 current state; not called if the client has left by then, or has resumed its session.  Each call
-runs in a task of its own, and nothing waits for it.  Exceptions are logged.
+runs in a task of its own, and nothing waits for it.  Exceptions are logged, with the traceback of
+the first of each type.
 """
 
 
@@ -55,7 +56,7 @@ class JoinHook:
                     self._joined.remove(client)
                     await on_join(client.info())
         except Exception as error:  # noqa: BLE001 - the program's own function
-            self._log.crash("on_join crashed", error)
+            self._log.fault(f"on_join raised {type(error).__name__}", error)
         finally:
             self._running.discard(client)
             self._joined.discard(client)

@@ -138,7 +138,7 @@ class Server:
             hasher=hasher,
         )
         self._admission = Admission(self.config)
-        self._authentication = Authentication(self.config, authenticate)
+        self._authentication = Authentication(self.config, self._log, authenticate)
         self._turns = Turns(shares)
         self.admin = AdminCommands(self, self._registry)
         self._filters = Filters(

@@ -178,7 +178,17 @@ async def test_a_function_that_fails_refuses_the_client_with_one_log_line(
     async with memory_server(authenticate=function) as network:
         client = ScriptedClient(network.connect())
         assert await client.rest() == [NOT_ADMITTED]
-    assert log.lines == [f"[INFO] [server] [STATE] Refused a client: {reason}"]
+        again = ScriptedClient(network.connect())
+        assert await again.rest() == [NOT_ADMITTED]
+    refused = f"[INFO] [server] [STATE] Refused a client: {reason}"
+    assert [line for line in log.lines if "[ERROR]" not in line] == [refused] * 2
+    traced = [line for line in log.lines if "[ERROR]" in line]
+    if function is raises:  # where it did, once, and not what, which may hold a password
+        assert traced[0] == "[ERROR] [server] [STATE] authenticate raised LookupError, in"
+        assert traced[-2].endswith(", in raises")
+        assert len([line for line in traced if ", in raises" in line]) == 1
+    else:
+        assert not traced
 
 
 async def test_a_slow_decision_delays_nobody_else(autojump_clock: trio.testing.MockClock) -> None:
@@ -323,7 +333,9 @@ async def test_a_join_function_that_fails_or_hangs_delays_nobody(
         await trio.sleep(1)
         await first.send("hello")
         assert await second.line() == "[Client 1] hello"
-    assert any("on_join crashed" in line for line in log.lines)
+    assert "[ERROR] [server] [STATE] on_join raised LookupError" in log.lines
+    assert "[ERROR] [server] [STATE] LookupError: nothing there" in log.lines
+    assert any(line.endswith(", in fail") for line in log.lines)
 
 
 @pytest.mark.process
