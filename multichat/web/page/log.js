@@ -15,6 +15,9 @@ const NEAR_PIXELS = 500;
 // Nearer to the end than this, the log follows.
 const AT_END_PIXELS = 40;
 
+/** What somebody reads in a row: its head comes and goes with the rows above it. */
+const textOf = (row) => row.querySelector(".text") ?? row;
+
 const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
 const DAY = new Intl.DateTimeFormat(undefined, { weekday: "long", day: "numeric", month: "long", year: "numeric" });
 const FULL = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "medium" });
@@ -76,6 +79,8 @@ export class Log {
   _render() {
     const { items, divider } = this._conversation;
     const anchor = this._window.isFollowing ? null : this._anchor();
+    // In the same step: a line between days may go, and there may be nothing above to scroll to.
+    if (anchor && this._scroller.scrollTop < NEAR_PIXELS) this._window.up(items);
     const [start, end] = this._window.range(items);
     const rows = rowsOf(items, start, end, divider);
     if (this._isBeginning(start)) rows.unshift({ key: "beginning", signature: "", kind: "beginning" });
@@ -115,8 +120,8 @@ export class Log {
   _anchor() {
     const top = this._scroller.getBoundingClientRect().top;
     for (const [key, { element: row }] of this._inOrder()) {
-      const { bottom, top: rowTop } = row.getBoundingClientRect();
-      if (bottom > top && !key.startsWith("d")) return { key, offset: rowTop - top };
+      const { bottom, top: itsTop } = textOf(row).getBoundingClientRect();
+      if (bottom > top && !key.startsWith("d")) return { key, offset: itsTop - top };
     }
     return null;
   }
@@ -130,7 +135,7 @@ export class Log {
     const row = this._drawn.get(key)?.element;
     if (!row) return;
     const top = this._scroller.getBoundingClientRect().top;
-    this._scroller.scrollTop += row.getBoundingClientRect().top - top - offset;
+    this._scroller.scrollTop += textOf(row).getBoundingClientRect().top - top - offset;
   }
 
   _stick() {
