@@ -37,7 +37,7 @@ __all__ = ["Heard", "Meanwhile", "Room", "Rooms"]
 # Several screens.
 _MAX_KEPT = 200
 
-# A tenth of the longest messages of our own server.
+# As many of our server's longest messages would take ten times as much.
 _MAX_KEPT_CHARACTERS = 1024 * 1024
 
 # The most names of a room that are kept for completion.
