@@ -304,7 +304,7 @@ class TooManyRooms(RemoteProtocolError):
             if of_client
             else f"too many rooms (limit: {limit})"
         )
-        self.limit = limit
+        self.limit, self.seconds = limit, seconds
 
 
 class NobodyThere(RemoteProtocolError):

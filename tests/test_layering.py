@@ -70,6 +70,7 @@ ALLOWED = {
     "h11",  # HTTP without I/O
     "hashlib",
     "heapq",
+    "hmac",
     "http",
     "ipaddress",
     "itertools",

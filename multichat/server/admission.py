@@ -204,15 +204,20 @@ class PendingSlot:
     """
 
     def __init__(self, admission: Admission, origin: Origin | None) -> None:
-        self._admission, self.origin = admission, origin
-        self.address = None if origin is None else origin.address
-        self.site = None if origin is None else origin.site
+        self._admission = admission
+        self.count_for(origin)
         self.scope = trio.CancelScope()
 
     def __enter__(self) -> Self:
         self._admission.add_pending(self)
         self.scope.__enter__()
         return self
+
+    def count_for(self, origin: Origin | None) -> None:
+        """Count it for *origin*, which turned out to be the client's, from now on."""
+        self.origin = origin
+        self.address = None if origin is None else origin.address
+        self.site = None if origin is None else origin.site
 
     async def queue(self, seconds: float) -> None:
         """Wait for *seconds* without the slot; raises `AdmissionRefused`."""

@@ -12,6 +12,7 @@ from multichat.protocol.ids import message_id
 from multichat.protocol.messages import Notice, SaidBlock
 
 if TYPE_CHECKING:
+    from multichat.server.log_rate import ClientLog
     from multichat.server.member import Member
     from multichat.server.session_store import Submission
 
@@ -118,6 +119,8 @@ class Receipt:
 class Delivery:
     """A publish under way: *said* from *sender*, or a *notice* of the server's, and its counts.
 
+    *sender* is None for an author who is no client; *log* is where the messages are logged.
+
     *to* are the members that get it, by codec, if these are not all live ones.  *messages* is how
     many there are; *submission* is set if they have nonces.  Until *free_until*, set by the first
     wait, waiting for slow members may be free.
@@ -126,6 +129,7 @@ class Delivery:
     said: SaidBlock
     messages: int
     sender: "Member | None" = None
+    log: "ClientLog | None" = None
     notice: Notice | None = None
     to: "Mapping[Codec, Mapping[int, Member]] | None" = None
     submission: "Submission | None" = None

@@ -10,14 +10,14 @@ Invariants:
    is away, or if it has never been connected.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import trio
 
 from multichat.errors import Banned, NameTaken
-from multichat.protocol.lookalikes import NameIndex
+from multichat.protocol.lookalikes import NameIndex, lookalike_keys
 from multichat.protocol.names import fold_name
 from multichat.server.client import Client
 from multichat.server.room import Room
@@ -54,7 +54,7 @@ class NameRegistry:
 
     A name is reserved for *keep_seconds* after its client has disconnected.  *is_banned* says
     whether a name is banned, and *check_account* raises `NameTaken` for a name that belongs to
-    another account than the given one.
+    another account than the given one.  Nobody can have one of the names that are *reserved*.
     """
 
     def __init__(
@@ -62,7 +62,9 @@ class NameRegistry:
         keep_seconds: float,
         is_banned: Callable[[str], bool],
         check_account: Callable[[str, str], None],
+        reserved: Sequence[str] = (),
     ) -> None:
+        self._reserved = frozenset(key for name in reserved for key in lookalike_keys(name))
         self._keep_seconds = keep_seconds
         self._is_banned, self._check_account = is_banned, check_account
         self._names: NameIndex[_Holder] = NameIndex()
@@ -79,6 +81,8 @@ class NameRegistry:
 
     def check(self, client: Client, name: str) -> None:
         """Raise `NameTaken` or `Banned` if *client* cannot have that *name*."""
+        if not self._reserved.isdisjoint(lookalike_keys(name)):
+            raise NameTaken(name)
         self._check_account(name, client.account)
         now = trio.current_time()
         is_own = client.account == fold_name(name)
@@ -89,6 +93,16 @@ class NameRegistry:
                 continue
             is_same = fold_name(other.name) == fold_name(name)
             raise NameTaken(name, "" if is_same else other.name)
+        self.check_banned(name)
+
+    def check_author(self, name: str) -> None:
+        """Raise `NameTaken` or `Banned` if a message cannot be from nobody with that *name*."""
+        self._check_account(name, "")
+        now = trio.current_time()
+        for other in self._names.lookalikes(name):
+            if isinstance(other, Client) or other.until > now:
+                is_same = fold_name(other.name) == fold_name(name)
+                raise NameTaken(name, "" if is_same else other.name)
         self.check_banned(name)
 
     def check_banned(self, name: str) -> None:

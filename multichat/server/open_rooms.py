@@ -101,13 +101,14 @@ class OpenRooms:
         self,
         name: str,
         *,
-        opener: Client | None = None,
+        opener: Client | str | None = None,
         closing: int = 0,
         resuming: bool = False,
     ) -> Room:
         """Return the room called *name*; raises `InvalidName` or `TooManyRooms`.
 
-        If it is new, *opener* has opened it.  *closing* is how many rooms are about to close.
+        If it is new, *opener* has opened it: a client, or who else counts as one.  *closing* is how
+        many rooms are about to close.
 
         The rules for names apply to new rooms: one with members or messages, or of a session that
         is *resuming*, may have a name that earlier rules allowed.
@@ -180,12 +181,14 @@ class OpenRooms:
         if is_new and (others := self._names.lookalikes(name)):
             raise InvalidName(f"the room {name} would look like {others[0].name}, which is open")
 
-    def _count_new_room(self, client: Client) -> None:
-        """Raise `TooManyRooms` if *client*, or its address, has opened too many new rooms."""
-        creator = client.origin
+    def _count_new_room(self, opener: Client | str) -> None:
+        """Raise `TooManyRooms` if *opener*, or its address, has opened too many new rooms."""
+        creator = opener if isinstance(opener, str) else opener.origin
         # All clients behind a proxy or a tunnel share the address of this machine.
-        if creator is None or is_loopback(creator.partition("/")[0]):
-            creator = f"client {client.number}"
+        if isinstance(opener, Client) and (
+            creator is None or is_loopback(creator.partition("/")[0])
+        ):
+            creator = f"client {opener.number}"
         if seconds := self._new_rooms.take(creator, trio.current_time()):
             raise TooManyRooms(self._config.max_new_rooms, seconds)
 
@@ -198,14 +201,15 @@ class OpenRooms:
         """Take *member* out of its room; see `Room.leave`."""
         self.list.forget()
         member.room.leave(member, reason, away=away)
-        self._close_if_empty(member.room)
+        self.close_if_empty(member.room)
 
     def leave_all(self, client: Client, reason: str = "", *, away: bool = False) -> None:
         """Take *client* out of all its rooms."""
         for member in list(client.memberships.values()):
             self.leave(member, reason, away=away)
 
-    def _close_if_empty(self, room: Room) -> None:
+    def close_if_empty(self, room: Room) -> None:
+        """Close *room* if it has no members, once its messages are delivered."""
         if room or self._rooms.get(room.key) is not room:
             return
         if room.is_delivering and self._closing is None:  # a message under way is not delivered yet
@@ -217,4 +221,4 @@ class OpenRooms:
 
     async def _close_later(self, room: Room) -> None:
         await room.wait_delivered()
-        self._close_if_empty(room)
+        self.close_if_empty(room)

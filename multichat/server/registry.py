@@ -48,6 +48,7 @@ from multichat.server.open_rooms import OpenRooms
 from multichat.server.passphrases import Hasher
 from multichat.server.room import Room
 from multichat.server.session_store import SessionStore, StoredSession
+from multichat.web.config import WEBHOOK_NAME
 
 __all__ = ["Refusal", "Registry"]
 
@@ -75,8 +76,9 @@ class Registry:
     *journal*, which is open, stores the messages.  *is_banned* says whether a name is banned,
     *on_join* is called for each join, and *hasher* hashes passphrases.
 
-    *rooms* are the open rooms.  *budget* is the memory for connected clients: above it, those that
-    hold most are disconnected.  *web_url* is where the server's page is, empty without one.
+    *rooms* are the open rooms, *log_rates* the logs of all who speak.  *budget* is the memory for
+    connected clients: above it, those that hold most are disconnected.  *web_url* is where the
+    server's page is, empty without one.
     """
 
     def __init__(
@@ -105,11 +107,16 @@ class Registry:
         self._shedding = False
         self._config = config
         self._log = log
-        self._log_rates = LogRates(log, config.log_rate, start_soon)
+        self.log_rates = LogRates(log, config.log_rate, start_soon)
         self._start_soon = start_soon
         self._clients: dict[int, Client] = {}
         self.accounts = Accounts(config, journal, hasher)
-        self._names = NameRegistry(config.away_seconds, is_banned, self.accounts.check_name)
+        self._names = NameRegistry(
+            config.away_seconds,
+            is_banned,
+            self.accounts.check_name,
+            reserved=(WEBHOOK_NAME,) if config.web.webhook_tokens else (),
+        )
         self.logins = Logins(self.accounts, self._names, self._renamed, start_soon)
         self.rooms = OpenRooms(config, log, start_soon, journal, self.disconnect)
 
@@ -154,7 +161,7 @@ class Registry:
     def add(self, client: Client) -> None:
         """Let *client* into the lobby.  A closed server disconnects it."""
         self._clients[client.number] = client
-        client.log = self._log_rates.open(client.number, client.origin)
+        client.log = self.log_rates.open(client.number, client.origin)
         self._join(client, self.rooms.open(LOBBY))
         self._log.line("STATE", f"Client {client.number} connected")
         if self.closed:
@@ -187,7 +194,7 @@ class Registry:
         client.send_queue.close(last_words)
         self._join_hook.discard(client)
         self._take_out(client, reason, away=stored_session is not None)
-        self._log_rates.close(client.log)
+        self.log_rates.close(client.log)
         suffix = f" ({reason})" if reason else ""
         self._log.line("STATE", f"Client {client.number} disconnected{suffix}")
         client.on_leave(reason)
@@ -330,6 +337,10 @@ class Registry:
         self._names.take(client, name)
         self._renamed(client, old)
         return old
+
+    def check_author(self, name: str) -> None:
+        """Raise `NameTaken` or `Banned` if nobody but a client may speak under that *name*."""
+        self._names.check_author(name)
 
     def _renamed(self, client: Client, old: str) -> None:
         """Announce the new name of *client*, which was *old*, and store name and login."""

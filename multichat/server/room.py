@@ -20,6 +20,7 @@ Invariants:
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
+from typing import NamedTuple
 
 import trio
 
@@ -46,17 +47,30 @@ from multichat.server.broadcast import Batch, Block, Counts, Delivery, Receipt, 
 from multichat.server.client import Client
 from multichat.server.config import ServerConfig, Slow
 from multichat.server.lag import Lag
+from multichat.server.log_rate import ClientLog
 from multichat.server.member import Member
 from multichat.server.page_cache import PageCache
 from multichat.server.presence_announcer import PresenceAnnouncer
 from multichat.server.recent_messages import Ring, RingBudget
 from multichat.server.replay import Replayer
-from multichat.server.session_store import Submission
+from multichat.server.session_store import StoredSession, Submission
 from multichat.server.slow_clients import SlowClients
 
-__all__ = ["Room"]
+__all__ = ["Author", "Room"]
 
 _SENT, _QUEUED, _FULL, _CLOSED = SendResult  # once: an enum's members are slow to look up
+
+
+class Author(NamedTuple):
+    """Who says something: with a *log* and, if it has nonces, a *session* that remembers them.
+
+    *number* is the client's, 0 for somebody who is none.
+    """
+
+    name: str
+    log: ClientLog
+    session: StoredSession | None = None
+    number: int = 0
 
 
 class Room:
@@ -232,7 +246,22 @@ class Room:
         if self._closing or sender not in self:
             await trio.lowlevel.checkpoint()
             return Receipt()
-        delivery, pending = self._number(sender, block, checks)
+        client = sender.client
+        author = Author(client.name, client.log, client.stored_session, client.number)
+        return await self._publish(author, block, checks, sender)
+
+    async def post(self, author: "Author", block: SayBlock, checks: bytes = b"") -> Receipt:
+        """Publish *block* from *author*, who is no client and need not be there; see `publish`."""
+        if self._closing:
+            await trio.lowlevel.checkpoint()
+            return Receipt()
+        return await self._publish(author, block, checks)
+
+    async def _publish(
+        self, author: "Author", block: SayBlock, checks: bytes, sender: Member | None = None
+    ) -> Receipt:
+        delivery, pending = self._number(author, block, checks)
+        delivery.sender = sender
         try:
             self._order.acquire_nowait()
         except trio.WouldBlock:
@@ -256,23 +285,24 @@ class Room:
                 delivery.submission.settle()
 
     def _number(
-        self, sender: Member, block: SayBlock, checks: bytes
+        self, author: "Author", block: SayBlock, checks: bytes
     ) -> tuple[Delivery, PendingWrite | None]:
-        """Give messages their numbers, and pass them to the journal and the sender's session."""
-        journal, client = self._journal, sender.client
+        """Give messages their numbers, and pass them to the journal and the author's session."""
+        journal = self._journal
         said = SaidBlock(
             journal.epoch,
             journal.next,
             utc_now(),
             self.name,
-            client.number,
-            client.name,
+            author.number,
+            author.name,
             block.text,
             block.act,
         )
-        pending = journal.append(said, block.nonces, checks)
-        delivery = Delivery(said, journal.next - said.first, sender)
-        if block.nonces and client.stored_session is not None:
+        nonces, session = block.nonces, author.session
+        pending = journal.append(said, nonces, checks) if author.number else journal.append(said)
+        delivery = Delivery(said, journal.next - said.first, log=author.log)
+        if nonces and session is not None:
             delivery.submission = Submission(
                 said.epoch,
                 said.first,
@@ -281,7 +311,7 @@ class Room:
                 pending=pending,
                 delivered=trio.Event(),
             )
-            client.stored_session.remember(block.nonces, delivery.submission)
+            session.remember(nonces, delivery.submission)
         return delivery, pending
 
     async def notify(self, text: str, told: set[Client]) -> Receipt:
@@ -347,14 +377,15 @@ class Room:
         return delivery.receipt()
 
     def _log_delivery(self, delivery: Delivery) -> None:
-        said, sender = delivery.said, delivery.sender
+        said = delivery.said
         speaker = TEXT.format_sender(said.name, act=said.act)
         if delivery.to is not None:
             clients = delivery.lagging + sum(map(len, delivery.to.values()))
             self._log.said(speaker, said.text, clients, "TX")
-        elif sender is not None:
-            clients = len(self.members) + (sender.client.number not in self.members)
-            sender.client.log.said(speaker, said.text, delivery.messages, clients)
+        elif delivery.log is not None:
+            # The sender counts, also when it has left.
+            away = bool(said.client) and said.client not in self.members
+            delivery.log.said(speaker, said.text, delivery.messages, len(self.members) + away)
 
     def _try_send_to_all(self, batch: Batch, delivery: Delivery) -> list[Member]:
         """Queue *batch* for every live member; return those whose send queue is full.

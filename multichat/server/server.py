@@ -459,9 +459,12 @@ class Server:
 
     @cached_property
     def _web(self) -> "WebPort":
-        from multichat.server.web import WebPort  # imports h11, which other servers do not need
+        # They import h11, which other servers do not need.
+        from multichat.server.web import WebPort
+        from multichat.server.webhook import Webhook
 
-        return WebPort(self, self._connections, self._admission, self._turns, self._log)
+        webhook = Webhook(self.config, self._registry, self._filters)
+        return WebPort(self, self._connections, self._admission, self._turns, self._log, webhook)
 
     async def handle_web(
         self, stream: trio.abc.Stream, *, tls: ssl.SSLContext | None = None

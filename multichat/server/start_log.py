@@ -69,6 +69,9 @@ def log_start(
         log.line("start", text)
     if starting.is_encrypted or not any(map(is_reachable_remotely, (*starting.tcp, *starting.web))):
         return
+    if config.web.webhook_tokens and any(map(is_reachable_remotely, starting.web)):
+        warning = "Webhook tokens are sent in plain text beyond this machine: add --tls-cert"
+        log.line("start", warning, WARNING)
     if config.password is None:
         # Not at level WARNING: the specification's log has one level up to here.
         warning = "Reachable from other machines without TLS or a password: "

@@ -18,7 +18,7 @@ from email.utils import formatdate
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from ssl import SSLContext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
@@ -32,12 +32,14 @@ from multichat.server.admission import Admission, AdmissionRefused, PendingSlot
 from multichat.server.bans import host_of
 from multichat.server.connections import Connections
 from multichat.server.origin import Origin
+from multichat.server.webhook import Webhook
 from multichat.web.forwarded import Peer, Proxies
 from multichat.web.handshake import Handshake, shake_hands
 from multichat.web.hosts import own_names
-from multichat.web.http import HttpError, NotHttp, Request, RequestReader, Response
+from multichat.web.http import CONTINUE, HttpError, NotHttp, Request, RequestReader, Response
 from multichat.web.page_files import PageFiles
-from multichat.web.site import Health, Site, Upgrade
+from multichat.web.site import Health, Post, Site, Upgrade
+from multichat.web.webhook import Posted, error_response, max_body, read_posted
 
 if TYPE_CHECKING:
     from multichat.server.server import Server
@@ -54,7 +56,9 @@ _NOT_HTTP = "this is the web port: chat clients use the other port of the server
 
 
 class WebPort:
-    """The web port of *server*, with its *connections*, *admission* and *turns*; starts nothing.
+    """The web port of *server*; starts nothing.
+
+    *connections*, *admission*, *turns* and *webhook* are the server's.
 
     *contents* are the page's files by their paths, by default those of the package.
     """
@@ -66,6 +70,7 @@ class WebPort:
         admission: Admission,
         turns: Turns,
         log: Log,
+        webhook: Webhook,
         *,
         contents: Mapping[str, bytes] | None = None,
     ) -> None:
@@ -75,6 +80,7 @@ class WebPort:
         self._proxies = Proxies(self._config.web.proxies)
         page = PageFiles(_read_page() if contents is None else contents)
         self._site = Site(page, self._config.web, own_names(socket.gethostname()))
+        self._webhook = webhook
 
     async def handle(self, stream: trio.abc.Stream, *, tls: SSLContext | None = None) -> None:
         """Serve one connection until it is closed; see `Server.handle_web`."""
@@ -97,16 +103,24 @@ class WebPort:
         connection.counted = None if is_proxy else connection.origin
         connection.too_many = self._admission.add_connection(connection.counted)
         try:
-            if (handshake := await self._serve_request(connection, tls)) is not None:
-                await self._server.handle_websocket(
-                    connection.stream,
-                    connection.origin,
-                    connection.meter,
-                    address=connection.address,
-                    lines=handshake.lines,
-                    early=connection.reader.rest,
-                    secure=connection.is_private,
-                )
+            with PendingSlot(self._admission, connection.origin) as slot:
+                todo = await self._receive(connection, slot, tls)
+                if isinstance(todo, bytes):
+                    await self._send(connection, todo)
+                    return
+            match todo:
+                case Handshake():
+                    await self._server.handle_websocket(
+                        connection.stream,
+                        connection.origin,
+                        connection.meter,
+                        address=connection.address,
+                        lines=todo.lines,
+                        early=connection.reader.rest,
+                        secure=connection.is_private,
+                    )
+                case _Posting():
+                    await self._post(connection, todo)
         except AdmissionRefused as refusal:
             self._refuse(connection, refusal.reason)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -114,42 +128,83 @@ class WebPort:
         finally:
             self._admission.remove_connection(connection.counted)
 
-    async def _serve_request(
-        self, connection: "_Connection", tls: SSLContext | None
-    ) -> Handshake | None:
-        """Answer the request of *connection*; return the handshake if it is a WebSocket now.
+    async def _receive(
+        self, connection: "_Connection", slot: PendingSlot, tls: SSLContext | None
+    ) -> "bytes | Handshake | _Posting | None":
+        """Read the request of *connection*, and return what is still to do.
 
-        Raises `AdmissionRefused` and the errors of the stream.
+        That are bytes to send, a WebSocket to serve whose handshake was sent, or a message to post;
+        nothing if the client has left.  Raises `AdmissionRefused` and the errors of the stream.
         """
-        with PendingSlot(self._admission, connection.origin):
-            request: Request | None = None
-            try:
-                if tls is not None:
-                    await self._encrypt(connection, tls)
-                request = await self._read_head(connection)
-                if request is None:  # it has left, or has waited for too long
-                    return None
-                await self._know_client(connection, request)
-                self._check(connection)
-                route = self._site.route(request, connection.scheme)
-                if isinstance(route, Upgrade):
-                    handshake = shake_hands(request, date=_now())
-                    with trio.move_on_after(self._config.web.transfer_seconds):
-                        await transport.send_all(connection.stream, handshake.response)
-                        return handshake
-                    return None
-                response = await self._respond(route)
-            except HttpError as error:
-                if error.logged:
-                    self._refuse(connection, error.logged)
-                response = error.response
-            except NotHttp:
-                self._refuse(connection, "the client does not speak HTTP")
-                await self._send(connection, TEXT.encode(Goodbye(_NOT_HTTP)))
+        request: Request | None = None
+        is_post = False
+        try:
+            if tls is not None:
+                await self._encrypt(connection, tls)
+            request = await self._read_head(connection)
+            if request is None:
                 return None
-            with_body = request is None or request.method != "HEAD"
-            await self._send(connection, response.encode(date=_now(), with_body=with_body))
+            await self._know_client(connection, slot, request)
+            self._check(connection)
+            route = self._site.route(request, connection.scheme)
+            if isinstance(route, Upgrade):
+                return await self._shake_hands(connection, request)
+            if isinstance(route, Post):
+                is_post = True
+                return await self._read_posting(connection, request, route.room)
+            response = self._health() if isinstance(route, Health) else route
+        except HttpError as error:
+            if error.logged:
+                self._refuse(connection, error.logged)
+            response = error_response(error) if is_post else error.response
+        except NotHttp:
+            self._refuse(connection, "the client does not speak HTTP")
+            return TEXT.encode(Goodbye(_NOT_HTTP))
+        with_body = request is None or request.method != "HEAD"
+        return response.encode(date=_now(), with_body=with_body)
+
+    async def _shake_hands(self, connection: "_Connection", request: Request) -> Handshake | None:
+        handshake = shake_hands(request, date=_now())
+        with trio.move_on_after(self._config.web.transfer_seconds):
+            await transport.send_all(connection.stream, handshake.response)
+            return handshake
         return None
+
+    async def _read_posting(
+        self, connection: "_Connection", request: Request, room: str
+    ) -> "_Posting":
+        """Return the message that *request* posts; raises `HttpError`."""
+        token = self._webhook.authorize(request)
+        if token is None:
+            challenge = {"WWW-Authenticate": 'Bearer realm="multichat"'}
+            text = "a token is needed: Authorization: Bearer TOKEN"
+            raise HttpError(401, text, challenge, logged="a message without a right token")
+        most, reader = self._config.max_line_bytes, connection.reader
+        seconds = self._config.web.transfer_seconds
+        with trio.move_on_after(seconds):
+            reader.start_body(max_body(request, most))
+            if reader.expects_continue:
+                await transport.send_all(connection.stream, CONTINUE)
+            while reader.body is None:
+                data = await transport.receive_some(connection.stream, _READ_BYTES)
+                if data:
+                    reader.feed(data)
+                else:
+                    reader.feed_eof()
+            return _Posting(token, room, read_posted(request, reader.body, most))
+        raise HttpError(408, f"no message in {seconds:g} s")
+
+    async def _post(self, connection: "_Connection", posting: "_Posting") -> None:
+        try:
+            response = await self._webhook.post(*posting, connection.origin)
+        except HttpError as error:
+            response = error_response(error)
+        await self._send(connection, response.encode(date=_now()))
+
+    def _health(self) -> Response:
+        if self._server.shutting_down:
+            return Response.of_text(503, "shutting down")
+        return Response.of_text(200, "ok")
 
     async def _encrypt(self, connection: "_Connection", tls: SSLContext) -> None:
         try:
@@ -174,7 +229,9 @@ class WebPort:
             return reader.request
         raise HttpError(408, f"no request in {seconds:g} s")
 
-    async def _know_client(self, connection: "_Connection", request: Request) -> None:
+    async def _know_client(
+        self, connection: "_Connection", slot: PendingSlot, request: Request
+    ) -> None:
         """Note who has sent *request* if it comes from a trusted proxy."""
         peer: Peer = self._proxies.client(
             host_of(connection.address),
@@ -191,6 +248,7 @@ class WebPort:
         self._admission.remove_connection(connection.counted)
         connection.origin = connection.counted = Origin.of(connection.address)
         connection.too_many = self._admission.add_connection(connection.counted)
+        slot.count_for(connection.origin)
         connection.meter.end()
         connection.meter.address = connection.origin and connection.origin.address
         await connection.meter.take()
@@ -202,16 +260,6 @@ class WebPort:
         if reason := connection.too_many:
             raise HttpError(503, reason, {"Retry-After": "60"}, logged=reason)
 
-    async def _respond(self, route: object) -> Response:
-        match route:
-            case Response():
-                return route
-            case Health():
-                if self._server.shutting_down:
-                    return Response.of_text(503, "shutting down")
-                return Response.of_text(200, "ok")
-        raise HttpError(404, "there is nothing here")
-
     async def _send(self, connection: "_Connection", data: bytes) -> None:
         with trio.move_on_after(self._config.web.transfer_seconds):
             await transport.send_all(connection.stream, data)
@@ -221,6 +269,14 @@ class WebPort:
 
     def _refuse(self, connection: "_Connection", reason: str) -> None:
         self._connections.note_refused(connection.address, reason)
+
+
+class _Posting(NamedTuple):
+    """A message to post, for whoever has that *token*."""
+
+    token: int
+    room: str
+    posted: Posted
 
 
 class _Connection:

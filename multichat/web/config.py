@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from multichat.web.forwarded import Proxies
 from multichat.web.origins import WebAddress
 
-__all__ = ["MIN_TOKEN_CHARACTERS", "WebConfig"]
+__all__ = ["MIN_TOKEN_CHARACTERS", "WEBHOOK_NAME", "WebConfig"]
 
 # 16 characters of base64 are 96 bits: with a million guesses a second, longer than anybody waits.
 MIN_TOKEN_CHARACTERS = 16
+
+WEBHOOK_NAME = "webhook"
+"""Who says a posted message without a name; no client can have it while there is a webhook."""
 
 # So that it fits in the head of a request.
 _MAX_TOKEN_CHARACTERS = 1024

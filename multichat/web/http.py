@@ -41,7 +41,7 @@ class NotHttp(Exception):
 class HttpError(Exception):
     """A request is refused, with a *response* that says why; *logged* if the operator should know.
 
-    *text* is one line without a full stop.
+    *text* is one line without a full stop; *code* is for programs, empty if the status says it all.
     """
 
     def __init__(
@@ -51,10 +51,11 @@ class HttpError(Exception):
         headers: Mapping[str, str] | None = None,
         *,
         logged: str = "",
+        code: str = "",
     ) -> None:
         super().__init__(text)
         self.status, self.text, self.headers = status, text, dict(headers or {})
-        self.logged = logged
+        self.logged, self.code = logged, code
 
     @property
     def response(self) -> "Response":
@@ -214,7 +215,7 @@ class RequestReader:
         assert self.request is not None  # noqa: S101 - the caller has it
         length = self.request.get("content-length")
         if length is not None and (len(length) > 15 or int(length) > max_bytes):
-            raise HttpError(413, f"a message has at most {max_bytes} bytes here")
+            raise HttpError(413, f"a body has at most {max_bytes} bytes here")
         self._max_body_bytes = max_bytes
         self._reads_body = True
         rest, self.rest = self.rest, b""
@@ -232,7 +233,7 @@ class RequestReader:
                 self._pieces.append(bytes(event.data))
                 self._size += len(event.data)
                 if self._size > self._max_body_bytes:
-                    raise HttpError(413, f"a message has at most {self._max_body_bytes} bytes here")
+                    raise HttpError(413, f"a body has at most {self._max_body_bytes} bytes here")
             elif isinstance(event, h11.EndOfMessage):
                 self.body = b"".join(self._pieces)
             else:

@@ -14,7 +14,7 @@ SECURITY_HEADERS = {
     # Nothing from elsewhere, nothing inline, no frames around it; scripts can only set text.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        "img-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
+        "img-src 'self'; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'; require-trusted-types-for 'script'"
     ),
     "X-Frame-Options": "DENY",
