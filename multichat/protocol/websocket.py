@@ -229,12 +229,12 @@ def _check_close(payload: bytes) -> int | None:
     """Return the code in a close frame's *payload*, None without one; raises `_Violation`."""
     if not payload:
         return None
-    code = int.from_bytes(payload[:2], "big")
-    if len(payload) < 2 or not (code in _CLOSE_CODES or code in _PRIVATE_CODES):
-        raise _Violation(CloseCode.PROTOCOL_ERROR, "a close frame has no valid code")
     try:
         payload[2:].decode()
     except UnicodeDecodeError:
         reason = "the reason in a close frame is not valid UTF-8"
         raise _Violation(CloseCode.INVALID_TEXT, reason) from None
+    code = int.from_bytes(payload[:2], "big")
+    if len(payload) < 2 or not (code in _CLOSE_CODES or code in _PRIVATE_CODES):
+        raise _Violation(CloseCode.PROTOCOL_ERROR, "a close frame has no valid code")
     return code
