@@ -14,9 +14,12 @@ from multichat.server.origin import Origin
 from multichat.server.server import Server
 from multichat.testing import MemoryServer
 
-__all__ = ["WebSocketClient", "connect_websocket", "frame", "open_peer", "serve_websocket"]
+__all__ = ["WebSocketClient", "frame", "join_websocket", "open_peer", "serve_websocket"]
 
 _READ_BYTES = 64 * 1024
+
+# A test fails instead of waiting for ever; more than any timeout of the server.
+_PATIENCE_SECONDS = 900.0
 
 
 def frame(opcode: int, data: bytes = b"", *, fin: bool = True) -> bytes:
@@ -84,7 +87,8 @@ class WebSocketClient:
         return self.peer.close_rcvd
 
     async def _receive(self) -> None:
-        data = await self.stream.receive_some(_READ_BYTES)
+        with trio.fail_after(_PATIENCE_SECONDS):
+            data = await self.stream.receive_some(_READ_BYTES)
         if data:
             self.peer.receive_data(bytes(data))
         else:
@@ -109,10 +113,11 @@ async def serve_websocket(
     lines: bool = False,
     early: bytes = b"",
     secure: bool = True,
+    meter: Meter | None = None,
 ) -> None:
     """Serve *stream*, whose upgrade was answered, as the web port does."""
     origin = Origin.of(address)
-    meter = Meter(server._turns, origin and origin.address)
+    meter = meter or Meter(server._turns, origin and origin.address)
     current_meter.set(meter)
     served = server.handle_websocket(
         stream, origin, meter, address=address, lines=lines, early=early, secure=secure
@@ -124,17 +129,22 @@ async def serve_websocket(
         server._admission.remove_connection(origin)
 
 
-def connect_websocket(
+async def join_websocket(
     network: MemoryServer,
     *,
-    stream: trio.abc.Stream | None = None,
+    lockstep: bool = False,
     address: str = "",
     lines: bool = False,
     early: bytes = b"",
     secure: bool = True,
+    meter: Meter | None = None,
 ) -> WebSocketClient:
-    """Connect a client to *network*, over memory streams, and return it."""
-    ours, theirs = trio.testing.memory_stream_pair()
+    """Connect a client to *network*, over memory streams; return it once it is admitted.
+
+    See `MemoryServer.join`.
+    """
+    pair = trio.testing.lockstep_stream_pair if lockstep else trio.testing.memory_stream_pair
+    ours, theirs = pair()
     network._nursery.start_soon(
         partial(
             serve_websocket,
@@ -144,6 +154,8 @@ def connect_websocket(
             lines=lines,
             early=early,
             secure=secure,
+            meter=meter,
         )
     )
+    await trio.testing.wait_all_tasks_blocked()
     return WebSocketClient(theirs)
