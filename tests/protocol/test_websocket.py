@@ -110,7 +110,7 @@ def frames(draw: st.DrawFn) -> bytes:
     first = draw(st.sampled_from([0x81, 0x01, 0x00, 0x80, 0x89, 0x8A, 0x88]) | st.integers(0, 255))
     payload = draw(texts.map(str.encode) | st.binary(max_size=140))
     masked = draw(st.integers(0, 9)) > 0
-    whole = Frame(Opcode.TEXT, payload).serialize(mask=masked)
+    whole = frame(TEXT, payload) if masked else Frame(Opcode.TEXT, payload).serialize(mask=False)
     return bytes((first,)) + whole[1:]
 
 

@@ -14,6 +14,7 @@ from multichat.net.turns import Meter
 from multichat.protocol.websocket import WebSocketDecoder
 from multichat.server.bans import Ban
 from multichat.server.config import ReplayLimits, ServerConfig
+from multichat.server.server import Server
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from tests.support.log import LogRecorder
 from tests.support.websockets import WebSocketClient, frame, join_websocket

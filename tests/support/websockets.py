@@ -1,6 +1,7 @@
 """A WebSocket peer on `websockets`' sans-I/O protocol, which shares no code with the server."""
 
 from functools import partial
+from itertools import cycle
 
 import trio
 import trio.testing
@@ -18,13 +19,19 @@ __all__ = ["WebSocketClient", "frame", "join_websocket", "open_peer", "serve_web
 
 _READ_BYTES = 64 * 1024
 
+# The one in the examples of RFC 6455.
+_MASK = b"\x37\xfa\x21\x3d"
+
 # A test fails instead of waiting for ever; more than any timeout of the server.
 _PATIENCE_SECONDS = 900.0
 
 
 def frame(opcode: int, data: bytes = b"", *, fin: bool = True) -> bytes:
-    """Return a frame as a client sends it, masked."""
-    return Frame(Opcode(opcode), data, fin).serialize(mask=True)
+    """Return a frame as a client sends it, masked, but always with the same mask."""
+    plain = Frame(Opcode(opcode), data, fin).serialize(mask=False)
+    header = plain[: len(plain) - len(data)]
+    masked = bytes(byte ^ mask for byte, mask in zip(data, cycle(_MASK), strict=False))
+    return b"".join((header[:1], bytes((header[1] | 0x80,)), header[2:], _MASK, masked))
 
 
 def open_peer(max_bytes: int | None = None) -> ClientProtocol:
