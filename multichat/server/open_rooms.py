@@ -159,7 +159,8 @@ class OpenRooms:
         if topic and room.key not in self._topics and len(self._topics) >= _MAX_TOPICS:
             raise InvalidRequest(f"too many rooms have a topic (limit: {_MAX_TOPICS})")
         if (pending := self._journal.save_topic(room.key, topic)) is not None:
-            await pending.wait()
+            with trio.CancelScope(shield=True):  # the journal has it: the room must have it, too
+                await pending.wait()
         self._topics[room.key] = topic
         if not topic:
             del self._topics[room.key]

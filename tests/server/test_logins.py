@@ -16,6 +16,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from multichat import ServerConfig
 from multichat.errors import WrongPassphrase
+from multichat.journal.base import PendingWrite
+from multichat.journal.memory import MemoryJournal
 from multichat.server.config import AccountLimits, Registration
 from multichat.testing import MemoryServer, memory_server
 from tests.support.journals import back_up
@@ -432,6 +434,35 @@ async def test_a_topic_is_shown_on_entering() -> None:
             "[Server] topic: hush",
             "[Server] the topic of DEN: hush",
         ]
+
+
+class HeldTopics(MemoryJournal):
+    """Stores topics, and reports that when *pending* is resolved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pending = PendingWrite()
+
+    def save_topic(self, room: str, topic: str) -> PendingWrite | None:
+        return self.pending
+
+
+@pytest.mark.parametrize("failure", ["", "the disk is full"])
+async def test_a_topic_that_is_stored_is_set_even_if_its_operator_is_disconnected_meanwhile(
+    failure: str,
+) -> None:
+    journal = HeldTopics()
+    config = ServerConfig(accounts=QUICK, operators=("boss",))
+    async with memory_server(config, journal=journal) as net:
+        await net.server.admin.account(f"add boss {RIGHT}")
+        boss = await join(net, login={"name": "boss", "passphrase": RIGHT})
+        await boss.send({"type": "topic", "text": "tea"})
+        await wait_all_tasks_blocked()
+        net.server.kick(boss.welcome["client"])
+        await wait_all_tasks_blocked()
+        journal.pending.resolve(failure)
+        bob = await join(net, rooms={"lobby": {}})
+        assert bob.welcome["rooms"]["lobby"].get("topic") == (None if failure else "tea")
 
 
 # --- Real servers ---------------------------------------------------------------------------------
