@@ -1,4 +1,4 @@
-"""Every exception that multichat raises on purpose.
+"""Every exception that multichat raises on purpose.  Pure.
 
 The tree::
 

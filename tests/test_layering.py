@@ -27,31 +27,8 @@ LAYERS = (
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
-PURE_PACKAGES = ("protocol", "web")
-PURE_MODULES = (
-    "client.position",
-    "client.session",
-    "client.negotiation",
-    "client.descriptions",
-    "client.timeouts",
-    "client.typed_input",
-    "client.outbox",
-    "errors",
-    "net.fair_share",
-    "net.memory_budget",
-    "server.bans",
-    "server.config",
-    "server.token_bucket",
-    "server.origin",
-    "server.password_attempts",
-    "server.presence",
-    "terminal.columns",
-    "terminal.completion",
-    "terminal.graphemes",
-    "terminal.mention",
-    "terminal.render",
-    "terminal.wrap",
-)
+# All their modules are pure; the others say that they are in the first paragraph of the docstring.
+PURE_PACKAGES = ("errors", "protocol", "web")
 # Reads the clock, for the times of messages.
 IMPURE = ("protocol.timestamps",)
 ALLOWED = {
@@ -94,12 +71,14 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
-PURE = {
-    name
-    for name in MODULES
-    if (name.startswith(tuple(f"{package}." for package in PURE_PACKAGES)) or name in PURE_MODULES)
-    and name not in IMPURE
-}
+
+
+def says_pure(path: Path) -> bool:
+    docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    return re.search(r"\bPure\b", docstring.partition("\n\n")[0]) is not None
+
+
+PURE = {name for name, path in MODULES.items() if says_pure(path)}
 
 
 def imported(path: Path) -> set[str]:
@@ -139,8 +118,10 @@ def test_pure_modules_stay_pure(name: str) -> None:
     assert imported(MODULES[name]) - {f"multichat.{package}" for package in packages} <= allowed
 
 
-def test_all_modules_listed_as_pure_exist() -> None:
-    assert set(PURE_MODULES) | set(IMPURE) <= set(MODULES)
+def test_all_modules_of_pure_packages_say_so() -> None:
+    for name, path in MODULES.items():
+        if name.partition(".")[0] in PURE_PACKAGES and path.name != "__init__.py":
+            assert (name in PURE) is not (name in IMPURE), name
 
 
 def test_the_check_sees_a_forbidden_import(tmp_path: Path) -> None:

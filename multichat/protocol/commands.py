@@ -1,4 +1,4 @@
-"""The table of typed commands, used by help, completion and the text codec.
+"""The table of typed commands, used by help, completion and the text codec.  Pure.
 
 Defines each command, its names and the request it makes.  A line is a command if its first
 character is a slash and its second is not.  Lines that only look like one are in

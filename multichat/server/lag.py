@@ -1,4 +1,4 @@
-"""Tracks how far a member lags behind its room, and encodes the next part of its replay.  Pure."""
+"""Tracks how far a member lags behind its room, and encodes the next part of its replay."""
 
 from collections import deque
 from collections.abc import Iterable
