@@ -71,7 +71,7 @@ def is_module_or_name(dotted: str) -> bool:
 def test_names_in_docstrings_and_documents_exist(page: Path) -> None:
     text = page.read_text("utf-8")
     modules = set(re.findall(r"`(multichat\.[\w.]+)`", text)) - SUBPROTOCOLS
-    attributes = re.findall(r"`([A-Z]\w+)\.(\w+)(?:\(\))?`", text)
+    attributes = re.findall(r"`(?:[a-z]\w*\.)*([A-Z]\w+)\.(\w+)(?:\(\))?`", text)
     missing = [each for each in modules if not is_module_or_name(each.removeprefix("multichat."))]
     missing += [f"{owner}.{name}" for owner, name in attributes if not has(owner, name)]
     assert missing == []
