@@ -292,7 +292,7 @@ class Visitor:
 
     def online(self) -> Self:
         """Wait for the connection, and for the names of the members."""
-        self.page.wait_for_selector("#me .state.online")
+        self.page.wait_for_selector("#me .state.online", state="attached")
         self.page.wait_for_selector("#people-list .me", state="attached")
         return self
 

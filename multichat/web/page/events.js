@@ -8,6 +8,9 @@ import { directKey, roomKey } from "./names.js";
 import { mentions } from "./text.js";
 import { timeOf } from "./wire.js";
 
+// No server of ours lets a client into more.
+const MAX_ROOMS = 100;
+
 // Of a room's members so many are kept by name; the count is always right.
 const MAX_MEMBERS = 5000;
 
@@ -96,7 +99,7 @@ export const HANDLERS = Object.freeze({
     chat.me.account = event.account ?? "";
     chat.credentials = null;
     setName(chat, event.name);
-    for (const [name, state] of event.rooms ?? [[event.room, event]]) {
+    for (const [name, state] of [...(event.rooms ?? [[event.room, event]])].slice(0, MAX_ROOMS)) {
       const conversation = chat.room(name);
       conversation.title = name;
       entered(chat, conversation, state);
