@@ -15,7 +15,6 @@ import trio
 
 from multichat.errors import InvalidName, InvalidRequest, TooManyRooms
 from multichat.journal.base import Journal
-from multichat.log import Log
 from multichat.protocol.address import is_loopback
 from multichat.protocol.framing import clean
 from multichat.protocol.lookalikes import NameIndex, lookalike_keys
@@ -55,14 +54,13 @@ class OpenRooms:
     def __init__(
         self,
         config: ServerConfig,
-        log: Log,
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
         journal: Journal,
         disconnect: Callable[[Client, Goodbye], None],
     ) -> None:
         self.counts = Counts()
         self.list = CachedResponse(self._list)
-        self._config, self._log, self._journal = config, log, journal
+        self._config, self._journal = config, journal
         self._start_soon, self._disconnect = start_soon, disconnect
         self._closing: Goodbye | None = None
         self._rooms: dict[str, Room] = {}
@@ -132,7 +130,6 @@ class OpenRooms:
             room = self._rooms[key] = Room(
                 name,
                 journal=journal,
-                log=self._log,
                 config=self._config,
                 rings=self._rings,
                 pages=self._pages,

@@ -118,7 +118,7 @@ class Registry:
             reserved=(WEBHOOK_NAME,) if config.web.webhook_tokens else (),
         )
         self.logins = Logins(self.accounts, self._names, self._renamed, start_soon)
-        self.rooms = OpenRooms(config, log, start_soon, journal, self.disconnect)
+        self.rooms = OpenRooms(config, start_soon, journal, self.disconnect)
 
     def load(self) -> None:
         """Load the accounts and topics from the journal, which is open."""
@@ -437,9 +437,8 @@ class Registry:
         """Send *text* to every client, in one of its rooms, as the server; see `Room.notify`."""
         receipts: list[Receipt] = []
         self.rooms.counts.messages += 1
-        if not self._clients:
-            self._log.said(TEXT.format_sender(SERVER_NAME, act=False), text, 0, "TX")
-
+        clients = 0 if self.closed else len(self._clients)
+        self._log.said(TEXT.format_sender(SERVER_NAME, act=False), text, clients, "TX")
         told: set[Client] = set()  # each client is told in one of its rooms
 
         async def notify(room: Room) -> None:

@@ -26,7 +26,6 @@ import trio
 
 from multichat.errors import UnknownId
 from multichat.journal.base import PendingWrite, RoomJournal
-from multichat.log import Log
 from multichat.net.send_queue import SendResult
 from multichat.protocol.codec import Codec
 from multichat.protocol.goodbyes import TOO_SLOW
@@ -90,7 +89,6 @@ class Room:
         name: str,
         *,
         journal: RoomJournal,
-        log: Log,
         config: ServerConfig,
         rings: RingBudget,
         pages: PageCache,
@@ -103,7 +101,6 @@ class Room:
         self._journal = journal
         self._rings = rings
         self._ring = Ring(rings, journal.next)  # its `next` is delivered next
-        self._log = log
         self._slow = config.slow
         self._counts, self._disconnect = counts, disconnect
         self._closing: Goodbye | None = None
@@ -378,11 +375,8 @@ class Room:
 
     def _log_delivery(self, delivery: Delivery) -> None:
         said = delivery.said
-        speaker = TEXT.format_sender(said.name, act=said.act)
-        if delivery.to is not None:
-            clients = delivery.lagging + sum(map(len, delivery.to.values()))
-            self._log.said(speaker, said.text, clients, "TX")
-        elif delivery.log is not None:
+        if delivery.log is not None:  # the server's own is logged once for all rooms
+            speaker = TEXT.format_sender(said.name, act=said.act)
             # The sender counts, also when it has left.
             away = bool(said.client) and said.client not in self.members
             delivery.log.said(speaker, said.text, delivery.messages, len(self.members) + away)

@@ -530,7 +530,8 @@ async def test_a_broadcast_reaches_every_room(log: LogRecorder) -> None:
         assert receipt.delivered + receipt.queued == 3
         for client in clients:
             assert await client.line() == "[Server] Dinner is ready"
-    assert log.lines.count("[INFO] [server] [TX] [Server] Dinner is ready") == 3
+    assert log.lines.count("[INFO] [server] [TX] [Server] Dinner is ready") == 1
+    assert log.lines.count("[INFO] [server] [BROADCAST] Broadcasting to 3 clients") == 1
 
 
 async def test_a_client_may_leave_during_an_announcement(
