@@ -44,11 +44,17 @@ from multichat.protocol.messages import (
 __all__ = [
     "ADMIN_COMMANDS",
     "COMMANDS",
+    "FOREVER",
+    "NAME_WORD",
     "Command",
     "CommandTable",
+    "parse_ban",
     "parse_command",
+    "parse_kick",
     "shortened",
     "split_command",
+    "split_target",
+    "split_who",
     "unknown_command",
     "usage",
 ]
@@ -76,6 +82,12 @@ _ADDRESSED = re.compile(
     r"\s*@?(?:[Cc][Ll][Ii][Ee][Nn][Tt]\s+(?=\d+\s))?([^\s@]\S*)\s(.+)", re.DOTALL
 )
 _UNNAMED = re.compile(r"\s*@?[Cc][Ll][Ii][Ee][Nn][Tt]\s+\d+\s*")
+
+NAME_WORD = "name"
+"""The word before a name that is the target of a ban."""
+
+FOREVER = "forever"
+"""The time of a ban without an end."""
 
 _COMMAND = re.compile(r"(/\S*)\s?(.*)", re.DOTALL)
 
@@ -217,6 +229,44 @@ def _parse_login(rest: str) -> Request | None:
     return Login(name, passphrase) if name and passphrase else None
 
 
+def split_who(text: str) -> tuple[str, str]:
+    """Split off a client: a number, a name, or two words such as `Client 7`."""
+    who, _, rest = text.strip().partition(" ")
+    rest = rest.lstrip()
+    if who.lower() == "client" and rest:
+        number, _, others = rest.partition(" ")
+        if number.isdecimal():
+            return f"{who} {number}", others.lstrip()
+    return who.removeprefix("@"), rest
+
+
+def split_target(text: str) -> tuple[str, str]:
+    """Split off the target of a ban, which may be `name NAME`; either part may be empty."""
+    word, _, rest = text.strip().partition(" ")
+    rest = rest.lstrip()
+    if word == NAME_WORD and rest:
+        name, _, rest = rest.partition(" ")
+        return f"{NAME_WORD} {name}", rest.lstrip()
+    return word, rest
+
+
+def parse_kick(rest: str) -> Kick | None:
+    """Return the request of `/kick`: who it is, and maybe a reason."""
+    who, reason = split_who(rest)
+    return Kick(who, reason) if who else None
+
+
+def parse_ban(rest: str) -> Ban | None:
+    """Return the request of `/ban`; a word that starts with a digit is a time."""
+    what, terms = split_target(rest)
+    if " " not in what:
+        what, terms = split_who(rest)
+    time, _, reason = terms.partition(" ")
+    if not (time[:1].isdecimal() or time.lower() == FOREVER):
+        time, reason = "", terms
+    return Ban(what, time, reason.lstrip()) if what else None
+
+
 def _parse_ping(rest: str) -> Request:
     if len(rest) > MAX_TOKEN_CHARACTERS:
         reason = f"a token has at most {MAX_TOKEN_CHARACTERS} characters"
@@ -261,9 +311,9 @@ COMMANDS = CommandTable(
     Command("/passphrase", "NEW", "change your passphrase", has_secret=True,
             parse=lambda rest: ChangePassphrase(rest) if rest else None),
     Command("/kick", "WHO [REASON]", completes="name", for_operators=True,
-            parse=lambda rest: Kick(rest.strip()) if rest.strip() else None),
+            parse=parse_kick),
     Command("/ban", "WHAT [TIME] [REASON]", completes="name", for_operators=True,
-            parse=lambda rest: Ban(rest.strip()) if rest.strip() else None),
+            parse=parse_ban),
     Command("/unban", "WHAT", for_operators=True,
             parse=lambda rest: Unban(rest.strip()) if rest.strip() else None),
     Command("/bans", "", for_operators=True,

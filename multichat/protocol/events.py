@@ -7,7 +7,7 @@ from datetime import datetime
 
 import msgspec
 
-from multichat.protocol.fields import Count, Limit, Name, Nonce, Tagged, Topic
+from multichat.protocol.fields import BanSeconds, Count, Limit, Name, Nonce, Tagged, Topic
 from multichat.protocol.goodbyes import GOODBYES, code_of_reason
 
 __all__ = [
@@ -250,7 +250,7 @@ class BanInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """A ban on *what*, for another *seconds*, or without end; *reason* may be empty."""
 
     what: str
-    seconds: float | None = None
+    seconds: BanSeconds | None = None
     reason: str = ""
 
 

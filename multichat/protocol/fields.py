@@ -15,6 +15,7 @@ __all__ = [
     "MAX_UNACCEPTED",
     "MIN_PASSPHRASE_CHARACTERS",
     "PROTOCOL",
+    "BanSeconds",
     "Count",
     "Limit",
     "Name",
@@ -63,6 +64,9 @@ Comparing or drawing a name of a million marks takes quadratic time.
 # Numbers in events; events with other numbers are dropped.
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+
+# The time left of a ban: none ends after the year 9999.
+BanSeconds = Annotated[float, msgspec.Meta(ge=0, le=253402300799)]
 
 Token = Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS)]
 

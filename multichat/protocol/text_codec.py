@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar
 
+from multichat.protocol.commands import FOREVER
 from multichat.protocol.framing import behind
 from multichat.protocol.json_codec import JSON, decode_hello, is_hello
 from multichat.protocol.messages import (
@@ -133,6 +134,8 @@ class TextCodec:
             case Kick(who=who, reason=reason):
                 return f"/kick {who} {reason}".rstrip()
             case Ban(what=what, time=time, reason=reason):
+                if reason and not time:
+                    time = FOREVER  # else a word of the reason could be one
                 return " ".join(filter(None, ("/ban", str(what), time, reason)))
             case Unban(what=what):
                 return f"/unban {what}"

@@ -33,7 +33,6 @@ from multichat.protocol.messages import (
 )
 from multichat.protocol.text_codec import TEXT
 from multichat.server.accounts import Account
-from multichat.server.bans import parse_duration
 from multichat.server.client import Client
 from multichat.server.origin import Origin
 from multichat.server.registry import Registry
@@ -118,14 +117,9 @@ class AccountRequests:
             self._log(TEXT.encode_request(request))  # type: ignore[arg-type]
         match request:
             case Kick(who=who, reason=reason, nonce=nonce):
-                await self._answer(admin.kick(f"{who} {reason}".rstrip()), nonce)
+                await self._answer(admin.kick(who, reason), nonce)
             case Ban(what=what, time=time, reason=reason, nonce=nonce):
-                if time:
-                    parse_duration(time)  # a mistake would be a ban for ever
-                if reason and not time:
-                    time = "forever"  # else a word of the reason could be one
-                words = " ".join(filter(None, (str(what), time, reason)))
-                await self._answer(admin.ban(words, by=me), nonce)
+                await self._answer(admin.ban(what, time, reason, by=me), nonce)
             case Unban(what=what, nonce=nonce):
                 await self._answer(admin.unban(what), nonce)
             case Bans(nonce=nonce):

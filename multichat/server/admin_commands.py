@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from multichat.errors import InvalidBan, LocalProtocolError
+from multichat.protocol.commands import NAME_WORD
 from multichat.protocol.messages import BanInfo, room_of
 from multichat.protocol.names import parse_person_name
 from multichat.server.bans import (
@@ -17,7 +18,6 @@ from multichat.server.bans import (
     network_of,
     parse_duration,
     parse_target,
-    split_target,
 )
 from multichat.server.client import Client
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # the server imports this module
     from multichat.server.registry import Registry
     from multichat.server.server import Server
 
-__all__ = ["AdminCommands", "split_who"]
+__all__ = ["AdminCommands"]
 
 
 class AdminCommands:
@@ -48,23 +48,25 @@ class AdminCommands:
             raise LocalProtocolError(f"{nobody} {who[:40]} is connected")
         return client
 
-    def kick(self, rest: str) -> str:
-        """Disconnect a client: *rest* is who it is, and maybe a reason."""
-        who, reason = split_who(rest)
-        client = self.find(who)
+    def kick(self, who: int | str, reason: str = "") -> str:
+        """Disconnect the client *who*."""
+        client = self.find(str(who))
         self._server.kick(client, f"kicked: {reason}" if reason else "kicked")
         return f"client {client} was disconnected"
 
-    def ban(self, rest: str, *, by: Client | None = None) -> str:
-        """Ban what *rest* names, with a duration and a reason if it has them.
+    def ban(
+        self, what: int | str, time: str = "", reason: str = "", *, by: Client | None = None
+    ) -> str:
+        """Ban *what*, for a *time* such as `1h`, without one for ever.
 
-        A ban *by* an operator in the chat must not cover that operator: only the console could lift
-        it.
+        Addresses and `name NAME` take precedence over clients.  A ban *by* an operator in the chat
+        must not cover that operator: only the console could lift it.
         """
-        target, terms = self._split_target(rest)
+        target = self._find_target(str(what))
         if isinstance(target, str):
             parse_person_name(target)  # an invalid name is a mistake
-        until, reason = self._parse_terms(terms)
+        seconds = parse_duration(time) if time else None
+        until = None if seconds is None else self.clock() + seconds
         ban = Ban(target=target, until=until, reason=reason)
         if by is not None and ban.covers(by.address, by.name):
             raise LocalProtocolError(
@@ -74,15 +76,12 @@ class AdminCommands:
         clients = {0: "no client was", 1: "1 client was"}.get(gone, f"{gone} clients were")
         return f"banned {ban.describe(self.clock())} ({clients} disconnected)"
 
-    def _split_target(self, rest: str) -> tuple[Target, str]:
-        """Split off the target of a ban; addresses and `name NAME` take precedence over clients."""
-        what, terms = split_target(rest)
-        if " " in what or _is_network(what):
-            return parse_target(what), terms
-        who, terms = split_who(rest)
-        if " " in who or who.isdecimal() or self._server.find(who) is not None:
-            return self._target(self.find(who)), terms
-        return parse_target(who), terms
+    def _find_target(self, what: str) -> Target:
+        if what.startswith(f"{NAME_WORD} ") or _is_network(what):
+            return parse_target(what)
+        if what.isdecimal() or " " in what or self._server.find(what) is not None:
+            return self._target(self.find(what))
+        return parse_target(what)
 
     def _target(self, client: int) -> Target:
         """Return the ban target for *client*: its address, or its name if it has no address."""
@@ -93,14 +92,6 @@ class AdminCommands:
             return parse_target(f"name {info.name}")
         except InvalidBan:
             raise InvalidBan(f"{info.name} has neither an address nor a name; /kick it") from None
-
-    def _parse_terms(self, terms: str) -> tuple[float | None, str]:
-        """Return the expiry and the reason of a ban; a word starting with a digit is a duration."""
-        word, _, rest = terms.partition(" ")
-        if not (word[:1].isdecimal() or word.lower() == "forever"):
-            return None, terms
-        seconds = parse_duration(word)
-        return None if seconds is None else self.clock() + seconds, rest
 
     def unban(self, text: str) -> str:
         """Lift the ban of exactly that target."""
@@ -156,17 +147,6 @@ class AdminCommands:
                     raise LocalProtocolError(f"there is no account {name[:40]}")
                 return [f"{removed.name} has no account any more"]
         raise LocalProtocolError("usage: /account add NAME PASSPHRASE, remove NAME, or list")
-
-
-def split_who(text: str) -> tuple[str, str]:
-    """Split off a client: a number, a name, or two words such as `Client 7`."""
-    who, _, rest = text.partition(" ")
-    rest = rest.lstrip()
-    if who.lower() == "client" and rest:
-        number, _, others = rest.partition(" ")
-        if number.isdecimal():
-            return f"{who} {number}", others.lstrip()
-    return who, rest
 
 
 def _is_network(text: str) -> bool:

@@ -22,6 +22,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeAlias
 
 from multichat.errors import InvalidBan, InvalidBanFile, InvalidName, TooManyBans
+from multichat.protocol.commands import FOREVER, NAME_WORD, split_target
 from multichat.protocol.framing import clean
 from multichat.protocol.lookalikes import lookalike_keys
 from multichat.protocol.names import fold_name, normalize_name
@@ -39,7 +40,6 @@ __all__ = [
     "parse_duration",
     "parse_target",
     "read_bans",
-    "split_target",
 ]
 
 Network: TypeAlias = IPv4Network | IPv6Network
@@ -60,7 +60,6 @@ _LAST_SECOND = 253402300799
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DURATION = re.compile(r"([0-9]{1,10})([a-z]*)")
-_FOREVER = "forever"
 # More than that is for ever.
 _MAX_SECONDS = 100 * 365 * 86400
 
@@ -69,7 +68,6 @@ _WITH_PORT = re.compile(r"\[([^\[\]]*:[^\[\]]*)\](?::[0-9]+)?|([0-9.]+):[0-9]+")
 _LENGTH = re.compile("[0-9]{1,3}")
 # A name could look like this, too, but it is more likely a mistyped address.
 _NEARLY_IPV4 = re.compile("[0-9.]+")
-_NAME_WORD = "name"
 _SHOWN_CHARACTERS = 45  # of wrong input in an error; the longest address has as many
 
 _HEADER = b"""\
@@ -129,16 +127,6 @@ def _network(ip: IPv4Address | IPv6Address, length: int) -> Network:
     return IPv6Network((int(ip), length), strict=False)
 
 
-def split_target(text: str) -> tuple[str, str]:
-    """Split *text* into the target at its front and the rest; either may be empty."""
-    word, _, rest = text.strip().partition(" ")
-    rest = rest.lstrip()
-    if word == _NAME_WORD and rest:
-        name, _, rest = rest.partition(" ")
-        return f"{_NAME_WORD} {name}", rest.lstrip()
-    return word, rest
-
-
 def parse_target(text: str) -> Target:
     """Parse *text*, an address, a network or a name; raises `InvalidBan`.
 
@@ -147,7 +135,7 @@ def parse_target(text: str) -> Target:
     """
     text = text.strip()
     word, _, name = text.partition(" ")
-    if word == _NAME_WORD and name:
+    if word == NAME_WORD and name:
         return _parse_name(name.strip())
     if with_port := _WITH_PORT.fullmatch(text):
         text = with_port[1] or with_port[2]
@@ -189,7 +177,7 @@ def parse_duration(text: str) -> int | None:
     `90s`, `10m`, `2h`, `1d`, `3w`, `forever`; a number alone is minutes.
     """
     word = text.strip().lower()
-    if word == _FOREVER:
+    if word == FOREVER:
         return None
     found = _DURATION.fullmatch(word)
     if found is None or (found[2] and found[2] not in _UNITS):
@@ -240,7 +228,7 @@ class Ban:
     def subject(self) -> str:
         """The target in the form that `parse_target` accepts: `203.0.113.7`, `name bob`."""
         if isinstance(self.target, str):
-            return f"{_NAME_WORD} {self.target}"
+            return f"{NAME_WORD} {self.target}"
         address = self.target.network_address
         is_one = self.target.prefixlen == self.target.max_prefixlen
         return str(address if is_one and _alone(address) == self.target else self.target)

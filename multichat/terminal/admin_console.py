@@ -22,12 +22,19 @@ import trio
 
 from multichat.errors import LocalProtocolError, MultichatError
 from multichat.log import Log
-from multichat.protocol.commands import ADMIN_COMMANDS, split_command, unknown_command, usage
+from multichat.protocol.commands import (
+    ADMIN_COMMANDS,
+    parse_ban,
+    parse_kick,
+    split_command,
+    split_who,
+    unknown_command,
+    usage,
+)
 from multichat.protocol.framing import Part, clean
 from multichat.protocol.messages import room_of
 from multichat.protocol.names import fold_name
 from multichat.protocol.typed_lines import disguised_command, lacks_slash, why_not_said
-from multichat.server.admin_commands import split_who
 from multichat.server.bans import host_of
 from multichat.stdio import read_input
 from multichat.terminal.columns import columns_of
@@ -141,10 +148,10 @@ class AdminConsole:
             case "/send" if split_who(rest)[1]:
                 who, text = split_who(rest)
                 self._soon(partial(self._server.tell, self._commands.find(who), text))
-            case "/kick" if rest:
-                self._show(self._commands.kick(rest))
-            case "/ban" if rest:
-                self._show(self._commands.ban(rest))
+            case "/kick" if (kick := parse_kick(rest)) is not None:
+                self._show(self._commands.kick(kick.who, kick.reason))
+            case "/ban" if (ban := parse_ban(rest)) is not None:
+                self._show(self._commands.ban(ban.what, ban.time, ban.reason))
             case "/unban" if rest:
                 self._show(self._commands.unban(rest))
             case "/bans":

@@ -943,6 +943,12 @@ def test_an_event_with_an_impossible_number_is_left_out(number: int) -> None:
     assert len(list(JSON.parse_events(missed))) == (number == 0)
 
 
+@pytest.mark.parametrize("seconds", ["1e30", "-1", "1e400", "9" * 400])
+def test_a_ban_of_impossible_length_is_left_out(seconds: str) -> None:
+    line = f'{{"type":"bans","bans":[{{"what":"name bob","seconds":{seconds}}}]}}'
+    assert list(JSON.parse_events(line)) == []
+
+
 @pytest.mark.parametrize(
     ("line", "events"),
     [

@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from multichat.errors import InvalidBan, InvalidName
+from multichat.protocol.commands import split_target
 from multichat.protocol.framing import clean
 from multichat.protocol.lookalikes import NameIndex
 from multichat.protocol.names import (
@@ -20,7 +21,7 @@ from multichat.protocol.names import (
     parse_name,
     parse_person_name,
 )
-from multichat.server.bans import parse_duration, parse_target, split_target
+from multichat.server.bans import parse_duration, parse_target
 
 pytestmark = pytest.mark.unit
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from multichat.protocol.commands import COMMANDS
 from multichat.protocol.framing import clean
-from multichat.protocol.messages import Direct, Invalid, Say, SayBlock
+from multichat.protocol.messages import Ban, Direct, Invalid, Kick, Request, Say, SayBlock
 from multichat.protocol.text_codec import TEXT
 from multichat.protocol.typed_lines import (
     disguised_command,
@@ -583,6 +583,27 @@ def test_an_unknown_command_is_answered_with_a_suggestion(line: str, answer: str
 )
 def test_in_a_pipe_only_known_commands_are_commands(line: str, sent: str | None) -> None:
     assert say_unless_command(line) == sent
+
+
+@pytest.mark.parametrize(
+    ("line", "request_"),
+    [
+        ("/kick bob", Kick("bob")),
+        ("/kick  @bob  too  loud", Kick("bob", "too  loud")),
+        ("/kick Client 7 enough", Kick("Client 7", "enough")),
+        ("/kick client enough", Kick("client", "enough")),
+        ("/ban bob", Ban("bob")),
+        ("/ban 7 10m flooding", Ban("7", "10m", "flooding")),
+        ("/ban Client 7 forever", Ban("Client 7", "forever")),
+        ("/ban name bob 2h", Ban("name bob", "2h")),
+        ("/ban 192.0.2.0/24 spam from there", Ban("192.0.2.0/24", "", "spam from there")),
+        ("/ban bob 10x", Ban("bob", "10x")),
+    ],
+)
+def test_an_operators_command_names_who_how_long_and_why(line: str, request_: Request) -> None:
+    assert parse_line(line) == request_
+    again = parse_line(TEXT.encode_request(request_))  # type: ignore[arg-type]
+    assert again in (request_, Ban("192.0.2.0/24", "forever", "spam from there"))
 
 
 @pytest.mark.parametrize(

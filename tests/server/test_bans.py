@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from multichat.errors import InvalidBan, InvalidBanFile, InvalidName, TooManyBans
 from multichat.net.transport import format_address
+from multichat.protocol.commands import split_target
 from multichat.protocol.framing import clean
 from multichat.protocol.names import fold_name, parse_name
 from multichat.server.bans import (
@@ -23,7 +24,6 @@ from multichat.server.bans import (
     parse_duration,
     parse_target,
     read_bans,
-    split_target,
 )
 
 pytestmark = pytest.mark.unit

@@ -400,6 +400,27 @@ async def test_an_operator_cannot_ban_itself(what: str) -> None:
         assert (await boss.ask("bans"))["bans"] == []
 
 
+async def test_words_of_one_field_of_an_operators_request_never_count_as_another() -> None:
+    async with network(operators=("boss",)) as net:
+        await net.server.admin.account(f"add boss {RIGHT}")
+        boss = await join(net, login={"name": "boss", "passphrase": RIGHT})
+        bob = await join(net, name="bob")
+        number = str(bob.welcome["client"])
+        for who, reason in ("client", f"{number} enough"), ("", "bob"), ("bob enough", ""):
+            answer = await boss.ask("kick", who=who, reason=reason)
+            assert answer["code"] == "invalid-request"
+        for what, time, reason in ("name", "bob", ""), ("", "", "name bob"), ("name zed", "1", "x"):
+            await boss.ask("ban", what=what, time=time, reason=reason)
+        await boss.ask("ban", what="name yan", reason="2h late")
+        bans = (await boss.ask("bans"))["bans"]
+        assert [(each["what"], each["reason"]) for each in bans] == [
+            ("name zed", "x"),
+            ("name yan", "2h late"),
+        ]
+        assert "seconds" not in bans[1]
+        assert (await bob.ask("ping"))["type"] == "pong"
+
+
 async def test_a_mistyped_duration_of_a_ban_is_not_for_ever() -> None:
     async with network(operators=("boss",)) as net:
         await net.server.admin.account(f"add boss {RIGHT}")

@@ -5,11 +5,12 @@ import socket
 import unicodedata
 from contextlib import suppress
 
+from multichat.protocol.commands import split_target
 from multichat.protocol.framing import clean
 from multichat.protocol.messages import Direct, Join, Rename, Said
 from multichat.protocol.names import MAX_NAME_CHARACTERS, fold_name, parse_name, parse_person_name
 from multichat.protocol.text_codec import TEXT
-from multichat.server.bans import parse_target, split_target
+from multichat.server.bans import parse_target
 from tests.fuzz.targets.checks import assert_harmless, assert_same, kept
 
 __all__ = ["check_names"]
