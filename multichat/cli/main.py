@@ -121,7 +121,7 @@ def connect(
     When the connection is lost, the client reconnects, shows the messages that it missed and sends
     those that you typed meanwhile.
 
-    If standard input or output is a pipe, there is no prompt, and it writes log lines.
+    If standard input or output is a pipe, the client has no prompt and writes log lines.
     """
     on_terminal = not (json or listen or log_style) and is_terminal()
     if replay is None:

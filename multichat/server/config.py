@@ -83,7 +83,7 @@ class Slow(enum.Enum):
 
 
 class Registration(enum.Enum):
-    """Who can make accounts."""
+    """Who can create accounts."""
 
     OPEN = "open"  # everybody, for the own name
     CLOSED = "closed"  # the operator, at the console or on the command line
@@ -407,12 +407,14 @@ class ServerConfig:
     )
 
     # Whether only clients that are logged in to an account may send messages; the others can read.
-    require_login: bool = _setting(False, "Only accounts may speak; others can read.")
+    require_login: bool = _setting(
+        False, "Only clients that are logged in may send messages; others can read."
+    )
 
-    # Who can make accounts.
+    # Who can create accounts.
     registration: Registration = _setting(  # noqa: RUF009 - a field
         Registration.OPEN,
-        "Who can make accounts: everybody with /register, or the operator only, with `multichat "
+        "Who can create accounts: everybody with /register, or the operator only, with `multichat "
         "account` or at the console.",
     )
 
