@@ -70,9 +70,9 @@ def main(port: int, name: str, since: str) -> None:
         sys.exit()
 
     signal.signal(signal.SIGTERM, finish)
-    wishes = {"name": name, "since": since} if since else {"name": name}
+    hello = {"name": name, "since": since} if since else {"name": name}
     with suppress(OSError, ValueError), socket.create_connection(("127.0.0.1", port)) as stream:
-        stream.sendall(f"/json {json.dumps(wishes)}\n".encode())
+        stream.sendall(f"/json {json.dumps(hello)}\n".encode())
         with stream.makefile("rb", 1 << 20) as lines:
             for line in lines:
                 event = json.loads(line)

@@ -31,7 +31,6 @@ pytestmark = pytest.mark.process
 
 PASSWORD = "correct horse"
 REQUIRES_PASSWORD = "the server requires a password"
-BAD_NAME = "a name consists of letters, digits, '-', '_' and '.'"
 BAD_ROOM = "a room's name consists of letters, digits, '-', '_' and '.'"
 ASKS_FOR_IT = b"a password is required"
 CANNOT_CONNECT = "cannot connect to "
@@ -170,7 +169,7 @@ def check(result: Result, says: str, status: int = 1) -> None:
 
 
 async def run_in_library(options: list[str], port: int) -> Exception:
-    """Connect as a program does, with the same wishes as the command's *options*."""
+    """Connect as a program does, with what the command's *options* ask for."""
     given = dict(zip(options[::2], options[1::2], strict=True))
     ca, password = given.get("--tls-ca"), given.get("--password-file")
     with pytest.raises(MultichatError) as caught:

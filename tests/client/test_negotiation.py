@@ -159,7 +159,7 @@ def test_refusals_of_a_name_or_room_are_distinguished_from_other_errors() -> Non
         welcome(),
         Notice("x"),
     ]
-    assert shake.settled  # one refusal for two wishes that were refused for the same reason
+    assert shake.settled  # one refusal of name and room, for the same reason
 
 
 told = map(line_of, (Error("x", "y"), Notice("x"), Goodbye("x")))
@@ -290,9 +290,9 @@ async def test_a_goodbye_instead_of_an_answer_is_a_refusal(
     assert trio.current_time() < 0.1
 
 
-async def use_another(wish: Filtered) -> Filtered:
+async def use_another(message: Filtered) -> Filtered:
     await trio.lowlevel.checkpoint()
-    return wish if isinstance(wish, Message) else msgspec.structs.replace(wish, text="b")
+    return message if isinstance(message, Message) else msgspec.structs.replace(message, text="b")
 
 
 @pytest.mark.parametrize("password", [None, "secret"])

@@ -58,10 +58,10 @@ def from_deeper(act: Callable[[], T], frames: int = 200) -> T:
     return act() if frames == 0 else from_deeper(act, frames - 1)
 
 
-def kept(wish: str, parse: Callable[[str], str] = parse_name) -> tuple[str, str]:
-    """Return the normalized name for *wish*, or the reason why it is refused."""
+def kept(requested: str, parse: Callable[[str], str] = parse_name) -> tuple[str, str]:
+    """Return the normalized name for *requested*, or the reason why it is refused."""
     try:
-        return parse(wish), ""
+        return parse(requested), ""
     except InvalidName as refused:
         return "", str(refused)
 

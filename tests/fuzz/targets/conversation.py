@@ -84,16 +84,16 @@ class _Sender:
                 if name is not None:
                     self._rename(name)
 
-    def _join(self, wish: str) -> None:
-        room, refusal = kept(wish)
+    def _join(self, requested: str) -> None:
+        room, refusal = kept(requested)
         if room:
             self.room = room
             _check_heard(Joined(_CLIENT, self.name, room, 2))
         else:
             _check_heard(Error("invalid-name", refusal))
 
-    def _rename(self, wish: str) -> None:
-        name, refusal = kept(wish, parse_person_name)
+    def _rename(self, requested: str) -> None:
+        name, refusal = kept(requested, parse_person_name)
         if name:
             old, self.name = self.name, name
             _check_heard(Renamed(_CLIENT, old, name))

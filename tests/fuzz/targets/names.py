@@ -20,20 +20,20 @@ _WESTERN = ("LATIN", "GREEK", "CYRILLIC")
 
 def check_names(data: bytes) -> None:
     """Check a requested name."""
-    wish = data.decode("utf-8", "surrogateescape")
-    folded = fold_name(wish)
+    requested = data.decode("utf-8", "surrogateescape")
+    folded = fold_name(requested)
     assert_same(fold_name(folded), folded, "folding twice is folding once")
     for parse in (parse_name, parse_person_name):
-        name, refusal = kept(wish, parse)
+        name, refusal = kept(requested, parse)
         assert_harmless(refusal)
         assert len(refusal) < 120, "a refusal is short"
         if name:
-            _check_name(wish, name)
+            _check_name(requested, name)
     if name:
         _check_person_name(name)
 
 
-def _check_name(wish: str, name: str) -> None:
+def _check_name(requested: str, name: str) -> None:
     assert_same(parse_name(name), name, "a name that is kept is kept as it is")
     assert len(name) <= MAX_NAME_CHARACTERS, f"{name!r} is too long"
     assert_same(clean(name), name, "a name is clean")
@@ -45,7 +45,7 @@ def _check_name(wish: str, name: str) -> None:
     for form in (name, fold_name(name)):
         scripts = {unicodedata.name(character, "").split(" ")[0] for character in form}
         assert len(scripts.intersection(_WESTERN)) <= 1, f"{form!r} mixes {scripts}"
-    _check_folding(wish, name)
+    _check_folding(requested, name)
     _check_name_in_text(name)
 
 
@@ -75,11 +75,11 @@ def _bare(name: str) -> str:
     )
 
 
-def _check_folding(wish: str, name: str) -> None:
+def _check_folding(requested: str, name: str) -> None:
     """Check that canonically equivalent names are the same name."""
     folded = fold_name(name)
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
-        assert_same(fold_name(unicodedata.normalize(form, wish)), folded, f"a wish in {form}")
+        assert_same(fold_name(unicodedata.normalize(form, requested)), folded, f"a name in {form}")
         assert_same(fold_name(unicodedata.normalize(form, name)), folded, f"a name in {form}")
     # For the stored name: folding is not defined for marks that are not in canonical order.
     assert_same(fold_name(name.casefold()), folded, "a name without its capitals")
