@@ -78,6 +78,9 @@ def _make_header(size: int) -> bytes:
 _HEADERS = [_make_header(size) for size in range(1024)]
 
 
+_header_of_short = _HEADERS.__getitem__
+
+
 def _header(size: int) -> bytes:
     return _HEADERS[size] if size < len(_HEADERS) else _make_header(size)
 
@@ -93,8 +96,9 @@ def _frame_each(lines: bytes) -> bytes:
         return _frame_as_one(lines)
     messages = lines.split(b"\n")
     messages.pop()
+    sizes = list(map(len, messages))
     pieces = [b""] * (2 * len(messages))
-    pieces[0::2] = map(_header, map(len, messages))
+    pieces[0::2] = map(_header_of_short if max(sizes) < len(_HEADERS) else _header, sizes)
     pieces[1::2] = messages
     return b"".join(pieces)
 

@@ -65,6 +65,7 @@ class WebSocketDecoder:
         "_lines",
         "_mask",
         "_max_message_bytes",
+        "_max_short_bytes",
         "_message_bytes",
         "_utf8",
         "ending",
@@ -73,6 +74,7 @@ class WebSocketDecoder:
 
     def __init__(self, max_line_bytes: int, max_message_bytes: int) -> None:
         self._max_message_bytes = max_message_bytes
+        self._max_short_bytes = min(_MAX_CONTROL_BYTES, max_message_bytes)
         self._lines = LineDecoder(max_line_bytes)
         self._buffer = b""  # an incomplete header, or control frame
         self._left = 0  # bytes of the current frame that have not come yet
@@ -147,6 +149,19 @@ class WebSocketDecoder:
                 continue
             if end - at < 2:
                 break
+            # Mostly, in a flood of messages, each is a short frame that is here as a whole.
+            size = data[at + 1] - _MASKED
+            if (
+                data[at] == _WHOLE_TEXT
+                and not self._in_message
+                and 0 <= size <= self._max_short_bytes
+                and size <= end - at - 6
+            ):
+                text_at = at + 6
+                at = text_at + size
+                pieces.append(apply_mask(data[text_at:at], data[text_at - _MASK_BYTES : text_at]))
+                pieces.append(b"\n")
+                continue
             header, size = self._check_start(data[at], data[at + 1])
             if end - at < header:
                 break
