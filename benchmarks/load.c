@@ -55,7 +55,7 @@ typedef struct {
 
 static Bytes hello[2][MAX_STEPS], ready[2][MAX_STEPS], prefix, suffix; /* [0] receiver, [1] sender */
 static int steps[2];
-static int core = -1, port, receivers, senders, stalled, server_pid;
+static int core = -1, port, receiver_port, receivers, senders, stalled, server_pid;
 static int outstanding = 128; /* handshakes at a time: a crowd at the door, not a flood of SYNs */
 static double seconds = 2, warm_up = 0.5, rate, patience = 3;
 static long long count;
@@ -234,7 +234,8 @@ static void receive(Client *client, int look) {
 static int role_of(const Client *client) { return client - clients >= receivers; }
 
 static void begin(Client *client) {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
+    int to = role_of(client) || !receiver_port ? port : receiver_port;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(to)};
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     int fd = client->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     if (fd < 0) fail("socket");
@@ -521,6 +522,7 @@ int main(int argc, char **argv) {
         *value++ = 0;
         const char *name = argv[i];
         if (!strcmp(name, "port")) port = atoi(value);
+        else if (!strcmp(name, "receiver_port")) receiver_port = atoi(value);
         else if (!strcmp(name, "receivers")) receivers = atoi(value);
         else if (!strcmp(name, "senders")) senders = atoi(value);
         else if (!strcmp(name, "stalled")) stalled = atoi(value);

@@ -7,12 +7,15 @@ on the wire for the load generator (`load.c`).  Every configuration has its reas
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 __all__ = ["SERVERS", "Dialect", "Server"]
 
 CHATS = Path(__file__).parent / "chats"
+
+# As `load.c` has it.
+PAYLOAD_BYTES = 63
 
 # More than the clients of the largest workload.
 CLIENTS = 6000
@@ -51,7 +54,8 @@ class Server:
 
     *command* gets a folder for configuration, the port, and the number of clients; it returns the
     arguments for *program*.  *package* is Debian's, empty for programs in this repository.  A
-    *limit* is not a real server; one that *only_writes* has no senders.
+    *limit* is not a real server; one that *only_writes* has no senders.  With *two_ports*,
+    receivers connect to the port after that of the senders.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Server:
     ours: bool = False
     limit: bool = False
     only_writes: bool = False
+    two_ports: bool = False
     frames: bool = True
     max_clients: int = CLIENTS
     outstanding: int = 128
@@ -170,6 +175,36 @@ dir {folder}
     return [_write(folder, "redis.conf", text)]
 
 
+def _multichat_web(folder: Path, port: int, clients: int) -> list[str]:
+    return [*_multichat(folder, port, clients), "--web", str(port + 1)]
+
+
+def _message(text: bytes) -> bytes:
+    """Return the frame of a message of 126 bytes or less, masked with zeros: what it says."""
+    return bytes((0x81, 0x80 | len(text))) + bytes(4) + text
+
+
+def _upgrade(subprotocol: bytes = b"") -> tuple[bytes, bytes]:
+    wanted = b"Sec-WebSocket-Protocol: %b\r\n" % subprotocol if subprotocol else b""
+    request = (
+        b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: YmVuY2htYXJrcyBvZiBpdA==\r\n%b\r\n"
+    )
+    return request % wanted, b"\r\n\r\n"
+
+
+def _web_receivers(subprotocol: bytes = b"") -> Dialect:
+    return replace(_JSON, receiver=(_upgrade(subprotocol), (_message(b"/json {}"), b'"welcome"')))
+
+
+_JSON_HELLO = ((b"/json {}\n", b'"welcome"'),)
+_JSON = Dialect(
+    receiver=_JSON_HELLO,
+    sender=_JSON_HELLO,
+    prefix=b'{"type":"say","text":"',
+    suffix=b'"}\n',
+)
+_WEBSOCKET_HELLO = ((_upgrade()[0], b"You are"),)
 _IRC_HELLO = (
     (b"NICK n#####\r\nUSER u 0 * :bench\r\n", b" 001 "),
     (b"JOIN #c\r\n", b" 366 "),
@@ -207,6 +242,37 @@ SERVERS = [
             why=f"The same with `--journal FILE --durability {durability}`.",
         )
         for durability in ("full", "normal")
+    ),
+    Server(
+        name="multichat, JSON",
+        program=sys.executable,
+        command=_multichat,
+        dialect=_JSON,
+        why="The same; all clients speak JSON.",
+        ours=True,
+    ),
+    *(
+        Server(
+            name=name,
+            program=sys.executable,
+            command=_multichat_web,
+            dialect=_web_receivers(subprotocol),
+            why=why,
+            ours=True,
+            two_ports=True,
+        )
+        for name, subprotocol, why in (
+            (
+                "multichat, WebSocket",
+                b"",
+                "With `--web`; senders speak JSON over TCP, receivers over WebSocket.",
+            ),
+            (
+                "multichat, WebSocket lines",
+                b"multichat.lines",
+                "The same; receivers ask for many lines in a message, as the page does.",
+            ),
+        )
     ),
     Server(
         name="ncat --chat",
@@ -305,6 +371,21 @@ SERVERS = [
         command=lambda _folder, port, _clients: [str(CHATS / "asyncio_chat.py"), str(port)],
         dialect=_line_chat(b"You are"),
         why="`benchmarks/chats/asyncio_chat.py`: a tutorial's chat, with logging like multichat's.",
+    ),
+    Server(
+        name="websockets",
+        program=sys.executable,
+        command=lambda _folder, port, _clients: [str(CHATS / "websockets_chat.py"), str(port)],
+        dialect=Dialect(
+            receiver=_WEBSOCKET_HELLO,
+            sender=_WEBSOCKET_HELLO,
+            prefix=_message(bytes(PAYLOAD_BYTES))[:-PAYLOAD_BYTES],
+            suffix=b"",
+        ),
+        why=(
+            "`benchmarks/chats/websockets_chat.py`: the broadcast of the `websockets` library, "
+            "without compression, with logging like multichat's."
+        ),
     ),
     Server(
         name="threads",

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,12 +110,14 @@ def measure(server: Server, workload: Workload, tools: Tools) -> dict[str, Any]:
         return {"error": "not measured, see its settings"}
     if server.only_writes:
         workload = replace(workload, senders=0)  # it has nothing to read
-    port = _free_port()
+    ports = _free_ports(2 if server.two_ports else 1)
+    port = ports[0]
     try:
-        with _running(server, workload, tools, port) as pid:
+        with _running(server, workload, tools, ports) as pid:
             before = _memory(pid)
             command = [
                 *(str(tools.load), workload.mode, f"port={port}", f"pid={pid}"),
+                f"receiver_port={ports[-1]}",
                 *(f"receivers={workload.receivers}", f"senders={workload.senders}"),
                 *(f"outstanding={server.outstanding}", f"core={max(os.sched_getaffinity(0))}"),
                 *server.dialect.arguments(),
@@ -126,22 +128,30 @@ def measure(server: Server, workload: Workload, tools: Tools) -> dict[str, Any]:
         return {"error": str(error).strip().splitlines()[-1][:200]}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _free_ports(count: int) -> list[int]:
+    """Return that many free ports, one after the other."""
+    while True:
+        with ExitStack() as stack:
+            ports: list[int] = []
+            try:
+                for number in range(count):
+                    probe = stack.enter_context(socket.socket())
+                    probe.bind(("127.0.0.1", ports[0] + number if ports else 0))
+                    ports.append(probe.getsockname()[1])
+            except (OSError, OverflowError):
+                continue
+            return ports
 
 
 @contextmanager
-def _running(server: Server, workload: Workload, tools: Tools, port: int) -> Iterator[int]:
+def _running(server: Server, workload: Workload, tools: Tools, ports: list[int]) -> Iterator[int]:
     program = str(tools.reference) if server.program == "reference" else server.path
     if program is None:
         raise OSError("not installed")
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        arguments = server.command(folder, port, workload.clients)
+        arguments = server.command(folder, ports[0], workload.clients)
         with (folder / "output.log").open("wb") as output, _cores_for(workload):
             process = subprocess.Popen(
                 [program, *arguments],
@@ -151,7 +161,8 @@ def _running(server: Server, workload: Workload, tools: Tools, port: int) -> Ite
                 cwd=folder,
             )
         try:
-            _wait_listening(process, port)
+            for port in ports:
+                _wait_listening(process, port)
             yield process.pid
         finally:
             process.terminate()

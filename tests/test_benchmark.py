@@ -29,7 +29,7 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
     return Tools(tmp_path_factory.mktemp("tools"))
 
 
-@pytest.mark.parametrize("name", ["multichat", "asyncio streams", "threads", "C loop"])
+@pytest.mark.parametrize("name", ["multichat", "asyncio streams", "websockets", "threads", "C loop"])
 def test_a_server_is_measured_and_nothing_is_lost(name: str, tools: Tools) -> None:
     workload = replace(
         WORKLOAD["throughput-10"], receivers=3, arguments=("count=3000", "seconds=20")
@@ -41,7 +41,18 @@ def test_a_server_is_measured_and_nothing_is_lost(name: str, tools: Tools) -> No
     assert figures["deliveries_per_second"] > 0
     if SERVER[name].frames:
         assert figures["torn"] == 0
-        assert figures["message_bytes"] == len("[Client 4] ") + 64
+        assert figures["message_bytes"] == len("[Client 4] ") + 64 + (name == "websockets")
+
+
+@pytest.mark.parametrize("name", ["JSON", "WebSocket", "WebSocket lines"])
+def test_programs_are_measured_over_tcp_and_websocket(name: str, tools: Tools) -> None:
+    workload = replace(
+        WORKLOAD["throughput-10"], receivers=3, arguments=("count=3000", "seconds=20")
+    )
+    figures = measure(SERVER[f"multichat, {name}"], workload, tools)
+    assert (figures["sent"], figures["drained"]) == (3000, True)
+    assert (figures["lost"], figures["disordered"], figures["dead"]) == (0, 0, 0)
+    assert figures["message_bytes"] > len('{"type":"said","text":""}') + 63
 
 
 def test_the_limit_is_measured(tools: Tools) -> None:
