@@ -24,7 +24,6 @@ async def chat(connection: ServerConnection) -> None:
             others = [other for client, other in clients.items() if client != number]
             log.info("[BROADCAST] Broadcasting to %d clients", len(clients))
             broadcast(others, f"[Client {number}] {text!s}")
-            await asyncio.sleep(0)  # else a fast sender is all that runs
     except ConnectionClosed:
         pass
     finally:
