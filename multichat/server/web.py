@@ -110,13 +110,15 @@ class WebPort:
                     return
             match todo:
                 case Handshake():
+                    early = connection.reader.rest
+                    del connection.reader  # the memory of the request, for as long as it lasts
                     await self._server.handle_websocket(
                         connection.stream,
                         connection.origin,
                         connection.meter,
                         address=connection.address,
                         lines=todo.lines,
-                        early=connection.reader.rest,
+                        early=early,
                         secure=connection.is_private,
                     )
                 case _Posting():
