@@ -29,7 +29,9 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
     return Tools(tmp_path_factory.mktemp("tools"))
 
 
-@pytest.mark.parametrize("name", ["multichat", "asyncio streams", "websockets", "threads", "C loop"])
+@pytest.mark.parametrize(
+    "name", ["multichat", "asyncio streams", "websockets", "threads", "C loop"]
+)
 def test_a_server_is_measured_and_nothing_is_lost(name: str, tools: Tools) -> None:
     workload = replace(
         WORKLOAD["throughput-10"], receivers=3, arguments=("count=3000", "seconds=20")
