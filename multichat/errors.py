@@ -200,7 +200,7 @@ class NameTaken(RemoteProtocolError):
     def __init__(self, name: str, holder: str = "", *, registered: bool = False) -> None:
         looks = f" looks like '{holder}', which" if holder else ""
         how = "registered" if registered else "taken"
-        hint = f"; if it is yours: /login {holder or name} PASSPHRASE" if registered else ""
+        hint = f"; if it is yours, log in: /login {holder or name} PASSPHRASE" if registered else ""
         super().__init__(f"the name '{name}'{looks} is {how}{hint}")
         self.name, self.holder = name, holder
 

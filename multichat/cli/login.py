@@ -1,6 +1,7 @@
 """The account that a client logs in to: its name, and where its passphrase comes from."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,14 +27,21 @@ from multichat.protocol.names import fold_name
 if TYPE_CHECKING:
     from multichat.client.connect import Endpoint
 
-__all__ = ["PASSPHRASE_VARIABLE", "run_with_login"]
+__all__ = ["PASSPHRASE_VARIABLE", "run_with_login", "with_option"]
 
 # There is no such option: other users can list the command lines of processes.
 PASSPHRASE_VARIABLE = "MULTICHAT_PASSPHRASE"  # noqa: S105 - the variable's name
 
 _MAX_TRIES = 3
 
+_TYPED = re.compile(r"/login (\S+) PASSPHRASE$")
+
 _T = TypeVar("_T")
+
+
+def with_option(refusal: str) -> str:
+    """Return the *refusal* of a registered name for a command to which no login can be typed."""
+    return _TYPED.sub(r"--login \1", refusal)
 
 
 def run_with_login(
@@ -53,7 +61,10 @@ def run_with_login(
     and as *run* does.
     """
     if login is None:
-        return run_with_password(run, endpoint, options)
+        try:
+            return run_with_password(run, endpoint, options)
+        except Refused as refused:
+            raise Refused(refused.code, with_option(str(refused))) from None
     if endpoint.unix is None and endpoint.tls is None and not is_loopback(endpoint.host):
         raise NotPrivate(str(endpoint))
     if options.name is not None and fold_name(options.name) == fold_name(login):

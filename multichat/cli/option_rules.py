@@ -90,6 +90,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
 }
 
+# Options that are given more than once to some commands, and once to the others.
+_ONCE = ("room",)
+
 # The precedence of a source; 0 if the option is not given.
 _LAYERS = {"DEFAULT_MAP": 1, "ENVIRONMENT": 2, "COMMANDLINE": 3}
 
@@ -117,7 +120,11 @@ class CheckedCommand(TyperCommand):
                 each.envvar = f"MULTICHAT_{str(each.name).rstrip('_').upper()}"
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse *args*; raises `UsageMistake` for an invalid variable, which `args` do not show."""
+        """Parse *args*; raises `UsageMistake` for an invalid variable, which `args` do not show.
+
+        And for a second --room, where `connect` would take both and the last would win.
+        """
+        self._check_once(ctx, args)
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
@@ -127,6 +134,14 @@ class CheckedCommand(TyperCommand):
                 reason = _reason(error.message, error.param.type.name)
                 raise UsageMistake(f"{described(ctx, name)}: {reason}") from None
             raise
+
+    def _check_once(self, ctx: Any, args: list[str]) -> None:
+        once = {each.name for each in self.params if each.name in _ONCE and not _is_multiple(each)}
+        if once:
+            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            for name in once:
+                if sum(each.name == name for each in order) > 1:
+                    raise UsageMistake(f"{self.name} takes one --{name}; it is given twice")
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; raises `UsageMistake` if its parameters break a rule."""
@@ -142,6 +157,10 @@ class CheckedCommand(TyperCommand):
         for rule in RULES.get(str(self.name), ()):
             _apply(ctx, rule)
         return super().invoke(ctx)
+
+
+def _is_multiple(parameter: Any) -> bool:
+    return isinstance(parameter, TyperOption) and parameter.multiple
 
 
 def _reason(message: str, kind: str) -> str:

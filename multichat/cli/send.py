@@ -6,6 +6,7 @@ from functools import partial
 
 import trio
 
+from multichat.cli.login import with_option
 from multichat.cli.notices import notify, tell
 from multichat.cli.piped import Piped, for_pipe, send_input
 from multichat.client.connect import Endpoint, dial_first
@@ -44,7 +45,7 @@ async def send(
             await notify(SPEAKING_TEXT)
         nursery.start_soon(_discard_events, chat)
         if (refusal := chat.link.name_refusal) is not None:
-            await notify(f"{refusal.text}; speaking as {chat.name}")
+            await notify(f"{with_option(refusal.text)}; speaking as {chat.name}")
         piped = Piped(chat)
         with piped.explaining():
             if text is not None:

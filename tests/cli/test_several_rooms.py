@@ -125,6 +125,10 @@ async def test_a_passphrase_goes_nowhere_but_to_its_server(
                 "multichat: the passphrase of alice is missing: --passphrase-file or "
                 "MULTICHAT_PASSPHRASE\n"
             )
+        words = "send", "--name", "alice", LOOPBACK, str(server.port), "hello"
+        async with Command(tmp_path, MULTICHAT, *words) as sender:
+            assert await sender.wait() == 0
+            assert "is registered; if it is yours, log in: --login alice; speaking as" in sender.err
         monkeypatch.setenv("MULTICHAT_PASSPHRASE", "something else")
         async with connect(tmp_path, server, "--login", "alice") as client:
             assert await client.wait() == 1

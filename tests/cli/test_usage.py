@@ -118,6 +118,10 @@ def test_options_that_exclude_each_other_or_have_no_effect_are_refused(
             "--no-reconnect has no effect with --plain",
         ),
         (["who", "--unix", "a", "h"], "--unix and HOST exclude each other"),
+        *(
+            ([command, "--room", "a", "--room=b", "h"], f"{command} takes one --room")
+            for command in ("send", "who", "history")
+        ),
         (["serve", "--burst", "5"], "--burst needs --rate"),
         (["serve", "--filter-joins"], "--filter-joins needs --filter"),
         (["serve", "--keep-days", "3"], "--keep-days needs --journal"),
