@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from websockets.frames import Opcode
 
 import multichat
 from multichat import ServerConfig, errors
@@ -23,6 +24,7 @@ from multichat.testing import ScriptedClient, memory_server
 
 from .support.documents import load
 from .support.processes import program
+from .support.websockets import frame, join_websocket
 
 pytestmark = pytest.mark.unit
 
@@ -51,6 +53,8 @@ def wire_bytes(text: str) -> bytes:
 WIRE = blocks(ROOT / "docs" / "protocol.md", "wire")
 WITH_ACCOUNTS = blocks(ROOT / "docs" / "protocol.md", "wire accounts")
 WITH_PASSWORD = blocks(ROOT / "docs" / "protocol.md", "wire password")
+WEBSOCKET = blocks(ROOT / "docs" / "protocol.md", "wire websocket")
+WEBSOCKET_LINES = blocks(ROOT / "docs" / "protocol.md", "wire websocket lines")
 
 
 @pytest.mark.parametrize("block", WIRE, ids=range(len(WIRE)))
@@ -72,6 +76,64 @@ async def test_the_examples_with_accounts(number: int) -> None:
         ServerConfig(accounts=accounts, operators=("alice",) if number else ()),
         account="alice correct horse" if number else "",
     )
+
+
+@pytest.mark.parametrize("number", range(len(WEBSOCKET)))
+async def test_the_examples_of_websocket(
+    number: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    await run_websocket_example(WEBSOCKET[number], lines=False)
+
+
+async def test_the_example_of_the_subprotocol(autojump_clock: trio.testing.MockClock) -> None:
+    [block] = WEBSOCKET_LINES
+    await run_websocket_example(block, lines=True)
+
+
+async def run_websocket_example(block: str, *, lines: bool) -> None:
+    """Run an example whose client 1 uses WebSocket, and client 2 TCP."""
+    kinds = {"part": Opcode.TEXT, "ping": Opcode.PING, "close": Opcode.CLOSE}
+    async with memory_server() as network:
+        web, tcp = await join_websocket(network, lines=lines), await network.join()
+        amid_message = False
+        for line in block.splitlines():
+            step = re.fullmatch(r"(\d)([<>.]) ?(?:\((\w+)\) ?)?(.*)", line)
+            assert step, line
+            client, direction, kind, text = step.groups()
+            data = wire_bytes(text).removesuffix(b"\n")
+            match client, direction:
+                case "1", ">":
+                    opcode = kinds.get(kind, Opcode.TEXT)
+                    if opcode is Opcode.CLOSE:
+                        data = int(data[:4]).to_bytes(2, "big") + data[5:]
+                    elif opcode is Opcode.TEXT and amid_message:
+                        opcode = Opcode.CONT
+                    await web.stream.send_all(frame(opcode, data, fin=kind != "part"))
+                    if kind in (None, "part"):
+                        amid_message = kind == "part"
+                case "1", "<":
+                    event = await web.event()
+                    received = bytes(event.data)
+                    if event.opcode is Opcode.CLOSE:
+                        code = int.from_bytes(received[:2], "big")
+                        received = f"{code} {received[2:].decode()}".rstrip().encode()
+                    assert event.opcode.name == (kind or "text").upper(), event
+                    pattern = re.escape(data).replace("…".encode(), b".*")
+                    assert re.fullmatch(pattern, received), (received, data)
+                case "1", _:
+                    await web.rest()
+                    assert web.events == []
+                case _, ">":
+                    await tcp.stream.send_all(data + b"\n")
+                case _, "<":
+                    assert await tcp.line() == text
+            await trio.testing.wait_all_tasks_blocked()
+        if not web.ended:
+            web.peer.send_close(1000)
+            await web.flush()
+            await web.rest()
+            assert [event.opcode for event in web.events] == [Opcode.CLOSE]
+        assert not await _unannounced(tcp)
 
 
 async def run_example(block: str, config: ServerConfig, *, account: str = "") -> None:

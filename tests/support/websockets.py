@@ -51,6 +51,7 @@ class WebSocketClient:
         self.messages = 0
         self.pongs: list[bytes] = []
         self.ended = False
+        self.events: list[Frame] = []  # all frames, for a test to look at
         self._lines: list[str] = []
 
     async def send(self, *lines: str) -> None:
@@ -88,6 +89,14 @@ class WebSocketClient:
             await self._receive()
         return self.pongs.pop(0)
 
+    async def event(self) -> Frame:
+        """Return the next frame, whatever it is, and count it as looked at."""
+        while not self.events:
+            if self.ended:
+                raise EOFError("the server closed the connection")
+            await self._receive()
+        return self.events.pop(0)
+
     @property
     def close(self) -> Close | None:
         """The close frame that the server has sent, if it has."""
@@ -104,6 +113,7 @@ class WebSocketClient:
         assert self.peer.parser_exc is None or self.ended, self.peer.parser_exc
         for event in self.peer.events_received():
             assert isinstance(event, Frame)
+            self.events.append(event)
             if event.opcode is Opcode.PONG:
                 self.pongs.append(bytes(event.data))
             elif event.opcode is not Opcode.CLOSE:
