@@ -5,34 +5,30 @@ program in a bounded queue.  Sending and receiving do not wait for each other, s
 stops reading because the client does not read cannot deadlock with a program that sends without
 receiving.
 
+`multichat.client.requests` sends the requests and waits for their answers.
 `multichat.client.reconnect` owns the connections, `multichat.client.session` the state of the
 session, and `multichat.client.line_chat` the sending of typed lines.
 """
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Self, TypeVar
+from typing import Self
 
 import trio
 
 from multichat.client.options import ChatOptions, check_count
-from multichat.client.outbox import Pending
 from multichat.client.reconnect import Link, Redial
+from multichat.client.requests import Requests
 from multichat.errors import (
     ConnectionLost,
-    LineTooLong,
     LocalProtocolError,
-    NotPrivate,
     Refused,
-    RemoteProtocolError,
     lone_exception,
 )
-from multichat.net import transport
 from multichat.protocol.framing import clean
 from multichat.protocol.messages import (
     HISTORY_MESSAGES,
-    MAX_UNACCEPTED,
     Accepted,
     Act,
     Announce,
@@ -44,7 +40,6 @@ from multichat.protocol.messages import (
     Direct,
     Enter,
     Entered,
-    Error,
     Event,
     Exit,
     Exited,
@@ -69,13 +64,10 @@ from multichat.protocol.messages import (
     Unban,
     Welcome,
     Who,
-    WireRequest,
 )
 from multichat.protocol.text_codec import TEXT
 
 __all__ = ["Chat"]
-
-_Answer = TypeVar("_Answer", Members, RoomList, HistoryPage, TopicChanged, BanList, Entered, Exited)
 
 # How long after the holder of a name has left we request the name: the server reserves it until
 # about the time of the announcement.
@@ -103,6 +95,7 @@ class Chat:
     ) -> None:
         self._link = Link(stream, options, redial)
         self._session = self._link.session
+        self._requests = Requests(self._link)
         self._timeouts = options.timeouts
         self._events: deque[Event] = deque()  # of the read that is being iterated over
 
@@ -207,7 +200,7 @@ class Chat:
 
     async def _say(self, request: Say | Act) -> str:
         self._check_room(request.room)
-        answer = await self._ask(request)
+        answer = await self._requests.ask(request)
         return (answer.id or "") if isinstance(answer, Accepted) else ""
 
     async def send(self, *texts: str, room: str | None = None) -> list[Nonce]:
@@ -227,7 +220,7 @@ class Chat:
             await self._link.send_lines("\n".join(map(TEXT.encode_request, requests)))
             return []
         with self._link.sending():
-            nonces = await self._send_pieces(requests, typed=False)
+            nonces = await self._requests.send_pieces(requests, typed=False)
             return [nonce for nonce in nonces if nonce is not None]
 
     def _check_room(self, room: str | None) -> None:
@@ -246,7 +239,7 @@ class Chat:
             to = clean(to)
             if self._session.codec is TEXT and len(to.split()) != 1:
                 raise LocalProtocolError("a name is one word")
-        await self._ask(Direct(to, _sayable(text)))
+        await self._requests.ask(Direct(to, _sayable(text)))
 
     # --- Rooms ------------------------------------------------------------------------------------
 
@@ -256,7 +249,7 @@ class Chat:
         Returns the new room with its number of members; None in the text protocol.  Later events
         are those of the new room.
         """
-        answer = await self._ask(Join(clean(room)))
+        answer = await self._requests.ask(Join(clean(room)))
         return answer if isinstance(answer, Entered) else None
 
     async def enter(self, room: str, *, since: str | None = None, replay: int = 0) -> Entered:
@@ -271,16 +264,16 @@ class Chat:
         only one room; `ConnectionLost`.
         """
         check_count("replay", replay, 0)
-        answer = await self._ask(Enter(clean(room), since, replay))
-        return self._expect(Entered, answer, "several rooms")
+        answer = await self._requests.ask(Enter(clean(room), since, replay))
+        return self._requests.expect(Entered, answer, "several rooms")
 
     async def exit(self, room: str) -> Exited:
         """Leave *room*; the one entered last of the others becomes the current one.
 
         Raises `Refused` if we are not in it, or only in it, and the other errors of `enter`.
         """
-        answer = await self._ask(Exit(clean(room)))
-        return self._expect(Exited, answer, "several rooms")
+        answer = await self._requests.ask(Exit(clean(room)))
+        return self._requests.expect(Exited, answer, "several rooms")
 
     async def members(self, room: str | None = None) -> list[MemberName]:
         """Return the members of *room*, by default of the current room, including ourselves.
@@ -288,11 +281,11 @@ class Chat:
         Raises `LocalProtocolError` in the text protocol, whose response is only for people,
         `RemoteProtocolError` for an unexpected response, `Refused` and `ConnectionLost`.
         """
-        return (await self._ask_for(Members, Who(_room(room)), "list of members")).members
+        return (await self._requests.ask_for(Members, Who(_room(room)), "list of members")).members
 
     async def list_rooms(self) -> list[RoomSize]:
         """Return all rooms of the server, with their sizes; raises the errors of `members`."""
-        return (await self._ask_for(RoomList, Rooms(), "list of rooms")).rooms
+        return (await self._requests.ask_for(RoomList, Rooms(), "list of rooms")).rooms
 
     async def history(
         self, limit: int = HISTORY_MESSAGES, *, before: str | None = None, room: str | None = None
@@ -306,20 +299,21 @@ class Chat:
         """
         check_count("the limit", limit, 1)
         request = History(limit, None if before is None else clean(before), _room(room))
-        return await self._ask_for(HistoryPage, request, "list of messages")
+        return await self._requests.ask_for(HistoryPage, request, "list of messages")
 
     async def topic(self, room: str | None = None) -> str:
         """Return the topic of *room*, by default of the current room; empty if it has none.
 
         Raises the errors of `members`.
         """
-        return (await self._ask_for(TopicChanged, SetTopic(room=_room(room)), "topics")).text
+        request = SetTopic(room=_room(room))
+        return (await self._requests.ask_for(TopicChanged, request, "topics")).text
 
     # --- Names and accounts -----------------------------------------------------------------------
 
     async def rename(self, name: str) -> None:
         """Change our name; raises `Refused` if the server does not allow it, `ConnectionLost`."""
-        await self._ask(Rename(clean(name)))
+        await self._requests.ask(Rename(clean(name)))
 
     async def register(self, passphrase: str) -> None:
         """Register our name as an account with this *passphrase*, and log in to it.
@@ -329,25 +323,25 @@ class Chat:
         answer: a passphrase is never sent again.  In the text protocol it returns when the request
         is on its way.
         """
-        await self._ask(Register(passphrase))
+        await self._requests.ask(Register(passphrase))
 
     async def login(self, name: str, passphrase: str) -> None:
         """Log in to the account *name*, and take that name; see `register`."""
-        await self._ask(Login(clean(name), passphrase))
+        await self._requests.ask(Login(clean(name), passphrase))
 
     async def logout(self) -> None:
         """Log out, and give up the name of the account; raises `Refused`, `ConnectionLost`."""
-        await self._ask(Logout())
+        await self._requests.ask(Logout())
 
     async def change_passphrase(self, passphrase: str) -> None:
         """Change the passphrase of our account, which ends its other sessions; see `register`."""
-        await self._ask(ChangePassphrase(passphrase))
+        await self._requests.ask(ChangePassphrase(passphrase))
 
     # --- For operators ----------------------------------------------------------------------------
 
     async def kick(self, who: str | int, reason: str = "") -> None:
         """Disconnect a client, by name or number; raises `Refused`, `ConnectionLost`."""
-        await self._ask(Kick(_who(who), clean(reason)))
+        await self._requests.ask(Kick(_who(who), clean(reason)))
 
     async def ban(self, what: str | int, time: str = "", reason: str = "") -> None:
         """Disconnect and keep out a name, an address or the client with that number.
@@ -355,19 +349,19 @@ class Chat:
         The ban lasts for *time*, such as `1h`, by default for ever.  Raises `Refused`,
         `ConnectionLost`.
         """
-        await self._ask(Ban(_who(what), clean(time), clean(reason)))
+        await self._requests.ask(Ban(_who(what), clean(time), clean(reason)))
 
     async def unban(self, what: str) -> None:
         """Lift the ban on *what*; raises `Refused`, `ConnectionLost`."""
-        await self._ask(Unban(clean(what)))
+        await self._requests.ask(Unban(clean(what)))
 
     async def bans(self) -> list[BanInfo]:
         """Return the bans; raises the errors of `members`."""
-        return (await self._ask_for(BanList, Bans(), "list of bans")).bans
+        return (await self._requests.ask_for(BanList, Bans(), "list of bans")).bans
 
     async def announce(self, text: str) -> None:
         """Send *text* to everybody as the server; raises `Refused` and the errors of `say`."""
-        await self._ask(Announce(_sayable(text)))
+        await self._requests.ask(Announce(_sayable(text)))
 
     async def set_topic(self, text: str, *, room: str | None = None) -> None:
         """Set the topic of *room*, by default of the current room; empty for none.
@@ -375,9 +369,9 @@ class Chat:
         Raises `Refused`, `ConnectionLost`.
         """
         self._check_room(room)
-        await self._ask(SetTopic(clean(text), _room(room)))
+        await self._requests.ask(SetTopic(clean(text), _room(room)))
 
-    # --- Asking -----------------------------------------------------------------------------------
+    # --- Keeping a name ---------------------------------------------------------------------------
 
     async def keep_name(self, name: str) -> None:
         """Request *name* whenever it may be free; return when that is no longer useful.
@@ -414,116 +408,6 @@ class Chat:
                     pass  # the program does not receive events: try again later
                 else:
                     link.events.put([Renamed(self.client, old, self.name)])
-
-    async def _ask_for(self, kind: type[_Answer], request: WireRequest, what: str) -> _Answer:
-        return self._expect(kind, await self._ask(request), what)
-
-    def _expect(self, kind: type[_Answer], answer: Event | None, what: str) -> _Answer:
-        """Return an *answer* of this *kind*; raises what `members` raises for any other."""
-        if isinstance(answer, kind):
-            return answer
-        if self.goodbye is not None or self._link.over:
-            raise self._link.lost()
-        if answer is None:
-            raise LocalProtocolError(f"the text protocol has no {what}")
-        raise RemoteProtocolError(
-            f"the server answered with `{_tag(type(answer))}` instead of `{_tag(kind)}`"
-        )
-
-    async def _ask(self, request: WireRequest) -> Event | None:
-        """Send a request and return its response; None in the text protocol (no nonces)."""
-        session, link = self._session, self._link
-        self._check_private(request)
-        if session.codec is TEXT:
-            await link.send_lines(TEXT.encode_request(request))
-            return None
-        with link.sending():
-            if isinstance(request, Say | Act | Direct):
-                await self._wait_to_send(1)
-            pending = session.encode(request)
-            self._check_length(pending.line)
-            session.answers[pending.nonce] = None
-            try:
-                await link.send_requests([pending])
-                await link.wait_for(
-                    lambda: (
-                        session.answers[pending.nonce] is not None
-                        or not link.events.has_room(awaited=True)
-                    )
-                )
-            finally:
-                answer = session.take_answer(pending.nonce)
-        if answer is None and not link.over:
-            raise LocalProtocolError("too many events wait to be received")
-        if answer is None:
-            raise link.lost()
-        if isinstance(answer, Error):
-            raise Refused(answer.code, answer.text)
-        return answer
-
-    async def _send_pieces(
-        self, requests: Sequence[WireRequest], *, typed: bool
-    ) -> list[Nonce | None]:
-        """Send requests, within the limit of unanswered ones; return their nonces.
-
-        A request that is too long raises an exception or, if it was *typed*, is skipped, with None
-        as its nonce and an `Error` among the events.
-        """
-        nonces: list[Nonce | None] = []
-        for start in range(0, len(requests), MAX_UNACCEPTED):
-            piece = requests[start : start + MAX_UNACCEPTED]
-            await self._wait_to_send(len(piece))
-            encoded: list[Pending] = []
-            for request in piece:
-                pending = self._session.encode(request)
-                try:
-                    self._check_length(pending.line)
-                except LocalProtocolError as error:
-                    if not typed:
-                        raise
-                    self._link.events.put([Error(LineTooLong.code, str(error))])
-                    nonces.append(None)
-                else:
-                    encoded.append(pending)
-                    nonces.append(pending.nonce)
-            if encoded:
-                await self._link.send_requests(encoded)
-        return nonces
-
-    async def _wait_to_send(self, count: int) -> None:
-        """Wait until *count* more requests may be sent.
-
-        Raises `LocalProtocolError` if that would wait for ever, because the responses are behind
-        events that the program does not receive.
-        """
-        outbox, link = self._session.outbox, self._link
-
-        def may_send() -> bool:
-            return len(outbox) + count <= MAX_UNACCEPTED or link.over
-
-        if not may_send():
-            await link.wait_for(lambda: may_send() or not link.events.has_room(awaited=True))
-            if not may_send():
-                raise LocalProtocolError(
-                    f"{MAX_UNACCEPTED} messages are unacknowledged: receive events first"
-                )
-
-    def _check_private(self, request: object) -> None:
-        """Raise `NotPrivate` for a passphrase over a connection that others can read, or none."""
-        is_secret = isinstance(request, Register | Login | ChangePassphrase)
-        if is_secret and not self.connected:
-            raise NotPrivate(connected=False)
-        if is_secret and not transport.is_private(self._link.connection.stream):
-            raise NotPrivate
-
-    def _check_length(self, line: str) -> None:
-        """Raise `LocalProtocolError` for a line that the server would drop without a response."""
-        if self.welcome is not None and 3 * len(line) > (limit := self.welcome.limits.line):
-            excess = len(line.encode()) - limit
-            if excess > 0:
-                raise LocalProtocolError(
-                    f"too long by {excess} bytes; the server takes lines of {limit}"
-                )
 
     # --- Events -----------------------------------------------------------------------------------
 
@@ -593,7 +477,3 @@ def _room(room: str | None) -> str | None:
 
 def _who(who: str | int) -> str | int:
     return clean(who) if isinstance(who, str) else who
-
-
-def _tag(kind: type[Event]) -> object:
-    return {Entered: "joined", Exited: "left"}.get(kind) or kind.__struct_config__.tag

@@ -52,7 +52,7 @@ class LineChat(Chat):
 
     def _is_safe(self, typed: Typed) -> bool:
         try:
-            self._check_private(typed.request)
+            self._requests.check_private(typed.request)
         except NotPrivate as error:
             self._link.events.put([Error("insecure", str(error))])
             return False
@@ -62,20 +62,20 @@ class LineChat(Chat):
         match typed.request:
             case SayBlock(text=text, room=room):
                 says = [Say(line, room) for line in text.split("\n")]
-                return await self._send_pieces(says, typed=True)
+                return await self._requests.send_pieces(says, typed=True)
             case Invalid(error=error):
                 self._link.events.put([error])
             case Reply() if self._session.last_sender is None:
                 self._link.events.put([Error(InvalidRequest.code, NO_SENDER)])
             case Reply(text=text):
                 direct = Direct(self._session.last_sender or 0, text)
-                return await self._send_pieces([direct], typed=True)
+                return await self._requests.send_pieces([direct], typed=True)
             case Quit() as request:
                 await self._link.send_lines(JSON.encode_request(request))
             case None | Hello() | LocalCommand():
                 pass
             case request:
-                return await self._send_pieces([request], typed=True)
+                return await self._requests.send_pieces([request], typed=True)
         return [None]
 
     def is_unaccepted(self, nonce: Nonce) -> bool:

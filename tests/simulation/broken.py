@@ -244,7 +244,7 @@ def leave_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keep_empty_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrap(monkeypatch, OpenRooms, "_close_if_empty", lambda original, rooms, room: None)
+    wrap(monkeypatch, OpenRooms, "close_if_empty", lambda original, rooms, room: None)
 
 
 def hang_up_never(monkeypatch: pytest.MonkeyPatch) -> None:
