@@ -370,7 +370,7 @@ def _usage_hint(command: Command, name: str, argument: str) -> str:
     if name == "/query" and argument and len(argument.split()) == 1:
         return f"/query does not open a conversation; type /msg {shortened(argument)} TEXT"
     hint = f"usage: {usage(command, name)}"
-    if argument and not command.arguments:
+    if argument and not command.arguments and not command.has_secret:
         hint += f"; type /{name} {shortened(argument)} to say it"
     return hint
 

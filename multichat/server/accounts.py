@@ -172,8 +172,16 @@ class Accounts:
             raise
         return account
 
-    async def change(self, account: Account, passphrase: str, origin: Origin | None) -> Account:
+    async def change(
+        self,
+        account: Account,
+        passphrase: str,
+        origin: Origin | None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Account:
         """Change the passphrase of *account*, and return the account once that is stored.
+
+        *check* is called in the step in which it is changed, just before, and may raise.
 
         Raises `InvalidRequest`, `TooManyAttempts`, `WrongPassphrase` if the account is gone or was
         changed meanwhile, or `StorageFailed`.
@@ -183,6 +191,7 @@ class Accounts:
         changed = Account(account.name, await self._hasher.hash(passphrase))
         if self._accounts.get(account.key) is not account:
             raise WrongPassphrase
+        check()
         self._accounts[account.key] = changed
         try:
             await _stored(self._save(changed))

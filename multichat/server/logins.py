@@ -139,7 +139,12 @@ class Logins:
         account = self.account_of(client)
         if account is None:
             raise InvalidRequest("you are not logged in")
-        await self._accounts.change(account, passphrase, origin)
+
+        def check() -> None:
+            if self._clients.get(account.key) is not client:  # it was logged out meanwhile
+                raise InvalidRequest("you are not logged in")
+
+        await self._accounts.change(account, passphrase, origin, check)
         await trio.lowlevel.checkpoint_if_cancelled()
         self._note_change(client, client.name)
 

@@ -5,6 +5,7 @@ No passphrase is in an exception or a representation.
 
 import os
 import secrets
+import unicodedata
 from collections.abc import Callable
 from functools import cache, partial
 from typing import TypeVar
@@ -90,4 +91,8 @@ class Hasher:
 
 
 def _encoded(passphrase: str) -> bytes:
+    # A letter may be typed as one character or as several.  Normalizing takes quadratic time, and a
+    # longer passphrase is wrong.
+    if len(passphrase) <= MAX_PASSPHRASE_CHARACTERS:
+        passphrase = unicodedata.normalize("NFC", passphrase)
     return passphrase.encode("utf-8", "surrogatepass")

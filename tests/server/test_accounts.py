@@ -111,6 +111,14 @@ async def test_a_registration_that_is_obsolete_after_hashing_creates_no_account(
     assert len(accounts) == 0
 
 
+async def test_a_letter_of_a_passphrase_may_be_typed_as_one_character_or_two() -> None:
+    accounts = Accounts(CONFIG, MemoryJournal())
+    alice = await register(accounts, "alice", "caf\u00e9 au lait")
+    assert await accounts.log_in("alice", "cafe\u0301 au lait", None) is alice
+    with pytest.raises(WrongPassphrase):
+        await accounts.log_in("alice", "cafe au lait", None)
+
+
 async def test_changing_the_passphrase_ends_all_logins() -> None:
     accounts = Accounts(CONFIG, MemoryJournal())
     alice = await register(accounts, "alice")

@@ -5,10 +5,10 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import trio
@@ -19,6 +19,8 @@ from multichat.errors import WrongPassphrase
 from multichat.journal.base import PendingWrite
 from multichat.journal.memory import MemoryJournal
 from multichat.server.config import AccountLimits, Registration
+from multichat.server.passphrases import Hasher
+from multichat.server.server import Server
 from multichat.testing import MemoryServer, memory_server
 from tests.support.journals import back_up
 from tests.support.log import LogRecorder
@@ -27,6 +29,8 @@ from tests.support.programs import JsonClient, join, program
 from tests.support.sockets import open_client
 
 pytestmark = pytest.mark.unit
+
+T = TypeVar("T")
 
 QUICK = AccountLimits(hash_kib=8, hash_passes=1)
 RIGHT, WRONG, OTHER = "correct horse", "incorrect horse", "battery staple"
@@ -45,6 +49,17 @@ async def registered(net: MemoryServer, name: str = "alice", **fields: object) -
     answer = await client.ask("register", passphrase=RIGHT)
     assert (answer["type"], answer["name"]) == ("logged-in", name)
     return client
+
+
+class HeldHasher(Hasher):
+    """Hashes once *held* is set, if there is one."""
+
+    held: trio.Event | None = None
+
+    async def run(self, work: Callable[[], T]) -> T:
+        if self.held is not None:
+            await self.held.wait()
+        return await super().run(work)
 
 
 async def members_of(client: JsonClient) -> set[str]:
@@ -193,6 +208,23 @@ async def test_a_later_login_takes_the_name_from_an_earlier_one() -> None:
         again = await join(net, session=first.welcome["session"])
         assert (again.welcome["resumed"], again.welcome.get("account")) == (True, None)
         assert "alice" in await members_of(second)
+
+
+async def test_a_login_elsewhere_cancels_a_change_of_the_passphrase_under_way() -> None:
+    hasher = HeldHasher(QUICK)
+    server = Server(ServerConfig(accounts=QUICK), hasher=hasher)
+    async with server.open(), trio.open_nursery() as nursery:
+        net = MemoryServer(server, nursery)
+        thief, owner = await registered(net), await join(net)
+        hasher.held = trio.Event()
+        await thief.send({"type": "passphrase", "passphrase": "stolen passphrase", "nonce": 1})
+        await wait_all_tasks_blocked()
+        held, hasher.held = hasher.held, None
+        assert (await owner.ask("login", **ALICE))["type"] == "logged-in"
+        held.set()
+        assert (await thief.answer(1))["code"] == "invalid-request"
+        assert (await join(net, login=ALICE)).welcome["account"] == "alice"
+        nursery.cancel_scope.cancel(reason="the test is over")
 
 
 async def test_a_session_of_an_account_stays_logged_in() -> None:
