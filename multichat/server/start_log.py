@@ -60,6 +60,10 @@ def log_start(
     for address in starting.addresses:
         log.line("start", f"Listening on {address}")
     if web_url:
+        if web_url == config.web.url:  # which does not tell where it listens
+            for each in starting.web:
+                address = transport.format_address(each.socket.getsockname())
+                log.line("start", f"Listening on {address} for the web page")
         log.line("start", f"Web page at {web_url}")
     if journal:
         log.line("start", f"Storing messages in {journal}")
