@@ -125,15 +125,26 @@ class UnknownClient(LocalProtocolError):
 
 
 class NotPrivate(LocalProtocolError):
-    """A passphrase is not sent in plain text over a network, nor kept while not *connected*."""
+    """A passphrase is not sent in plain text over a network, nor kept while not *connected*.
 
-    def __init__(self, where: str = "the server", *, connected: bool = True) -> None:
-        super().__init__(
-            "not connected: a passphrase is not kept to be sent later; try again when connected"
-            if not connected
-            else f"passphrases are not sent to {where} in plain text, where others can read them: "
-            "use TLS (--tls)"
-        )
+    Nor is it sent to a server that *has_accounts* not, which might show it to others.
+    """
+
+    def __init__(
+        self, where: str = "the server", *, connected: bool = True, has_accounts: bool = True
+    ) -> None:
+        if not connected:
+            text = (
+                "not connected: a passphrase is not kept to be sent later; try again when connected"
+            )
+        elif not has_accounts:
+            text = "not sent: this server has no accounts, and might show a passphrase to others"
+        else:
+            text = (
+                f"passphrases are not sent to {where} in plain text, where others can read them: "
+                "use TLS (--tls)"
+            )
+        super().__init__(text)
 
 
 class InvalidBan(LocalProtocolError):

@@ -24,6 +24,7 @@ from multichat.protocol.messages import (
     SayBlock,
 )
 from multichat.protocol.text_codec import TEXT
+from multichat.protocol.typed_lines import may_hold_secret
 
 __all__ = ["LineChat"]
 
@@ -53,6 +54,9 @@ class LineChat(Chat):
     def _is_safe(self, typed: Typed) -> bool:
         try:
             self._requests.check_private(typed.request)
+            is_command = isinstance(typed.request, Invalid | LocalCommand | None)
+            if self.fell_back and is_command and may_hold_secret(typed.lines):  # a mistyped one
+                raise NotPrivate(has_accounts=False)  # noqa: TRY301
         except NotPrivate as error:
             self._link.events.put([Error("insecure", str(error))])
             return False

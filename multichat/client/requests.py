@@ -151,12 +151,17 @@ class Requests:
                 )
 
     def check_private(self, request: object) -> None:
-        """Raise `NotPrivate` for a passphrase over a connection that others can read, or none."""
+        """Raise `NotPrivate` for a passphrase over a connection that others can read, or none.
+
+        Also if the server has answered our hello in text: it is another program.
+        """
         link, is_secret = self._link, isinstance(request, Register | Login | ChangePassphrase)
         if is_secret and not (link.connected and not link.connection.over):
             raise NotPrivate(connected=False)
         if is_secret and not transport.is_private(link.connection.stream):
             raise NotPrivate
+        if is_secret and self._session.codec is TEXT and not self._session.negotiation.plain:
+            raise NotPrivate(has_accounts=False)
 
     def _check_length(self, line: str) -> None:
         """Raise `LocalProtocolError` for a line that the server would drop without a response."""

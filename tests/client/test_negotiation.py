@@ -21,6 +21,7 @@ from multichat import (
     Message,
     NoJson,
     Notice,
+    NotPrivate,
     Refused,
     Said,
     ServerConfig,
@@ -33,7 +34,7 @@ from multichat.protocol.messages import PROTOCOL, Error, Hello, Limits, Welcome
 from multichat.protocol.text_codec import TEXT
 from multichat.server.config import Filtered
 from multichat.testing import ScriptedClient, memory_server
-from tests.support.clients import open_line_chat
+from tests.support.clients import open_line_chat, type_lines
 
 pytestmark = pytest.mark.unit
 
@@ -206,6 +207,24 @@ async def test_text_is_used_with_a_plain_server_at_once(
         assert await anext(chat) == Said(name="", text=WELCOME)
         await chat.send("still text")
         assert await server.line() == "still text"
+
+
+async def test_a_server_that_speaks_only_text_gets_no_passphrase(
+    autojump_clock: MockClock,
+) -> None:
+    async with server_that_says("hello") as (chat, server):
+        await anext(chat)
+        lines = "/login bob swordfish", "/register swordfish", "/logn bob swordfish", "hi"
+        for line in lines:
+            await type_lines(chat, line)
+        assert await server.line() == "hi"
+        for _ in lines[:-1]:
+            refusal = await anext(chat)
+            assert isinstance(refusal, Error)
+            assert refusal.code == "insecure"
+            assert "no accounts" in refusal.text
+        with pytest.raises(NotPrivate):
+            await chat.login("bob", "swordfish")
 
 
 async def test_a_plain_server_that_only_tags_chat_is_given_a_moment(
