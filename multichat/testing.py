@@ -19,6 +19,7 @@ from multichat.net.fair_share import NO_PAUSES
 from multichat.server.authentication import Authenticate
 from multichat.server.config import ServerConfig
 from multichat.server.join_hook import OnJoin
+from multichat.server.passphrases import Hasher
 from multichat.server.server import Server
 
 __all__ = ["MemoryServer", "ScriptedClient", "StalledClient", "memory_server", "run_on_mock_clock"]
@@ -161,6 +162,7 @@ async def memory_server(
     journal: Journal | None = None,
     authenticate: Authenticate | None = None,
     on_join: OnJoin | None = None,
+    hasher: Hasher | None = None,
 ) -> AsyncGenerator[MemoryServer]:
     """Run a server without listeners while the block runs, and cancel it at the end.
 
@@ -168,7 +170,12 @@ async def memory_server(
     pytest-trio's `autojump_clock`, hours of chat take no time.
     """
     made = Server(
-        config, journal=journal, authenticate=authenticate, on_join=on_join, shares=NO_PAUSES
+        config,
+        journal=journal,
+        authenticate=authenticate,
+        on_join=on_join,
+        shares=NO_PAUSES,
+        hasher=hasher,
     )
     async with made.open() as server:
         with lone_exception():

@@ -22,6 +22,10 @@ from multichat.testing import ScriptedClient, memory_server
 from .simulation.broken import MUTATIONS, Break, echo
 from .simulation.invariants import INVARIANTS
 from .simulation.plan import Plan, make_plan
+from .simulation.rooms.broken import ROOMS_MUTATIONS
+from .simulation.rooms.invariants import ROOMS_INVARIANTS
+from .simulation.rooms.plan import about_accounts, make_rooms_plan
+from .simulation.rooms.world import simulate_rooms
 from .simulation.wire import Connection, End
 from .simulation.world import simulate
 from .support.log import LogRecorder
@@ -43,6 +47,11 @@ def test_no_schedule_violates_an_invariant(seed: int) -> None:
         assert simulate(plan).violations == []
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_schedule_with_several_rooms_violates_an_invariant(seed: int) -> None:
+    assert simulate_rooms(make_rooms_plan(seed)).violations == []
+
+
 # --- Reproducible runs ----------------------------------------------------------------------------
 
 
@@ -52,10 +61,17 @@ def test_a_seed_is_a_run() -> None:
     assert len(set(digests)) == 3
 
 
+def test_a_seed_is_a_run_with_several_rooms() -> None:
+    digests = [simulate_rooms(make_rooms_plan(seed)).digest for seed in (8, 9, 8, 9)]
+    assert digests[:2] == digests[2:]
+    assert len(set(digests)) == 2
+
+
 @pytest.mark.process
-def test_a_seed_is_the_same_run_in_another_process() -> None:
+@pytest.mark.parametrize("kind", ["one", "several"])
+def test_a_seed_is_the_same_run_in_another_process(kind: str) -> None:
     """Independent of the hash seed."""
-    command = [sys.executable, "-m", "tests.simulation", "--seed", "7"]
+    command = [sys.executable, "-m", "tests.simulation", "--seed", "7", "--kind", kind]
     outputs = [
         subprocess.run(
             command,
@@ -196,15 +212,42 @@ def test_a_broken_server_is_caught(
     pytest.fail(f"{break_it.__name__} was not noticed")
 
 
+def small_rooms_plans(settings: dict[str, Any]) -> Iterator[Plan]:
+    """Yield plans with *settings* of the server; for the others see `ROOMS_MUTATIONS`."""
+    config = dict(settings)
+    restores, accounts = config.pop("restores", False), config.pop("accounts", False)
+    for plan in map(make_rooms_plan, SEEDS_FOR_A_MUTATION):
+        if plan.restores or not restores:
+            plan = about_accounts(plan) if accounts else plan
+            yield replace(plan, config=replace(plan.config, **config))
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize(
+    ("break_it", "invariant", "settings"),
+    [pytest.param(*each, id=f"{each[0].__name__}-{each[1]}") for each in ROOMS_MUTATIONS],
+)
+def test_a_broken_server_with_several_rooms_is_caught(
+    break_it: Break, invariant: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_it(monkeypatch)
+    for plan in small_rooms_plans(settings):
+        if invariant in {violation.invariant for violation in simulate_rooms(plan).violations}:
+            return
+    pytest.fail(f"{break_it.__name__} was not noticed")
+
+
 def test_every_mutation_applies_to_the_current_code() -> None:
     """A quick check that the mutated code still exists, without the long stress tests."""
-    for break_it, _, _ in MUTATIONS:
+    for break_it, _, _ in [*MUTATIONS, *ROOMS_MUTATIONS]:
         with pytest.MonkeyPatch.context() as monkeypatch:
             break_it(monkeypatch)
 
 
 def test_every_invariant_can_be_violated() -> None:
     assert {invariant for _, invariant, _ in MUTATIONS} == {each.__name__ for each in INVARIANTS}
+    violated = {invariant for _, invariant, _ in [*MUTATIONS, *ROOMS_MUTATIONS]}
+    assert violated >= {each.__name__ for each in ROOMS_INVARIANTS}
 
 
 # --- The network ----------------------------------------------------------------------------------

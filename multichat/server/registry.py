@@ -263,21 +263,34 @@ class Registry:
                 refusals.append(Refusal(error))
             else:
                 self._names.take(client, name)
-        for room_name in rooms:
-            try:
-                self._check_number_of_rooms(client)
-                room = self.rooms.open(room_name, resuming=True)
-            except (InvalidName, TooManyRooms) as error:
-                refusals.append(Refusal(error, room_name))
-                self.refuse_room(client, room_name, is_current=room_name is rooms[-1])
-            else:
-                self._join(client, room)
+        opened, refused = self._reopen(rooms)
+        for room in opened:
+            self._join(client, room)
+        for refusal in refused:
+            self.refuse_room(client, refusal.room, is_current=refusal.room is rooms[-1])
+        refusals += refused
         if not client.memberships:
             self._join(client, self.rooms.open(LOBBY))
             client.current.is_stand_in = True
         self._join_hook.discard(client)  # for the others it has not left
         self.note_change(client)
         return refusals
+
+    def _reopen(self, names: Sequence[str]) -> tuple[list[Room], list[Refusal]]:
+        """Open the rooms *names* of a session, and return them, and those that cannot be opened.
+
+        If there are too many, the last ones have precedence: rooms that the client could not enter
+        before are the first.
+        """
+        opened: list[Room] = []
+        refused: list[Refusal] = []
+        for name in reversed(names):
+            try:
+                self._check_number_of_rooms(len(opened))
+                opened.append(self.rooms.open(name, resuming=True))
+            except (InvalidName, TooManyRooms) as error:
+                refused.append(Refusal(error, name))
+        return opened[::-1], refused[::-1]
 
     def note_change(self, client: Client) -> None:
         """Store the name, the rooms and the login of *client* in its session, if they differ."""
@@ -372,7 +385,7 @@ class Registry:
         `InvalidName` or `TooManyRooms`.
         """
         if fold_name(room_name) not in client.memberships:
-            self._check_number_of_rooms(client, len(leaving))
+            self._check_number_of_rooms(len(client.memberships) - len(leaving))
         room = self.rooms.open(room_name, opener=client, closing=_alone(leaving))
         client.refused_room = None
         client.refused_rooms.pop(room.key, None)
@@ -389,9 +402,10 @@ class Registry:
         self.note_change(client)
         return member is None
 
-    def _check_number_of_rooms(self, client: Client, leaving: int = 0) -> None:
+    def _check_number_of_rooms(self, rooms: int) -> None:
+        """Raise `TooManyRooms` if a client in so many *rooms* cannot enter another one."""
         most = self._config.max_rooms_per_client
-        if len(client.memberships) - leaving >= most:
+        if rooms >= most:
             raise TooManyRooms(most, of_client=True)
 
     def exit(self, client: Client, room_name: str) -> Room:

@@ -530,6 +530,23 @@ async def test_a_session_enters_refused_rooms_as_soon_as_possible(autojump_clock
         assert sorted(again.welcome["rooms"]) == ["a", "b"]
 
 
+async def test_rooms_of_a_session_come_before_those_that_were_refused() -> None:
+    """A room that the client could not enter takes the place of none in which it was."""
+    async with memory_server(ServerConfig(max_rooms_per_client=2)) as network:
+        wanted: dict[str, object] = {"shed": {}, "lobby": {}, "den": {}, "attic": {}}
+        alice = await join(network, rooms=wanted)
+        was_in = list(alice.welcome["rooms"])
+        assert len(was_in) == 2
+        session = alice.welcome["session"]
+        await alice.ask("enter", room=was_in[-1])  # which is current then
+        await alice.reset()
+        named: dict[str, object] = {room: {} for room in was_in}
+        for rooms in ({}, named):
+            again = await join(network, session=session, rooms=rooms)
+            assert list(again.welcome["rooms"]) == was_in
+            await again.reset()
+
+
 async def test_the_rooms_of_a_hello_are_limited_without_the_lobby_that_it_leaves() -> None:
     async with memory_server(ServerConfig(max_rooms_per_client=2)) as network:
         alice = await join(network, rooms={"a": {}, "b": {}, "c": {}}, room="b")

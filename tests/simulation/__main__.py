@@ -4,6 +4,10 @@
     python -m tests.simulation --seeds 500 --start N  from N on
     python -m tests.simulation --seed N               one, with its log
 
+There are two kinds of schedules for each seed: clients in one room each, and clients in several,
+with accounts (`rooms`).  `--kind one` or `--kind several` runs one kind only; so does `--seed`,
+which means `one` by default.
+
 Each schedule that violates an invariant is printed with the command that replays it, and repeated.
 The exit status is 1 if any schedule also fails the second time.
 """
@@ -13,12 +17,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
 
-from .plan import make_plan
+from .plan import Plan, make_plan
+from .rooms.plan import make_rooms_plan
+from .rooms.world import simulate_rooms
 from .world import Outcome, simulate
 
 # CPU time, so that a busy machine causes no failure; most runs take a tenth of a second.
@@ -29,10 +35,18 @@ _CHUNK = 4
 _PROGRESS_SECONDS = 10.0
 
 
+# How to make a plan of each kind, and how to run it.
+_KINDS: dict[str, tuple[Callable[[int], Plan], Callable[[Plan], Outcome]]] = {
+    "one": (make_plan, simulate),
+    "several": (make_rooms_plan, simulate_rooms),
+}
+
+
 @dataclass(frozen=True)
 class Figures:
-    """The result of one seed, small enough to pass between processes."""
+    """The result of one seed of a kind, small enough to pass between processes."""
 
+    kind: str
     seed: int
     seconds: float
     people: int
@@ -45,10 +59,11 @@ class Figures:
     violations: tuple[str, ...]
 
 
-def _figures(outcome: Outcome) -> Figures:
+def _figures(kind: str, outcome: Outcome) -> Figures:
     history = outcome.history
     reasons = [departure.reason for departure in history.chronicle.departures.values()]
     return Figures(
+        kind=kind,
         seed=history.plan.seed,
         seconds=history.seconds,
         people=len(history.visits),
@@ -62,26 +77,29 @@ def _figures(outcome: Outcome) -> Figures:
     )
 
 
-def _run_seed(seed: int) -> Figures:
+def _run_seed(kind: str, seed: int) -> Figures:
     def give_up(number: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"no end after {_RUN_SECONDS} s of work")
 
     signal.signal(signal.SIGVTALRM, give_up)
     signal.setitimer(signal.ITIMER_VIRTUAL, _RUN_SECONDS)
     try:
-        return _figures(simulate(make_plan(seed)))
+        make, run = _KINDS[kind]
+        return _figures(kind, run(make(seed)))
     except Exception as error:  # noqa: BLE001 - a seed that we cannot judge has failed
-        return Figures(seed, 0, 0, 0, 0, 0, 0, 0, 0, (f"ends_in_time: {error!r}",))
+        return Figures(kind, seed, 0, 0, 0, 0, 0, 0, 0, 0, (f"ends_in_time: {error!r}",))
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
-def _run_seeds(seeds: range, jobs: int) -> Iterator[Figures]:
+def _run_seeds(seeds: range, jobs: int, kinds: Sequence[str]) -> Iterator[Figures]:
+    of_kind = [kind for _ in seeds for kind in kinds]
+    of_seed = [seed for seed in seeds for _ in kinds]
     if jobs == 1:
-        yield from map(_run_seed, seeds)
+        yield from map(_run_seed, of_kind, of_seed)
         return
     with ProcessPoolExecutor(jobs) as pool:
-        yield from pool.map(_run_seed, seeds, chunksize=_CHUNK)
+        yield from pool.map(_run_seed, of_kind, of_seed, chunksize=_CHUNK)
 
 
 def _tell(text: object) -> None:
@@ -92,7 +110,8 @@ def _tell(text: object) -> None:
 def _tell_failure(figures: Figures) -> None:
     for violation in figures.violations:
         _tell(f"seed {figures.seed}: {violation}")
-    _tell(f"replay it: python -m tests.simulation --seed {figures.seed}")
+    kind = "" if figures.kind == "one" else f" --kind {figures.kind}"
+    _tell(f"replay it: python -m tests.simulation --seed {figures.seed}{kind}")
 
 
 def _summary(all_figures: list[Figures], seconds: float) -> str:
@@ -110,16 +129,16 @@ def _summary(all_figures: list[Figures], seconds: float) -> str:
     )
 
 
-def run_many(seeds: range, jobs: int) -> int:
-    """Run all *seeds*; return the exit status."""
+def run_many(seeds: range, jobs: int, kinds: Sequence[str] = ("one",)) -> int:
+    """Run all *seeds* of these *kinds*; return the exit status."""
     failed = False
     started = told_at = time.perf_counter()
     done: list[Figures] = []
-    for figures in _run_seeds(seeds, jobs):
+    for figures in _run_seeds(seeds, jobs, kinds):
         done.append(figures)
         if figures.violations:
             _tell_failure(figures)
-            if _run_seed(figures.seed).violations:
+            if _run_seed(figures.kind, figures.seed).violations:
                 failed = True
             else:
                 _tell(f"seed {figures.seed}: no violation the second time: see why they differ")
@@ -131,12 +150,13 @@ def run_many(seeds: range, jobs: int) -> int:
     return int(failed)
 
 
-def replay(seed: int) -> int:
+def replay(seed: int, kind: str = "one") -> int:
     """Run one *seed* and print its log and result; return the exit status."""
-    plan = make_plan(seed)
+    make, run = _KINDS[kind]
+    plan = make(seed)
     _tell(plan.config)
     _tell(f"rooms {', '.join(plan.rooms)}; {plan.server_ending.name}; eager: {plan.eager}")
-    outcome = simulate(plan)
+    outcome = run(plan)
     _tell(f"{plan.journal.name}, {plan.faults}, killed at {plan.kills}, restores {plan.restores}")
     for history in outcome.history.branches:
         _tell("--- undone by a restore:" if history is not outcome.history else "---")
@@ -147,7 +167,7 @@ def replay(seed: int) -> int:
             _tell(f"{position:5} {entry.seconds:9.4f} {entry.text}")
     _tell(f"digest {outcome.digest}")
     if outcome.violations:
-        _tell_failure(_figures(outcome))
+        _tell_failure(_figures(kind, outcome))
     return int(bool(outcome.violations))
 
 
@@ -158,10 +178,12 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="replay this one alone, with its log")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many processes")
+    parser.add_argument("--kind", choices=[*_KINDS], help="this kind of schedules only")
     options = parser.parse_args()
     if options.seed is not None:
-        return replay(options.seed)
-    return run_many(range(options.start, options.start + options.seeds), options.jobs)
+        return replay(options.seed, options.kind or "one")
+    seeds = range(options.start, options.start + options.seeds)
+    return run_many(seeds, options.jobs, [options.kind] if options.kind else [*_KINDS])
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ from multichat.server.slow_clients import SlowClients
 
 from .journal import Disk, FaultyJournal
 
-__all__ = ["MUTATIONS", "Break", "echo"]
+__all__ = ["MUTATIONS", "Break", "echo", "edited", "wrap"]
 
 Break = Callable[[pytest.MonkeyPatch], None]
 
@@ -67,7 +67,7 @@ def wrap(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, wrapper: Any) 
     monkeypatch.setattr(owner, name, replacement)
 
 
-def edited(name: str, owner: type, method: str, old: str, new: str) -> Break:
+def edited(name: str, owner: Any, method: str, old: str, new: str) -> Break:
     """Return a function that breaks a server by one change in the source of a method."""
 
     def edit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,10 @@ _FIRST_ID = 10**9
 # The line in the log of a run where its server was killed.
 KILLED = "[killed]"
 
-_LINE = re.compile(r"\[STATE\] Client (\d+) (connected|disconnected|joined|is now called|is)(.*)")
+_LINE = re.compile(
+    r"\[STATE\] Client (\d+) "
+    r"(connected|disconnected|joined|left|is now called|is|logged in as|logged out of)(.*)"
+)
 _AGAIN = re.compile(r" Client (\d+) again")
 _SAID = re.compile(r"\[(RX|TX)\] (?:\[([^\]]+)\]|(\*) (Client \d+|[^\s\]]+)) (.*)", re.DOTALL)
 
@@ -289,6 +292,9 @@ class Chronicle:
             client: (record.name, record.rooms[-1].lower())
             for client, (record, _) in kill.sessions.items()
         }
+        self._publish_rest(position)
+
+    def _publish_rest(self, position: int) -> None:
         for turns in self._turns.values():
             while turns:
                 if (taken := turns.popleft()).kept:
@@ -298,10 +304,13 @@ class Chronicle:
 
     # --- Messages ---------------------------------------------------------------------------------
 
+    def _queue_turn(self, taken: Taken) -> None:
+        self._turns.setdefault(taken.said.room.lower(), deque()).append(taken)
+
     def _take(self, taken: Taken) -> None:
         said = taken.said
         room, client = said.room.lower(), said.client
-        self._turns.setdefault(room, deque()).append(taken)
+        self._queue_turn(taken)
         if client not in self._who:
             self.ghosts.append(f"client {client} said {said.text[:20]}")
             return

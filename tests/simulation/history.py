@@ -19,7 +19,7 @@ from multichat import Slow
 from multichat.protocol.framing import clean
 
 from .chronicle import KILLED, Chronicle, Departure, Kill, LogEntry, Stay, key_of
-from .journal import Taken
+from .journal import AccountSaved, Taken
 from .plan import PersonPlan, Plan, Reading
 from .replays import LagRecord, Wait
 from .wire import Connection
@@ -392,6 +392,7 @@ class History:
     taken: list[Taken] = field(default_factory=list)
     kills: list[Kill] = field(default_factory=list)
     lags: list[LagRecord] = field(default_factory=list)
+    accounts: list[AccountSaved] = field(default_factory=list)
     waits: list[Wait] = field(default_factory=list)
     peak_bytes: dict[int, int] = field(default_factory=dict)
     left_behind: list[str] = field(default_factory=list)
@@ -422,6 +423,7 @@ class History:
             taken=[each.as_of_backup() for each in self.taken],
             kills=[*self.kills],
             lags=[*self.lags],
+            accounts=[each.as_of_backup() for each in self.accounts],
             waits=[*self.waits],
             peak_bytes={**self.peak_bytes},
             messages=messages,
@@ -533,7 +535,7 @@ class History:
 
     def _leavings(self, stay: Stay) -> Iterator[LagRecord]:
         for record in self._lags_of.get((stay.client, stay.room), []):
-            if record.kind == "left" and record.position - stay.end in (0, 1):
+            if record.kind in ("left", "passed") and record.position - stay.end in (0, 1):
                 yield record
 
     def reached_again(self, stay: Stay, told: int) -> int:
@@ -553,6 +555,8 @@ class History:
         start: int | None = None
         for record in self._lags_of.get((stay.client, stay.room), []):
             if not stay.start <= record.position <= stay.end + 1:
+                continue
+            if record.kind == "entered":
                 continue
             if record.kind == "lag":
                 start = record.position if start is None else start

@@ -34,7 +34,7 @@ from multichat.journal.base import (
 from multichat.protocol.messages import MAX_UNACCEPTED, Nonce, SaidBlock
 from tests.support.journals import DelegatingRoom
 
-__all__ = ["Disk", "Faults", "FaultyJournal", "Taken", "Witness"]
+__all__ = ["AccountSaved", "Disk", "Faults", "FaultyJournal", "Taken", "Witness"]
 
 # Real epochs rise with time; here it is enough that no two rooms have the same.
 _FIRST_EPOCH = 0x18BCFE56800
@@ -61,6 +61,36 @@ class Taken:
 
     def as_of_backup(self) -> "Taken":
         """Return its state in a backup that is taken now, without pending messages."""
+        if self.kept is not None:
+            return self
+        missing = _Pending()
+        missing.become(kept=False)
+        return replace(self, pending=missing)
+
+
+@dataclass(frozen=True)
+class AccountSaved:
+    """An account that a journal was to store; *position* is the number of log records by then."""
+
+    position: int
+    seconds: float
+    key: str
+    record: AccountRecord | None
+    pending: PendingWrite | None
+
+    @property
+    def kept(self) -> bool | None:
+        """Whether the journal has reported it as stored."""
+        return self.pending.kept if isinstance(self.pending, _Pending) else True
+
+    @property
+    def known_seconds(self) -> float:
+        """When that was reported."""
+        known = self.pending.known_seconds if isinstance(self.pending, _Pending) else 0.0
+        return max(self.seconds, known)
+
+    def as_of_backup(self) -> "AccountSaved":
+        """Return its state in a backup that is taken now, without pending writes."""
         if self.kept is not None:
             return self
         missing = _Pending()
@@ -436,15 +466,17 @@ def _first_of(block: SaidBlock) -> int:
 
 
 class Witness(Journal):
-    """Passes everything to *journal* unchanged, and reports the messages that it takes."""
+    """Passes everything to *journal* unchanged, and reports the messages and accounts it takes."""
 
     def __init__(
         self,
         journal: Journal,
         note: Callable[[SaidBlock, tuple[Nonce | None, ...], PendingWrite | None], None],
+        note_account: Callable[[str, AccountRecord | None, PendingWrite | None], None],
     ) -> None:
         self._journal = journal
         self._note = note
+        self._note_account = note_account
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the journal."""
@@ -480,7 +512,9 @@ class Witness(Journal):
 
     def save_account(self, name: str, record: AccountRecord | None) -> PendingWrite | None:
         """Pass it on."""
-        return self._journal.save_account(name, record)
+        pending = self._journal.save_account(name, record)
+        self._note_account(name, record, pending)
+        return pending
 
     def save_topic(self, room: str, topic: str) -> PendingWrite | None:
         """Pass it on."""

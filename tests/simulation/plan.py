@@ -123,6 +123,7 @@ class Plan:
     kills: tuple[float, ...]  # when the server is killed, in order
     restores: tuple[tuple[float, int], ...]  # times of backups, and the kill after which to restore
     session_seconds: float  # the lifetime of sessions of disconnected clients
+    hash_seconds: float = 0.0  # the longest time that hashing a passphrase takes
 
     @property
     def patient_seconds(self) -> float:

@@ -1,4 +1,4 @@
-"""Records when clients lagged and how long rooms waited.
+"""Records when clients entered, left and lagged, and how long rooms waited.
 
 What a client should have received follows from the log, except for a client that lagged when it
 left, and lags are not logged.  So `watch_rooms` records each lag and leave, and `WaitMeter`
@@ -12,9 +12,11 @@ from unittest import mock
 
 import trio
 
+from multichat.server import session
 from multichat.server.broadcast import Batch, Block
 from multichat.server.client import Client
 from multichat.server.member import Member
+from multichat.server.registry import Registry
 from multichat.server.room import Room
 from multichat.server.slow_clients import SlowClients
 
@@ -30,12 +32,14 @@ _LOOK_SECONDS = 0.02
 
 
 class LagRecord(NamedTuple):
-    """The moment at which a client began to lag, became live, or left a room.
+    """The moment at which a client entered a room, began to lag, became live, or left.
 
-    *kind* is `lag`, `live` or `left`.  *connection* is the number that it got first, *client* its
-    current number, and *position* the position in the log.  It had received all messages before
-    number *reached*; *told* had been delivered in the room.  *untaken* says whether the room was
-    waiting for it to take a notice of the server, which has no number.
+    *kind* is `entered`, `lag`, `live` or `left`, or `passed` if it left while its hello was carried
+    out: what it received there was before the welcome.  *connection* is the number that it got
+    first, *client* its current number, and *position* the position in the log.  It had received all
+    messages before number *reached*; *told* had been delivered in the room.  *untaken* says whether
+    the room was waiting for it to take a notice of the server, which has no number, and *is_gone*
+    whether it left the server, too.
     """
 
     kind: str
@@ -47,6 +51,7 @@ class LagRecord(NamedTuple):
     reached: int
     told: int
     untaken: bool = False
+    is_gone: bool = False
 
 
 class Wait(NamedTuple):
@@ -72,7 +77,10 @@ def watch_rooms(
     cut_off: dict[Member, Batch] = {}  # members whose send queue was closed, and at which batch
     try_again = SlowClients._try_again
     start_replay, go_live = Room.start_replay, Room._go_live
-    join, leave = Room.join, Room.leave
+    join, leave, greet = Room.join, Room.leave, vars(session)["greet"]
+    take_out = Registry._take_out
+    greeted: set[Client] = set()
+    going: set[Client] = set()
 
     def note(kind: str, room: Room, member: Member) -> None:
         if not is_over():
@@ -87,12 +95,14 @@ def watch_rooms(
                 _reached(room, member, untaken),
                 room.next,
                 untaken is not None and not isinstance(untaken, Block),
+                member.client in going,
             )
             current_history().lags.append(record)
 
     def watched_join(room: Room, client: Client) -> None:
         connections.setdefault(client, client.number)
         join(room, client)
+        note("entered", room, client.memberships[room.key])
 
     def watched_start_replay(room: Room, member: Member, position: int) -> None:
         note("lag", room, member)
@@ -108,8 +118,20 @@ def watch_rooms(
         return is_live
 
     def watched_leave(room: Room, member: Member, *args: Any, **kwargs: Any) -> None:
-        note("left", room, member)
+        note("passed" if member.client in greeted else "left", room, member)
         leave(room, member, *args, **kwargs)
+
+    def watched_greet(client: Client, *args: Any, **kwargs: Any) -> Any:
+        greeted.add(client)
+        try:
+            return greet(client, *args, **kwargs)
+        finally:
+            greeted.remove(client)
+
+    def watched_take_out(registry: Registry, client: Client, *args: Any, **kwargs: Any) -> None:
+        going.add(client)
+        take_out(registry, client, *args, **kwargs)
+        going.remove(client)
 
     def watched_try_again(slow: SlowClients, member: Member, batch: Batch, delivery: Any) -> None:
         if member.send_queue.closed and slow.waiting.get(member) is batch:
@@ -122,6 +144,8 @@ def watch_rooms(
         mock.patch.object(Room, "start_replay", watched_start_replay),
         mock.patch.object(Room, "_go_live", watched_go_live),
         mock.patch.object(Room, "leave", watched_leave),
+        mock.patch.object(Registry, "_take_out", watched_take_out),
+        mock.patch.object(session, "greet", watched_greet),
     ):
         yield
 

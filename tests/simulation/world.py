@@ -12,9 +12,10 @@ import re
 import secrets
 import time
 import traceback
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, replace
 from random import Random
+from typing import TypeVar
 from unittest import mock
 
 import trio
@@ -23,26 +24,29 @@ from trio._core import _run as trio_run
 
 from multichat import Server
 from multichat.errors import UnknownClient
-from multichat.journal.base import Journal, PendingWrite
+from multichat.journal.base import AccountRecord, Journal, PendingWrite
 from multichat.journal.memory import MemoryJournal
 from multichat.log import LogWriter
 from multichat.net.fair_share import NO_PAUSES
 from multichat.net.transport import LINGER_SECONDS
 from multichat.protocol.messages import Nonce, SaidBlock
 from multichat.server.config import ServerTimeouts
+from multichat.server.passphrases import Hasher, is_passphrase
 from multichat.server.room import Room
 
 from .chronicle import KILLED, Kill, LogEntry
 from .clients import Client
 from .history import DAY_BEGINS_SECONDS, Heard, History, Visit
 from .invariants import Violation, violations
-from .journal import Disk, FaultyJournal, Taken, Witness
+from .journal import AccountSaved, Disk, FaultyJournal, Taken, Witness
 from .plan import JournalKind, PersonPlan, Plan, ServerEnding
 from .replays import WaitMeter, watch_rooms
 from .returning import Notebook, Return
 from .wire import Connection, Kernel
 
-__all__ = ["Outcome", "simulate"]
+__all__ = ["Family", "Outcome", "simulate"]
+
+T = TypeVar("T")
 
 # How long the remaining clients continue after the server's end.
 _AFTERMATH_SECONDS = 2.0
@@ -67,14 +71,26 @@ class Outcome:
     digest: str
 
 
-def simulate(plan: Plan) -> Outcome:
-    """Run *plan*, and return which invariants its history violates."""
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A kind of run: how its clients behave, and what is checked."""
+
+    make_history: Callable[[Plan], History] = History
+    make_client: Callable[..., Client] = Client
+    make_notebook: Callable[[], Notebook] = Notebook
+    check: Callable[[History], list[Violation]] = violations
+
+
+def simulate(plan: Plan, family: Family = Family()) -> Outcome:
+    """Run *plan*, and return which invariants of its *family* its history violates."""
+    # A hash that is cached: it takes no random number later.
+    is_passphrase("", "", plan.config.accounts)
     clock = trio.testing.MockClock(autojump_threshold=0)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_same_schedule(plan.seed))
         stack.enter_context(_time_of_day(clock))
         stack.enter_context(_tokens(plan.seed))
-        world = _World(plan)
+        world = _World(plan, family)
         stack.enter_context(_log_to(_Recorder(world)))
         stack.enter_context(watch_rooms(lambda: world.history, lambda: world.killed))
         stack.enter_context(
@@ -92,7 +108,7 @@ def simulate(plan: Plan) -> Outcome:
     cache: dict[bytes, Heard] = {}
     for visit in (visit for each in history.branches for visit in each.visits):
         visit.read(cache, plan.config.max_line_bytes)
-    return Outcome(history, violations(history), _digest(history))
+    return Outcome(history, family.check(history), _digest(history))
 
 
 @contextlib.contextmanager
@@ -116,7 +132,10 @@ def _tokens(seed: int) -> Iterator[None]:
     """Make session tokens depend on the seed."""
     rng = Random(f"{seed} tokens")
 
-    with mock.patch.object(secrets, "token_hex", lambda size: rng.randbytes(size).hex()):
+    with (
+        mock.patch.object(secrets, "token_hex", lambda size=16: rng.randbytes(size).hex()),
+        mock.patch.object(secrets, "token_bytes", rng.randbytes),
+    ):
         yield
 
 
@@ -208,12 +227,28 @@ class _StandstillGuard(trio.abc.Instrument):
             self._scope.cancel(reason="the clock stands still")
 
 
+class _VirtualHasher(Hasher):
+    """Hashes at once, and takes up to *seconds* of the virtual time for it."""
+
+    def __init__(self, plan: Plan, rng: Random) -> None:
+        super().__init__(plan.config.accounts)
+        self._seconds, self._rng = plan.hash_seconds, rng
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Return what *work* returns, after a while, also if it is cancelled meanwhile."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        with trio.CancelScope(shield=True):
+            await trio.sleep(self._rng.uniform(0, self._seconds))
+        return work()
+
+
 class _World:
     """One run of a plan."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, family: Family) -> None:
         self.kernel = Kernel()
-        self.history = History(plan)
+        self.history = family.make_history(plan)
+        self._family = family
         self._plan = plan
         self._disk = Disk()
         self._backups: dict[
@@ -236,10 +271,11 @@ class _World:
         return [] if self.killed else list(self._server._registry.rooms)
 
     def _start_server(self) -> Server:
-        self._journal = Witness(self._make_journal(), self._note_taken)
+        self._journal = Witness(self._make_journal(), self._note_taken, self._note_account)
         timeouts = ServerTimeouts(session=self._plan.session_seconds)
         config = replace(self._plan.config, timeouts=timeouts)
-        return Server(config, journal=self._journal, shares=NO_PAUSES)
+        hasher = _VirtualHasher(self._plan, Random(f"{self._plan.seed} {len(self.history.kills)}"))
+        return Server(config, journal=self._journal, shares=NO_PAUSES, hasher=hasher)
 
     def _make_journal(self) -> Journal:
         plan = self._plan
@@ -272,6 +308,14 @@ class _World:
     ) -> None:
         history = self.history
         history.taken.append(Taken(len(history.log), said, nonces, pending))
+
+    def _note_account(
+        self, key: str, record: AccountRecord | None, pending: PendingWrite | None
+    ) -> None:
+        if not self.killed:
+            history = self.history
+            now = trio.current_time()
+            history.accounts.append(AccountSaved(len(history.log), now, key, record, pending))
 
     def _sample(self) -> None:
         peaks = self.history.peak_bytes
@@ -430,7 +474,7 @@ class _World:
 
     async def _live(self, person: PersonPlan) -> None:
         """Run all connections of *person*."""
-        notebook = Notebook()
+        notebook = self._family.make_notebook()
         comings: list[Return | None] = [None, *person.returns]
         pause = person.arrives_seconds
         async with trio.open_nursery() as connections:
@@ -444,7 +488,7 @@ class _World:
                 visit = await self._come(person, number)
                 if visit.connection is None:
                     break
-                client = Client(
+                client = self._family.make_client(
                     person,
                     visit.connection.client,
                     self._plan.rooms,
