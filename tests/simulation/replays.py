@@ -1,11 +1,13 @@
 """Records when clients entered, left and lagged, and how long rooms waited.
 
 What a client should have received follows from the log, except for a client that lagged when it
-left, and lags are not logged.  So `watch_rooms` records each lag and leave, and `WaitMeter`
+left, and lags are not logged.  So `watch_rooms` records each lag and leave, and when a notice is
+delivered, which is logged once for all rooms, before it has its turn in each.  `WaitMeter`
 measures how long each room waited while it could have delivered to others.
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
@@ -13,19 +15,23 @@ from unittest import mock
 import trio
 
 from multichat.server import session
-from multichat.server.broadcast import Batch, Block
+from multichat.server.broadcast import Batch, Block, Delivery
 from multichat.server.client import Client
 from multichat.server.member import Member
 from multichat.server.registry import Registry
 from multichat.server.room import Room
 from multichat.server.slow_clients import SlowClients
 
+from .chronicle import LogEntry
 from .wire import End
 
 if TYPE_CHECKING:
     from .history import History
 
-__all__ = ["LagRecord", "Wait", "WaitMeter", "watch_rooms"]
+__all__ = ["NOTICE", "LagRecord", "Wait", "WaitMeter", "watch_rooms"]
+
+# How the log begins a notice of the server; the log of a run has it when it is delivered.
+NOTICE = "[TX] [Server] "
 
 # How often a room checks whether a client takes bytes, and whether one has taken everything.
 _LOOK_SECONDS = 0.02
@@ -79,6 +85,7 @@ def watch_rooms(
     start_replay, go_live = Room.start_replay, Room._go_live
     join, leave, greet = Room.join, Room.leave, vars(session)["greet"]
     take_out = Registry._take_out
+    log_delivery = Room._log_delivery
     greeted: set[Client] = set()
     going: set[Client] = set()
 
@@ -133,6 +140,13 @@ def watch_rooms(
         take_out(registry, client, *args, **kwargs)
         going.remove(client)
 
+    def watched_log_delivery(room: Room, delivery: Delivery) -> None:
+        log_delivery(room, delivery)
+        if delivery.log is None and not is_over():  # a notice, which is logged before its turn
+            text = f"{NOTICE}{delivery.said.text}"
+            entry = LogEntry(trio.current_time(), logging.INFO, text)
+            current_history().log.append(entry)
+
     def watched_try_again(slow: SlowClients, member: Member, batch: Batch, delivery: Any) -> None:
         if member.send_queue.closed and slow.waiting.get(member) is batch:
             cut_off[member] = batch
@@ -144,6 +158,7 @@ def watch_rooms(
         mock.patch.object(Room, "start_replay", watched_start_replay),
         mock.patch.object(Room, "_go_live", watched_go_live),
         mock.patch.object(Room, "leave", watched_leave),
+        mock.patch.object(Room, "_log_delivery", watched_log_delivery),
         mock.patch.object(Registry, "_take_out", watched_take_out),
         mock.patch.object(session, "greet", watched_greet),
     ):

@@ -40,7 +40,7 @@ from .history import DAY_BEGINS_SECONDS, Heard, History, Visit
 from .invariants import Violation, violations
 from .journal import AccountSaved, Disk, FaultyJournal, Taken, Witness
 from .plan import JournalKind, PersonPlan, Plan, ServerEnding
-from .replays import WaitMeter, watch_rooms
+from .replays import NOTICE, WaitMeter, watch_rooms
 from .returning import Notebook, Return
 from .wire import Connection, Kernel
 
@@ -293,9 +293,9 @@ class _World:
     def note(self, level: int, text: str) -> None:
         """Record a log record; called synchronously by the server.
 
-        Ignores the log of a server that was killed.
+        Ignores the log of a server that was killed, and notices, see `watch_rooms`.
         """
-        if self.killed and "crashed" not in text:
+        if (self.killed and "crashed" not in text) or text.startswith(NOTICE):
             return
         self.history.log.append(LogEntry(trio.current_time(), level, text))
         if connected := _CONNECTED.fullmatch(text):

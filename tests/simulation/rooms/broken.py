@@ -6,6 +6,7 @@ from multichat import Slow
 from multichat.server import session
 from multichat.server.account_requests import AccountRequests
 from multichat.server.accounts import Accounts
+from multichat.server.client import Client
 from multichat.server.logins import Logins
 from multichat.server.message_pipeline import MessagePipeline
 from multichat.server.presence_announcer import PresenceAnnouncer
@@ -63,16 +64,16 @@ stay_in_the_others_after_join = edited(
 )
 say_in_the_first_room = edited(
     "say_in_the_first_room",
-    MessagePipeline,
+    Client,
     "member_in",
-    "return client.current",
-    "return next(iter(client.memberships.values()))",
+    "return self.current",
+    "return next(iter(self.memberships.values()))",
 )
 say_elsewhere_what_is_for_a_refused_room = edited(
     "say_elsewhere_what_is_for_a_refused_room",
-    MessagePipeline,
+    Client,
     "member_in",
-    "if client.refused_room is not None:",
+    "if self.refused_room is not None:",
     "if False:",
 )
 make_the_first_room_current_after_exit = edited(
@@ -123,7 +124,7 @@ show_the_history_of_the_current_room = edited(
     "show_the_history_of_the_current_room",
     Session,
     "_carry_out",
-    "member = self._pipeline.member_in(room)",
+    "member = me.member_in(room)",
     "member = me.current",
 )
 
