@@ -8,7 +8,7 @@
 //
 // `events.js` carries out what the server sends.
 
-import { parseLine } from "./commands.js";
+import { parseLine, SECRET } from "./commands.js";
 import { Conversation, makeItem } from "./conversation.js";
 import { HANDLERS, pendingItem } from "./events.js";
 import { directKey, recipientOf, roomKey } from "./names.js";
@@ -99,11 +99,11 @@ export class Chat {
       account: this.me.account,
       current: this.current,
       outbox: this.outbox.pending.map(({ request, time, isTried }) => ({ request, time, isTried })),
-      rooms: this.rooms.map(({ title, read, draft }) => ({ name: title, read, draft })),
+      rooms: this.rooms.map((each) => ({ name: each.title, read: each.read, draft: keptDraft(each) })),
       directs: this.directs.map((each) => ({
         name: each.title,
         client: each.client,
-        draft: each.draft,
+        draft: keptDraft(each),
         unread: each.unread,
         items: each.items
           .filter((item) => item.kind === "said" && item.state === "")
@@ -282,7 +282,7 @@ export class Chat {
   /** Leave a room, or close a private conversation. */
   leave(conversation) {
     if (conversation.kind === "direct" || !conversation.isIn) {
-      if (this.conversations.size > 1) this.forget(conversation);
+      this.forget(conversation);
       return [];
     }
     this.ask({ type: "exit", room: conversation.title }, "exit", { key: conversation.key, isTyped: true });
@@ -290,6 +290,10 @@ export class Chat {
   }
 
   forget(conversation) {
+    if (this.conversations.size === 1) {
+      conversation.isIn = false; // something has to be shown
+      return;
+    }
     this.conversations.delete(conversation.key);
     if (this.current === conversation.key) this.current = null;
     if (!this.current) this.show([...this.conversations.keys()][0]);
@@ -304,4 +308,9 @@ export class Chat {
     conversation.isLoading = this.ask(before ? { ...request, before } : request, "history", { key: conversation.key });
     return conversation.isLoading;
   }
+}
+
+/** What is kept of a line that is not finished. */
+function keptDraft({ draft }) {
+  return SECRET.test(draft) ? "" : draft;
 }

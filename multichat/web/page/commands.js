@@ -40,6 +40,9 @@ export const COMMANDS = Object.freeze([
 
 const BY_NAME = new Map(COMMANDS.flatMap((each) => [each.name, ...(each.aliases ?? [])].map((name) => [name, each])));
 
+/** A line that begins like this may hold a passphrase: it is not kept. */
+export const SECRET = /^\s*\/(?:register|login|passphrase|auth)/iu;
+
 /** Return how *command* is typed. */
 export function usage(command) {
   return command.arguments ? `${command.name} ${command.arguments}` : command.name;

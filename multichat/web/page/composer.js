@@ -1,7 +1,7 @@
 // Where messages are typed: Enter sends, unless an input method is composing; a list completes
 // commands and names; a paste of several lines is one question.
 
-import { completions } from "./commands.js";
+import { completions, SECRET } from "./commands.js";
 import { byId, element } from "./dom.js";
 import { typedLines, utf8Bytes } from "./text.js";
 
@@ -27,6 +27,7 @@ export class Composer {
     this._at = null;
     this._field.addEventListener("keydown", (event) => this._key(event));
     this._field.addEventListener("input", () => this._changed());
+    this._field.addEventListener("beforeinput", (event) => this._lineBreak(event));
     this._field.addEventListener("click", () => this._complete());
     this._field.addEventListener("blur", () => this._close());
     this._field.addEventListener("paste", (event) => void this._paste(event));
@@ -78,6 +79,13 @@ export class Composer {
     }
   }
 
+  /** On the keyboards of phones Enter may be no key, but a line break. */
+  _lineBreak(event) {
+    if (event.inputType !== "insertLineBreak" || event.isComposing || !matchMedia("(pointer: coarse)").matches) return;
+    event.preventDefault();
+    this._submit();
+  }
+
   /** The lines that were sent from this page, as a shell has them. */
   _recall(event, step) {
     const at = Math.min((this._at ?? this._history.length) + step, this._history.length);
@@ -104,7 +112,7 @@ export class Composer {
   _sendLines(lines) {
     for (let at = 0; at < lines.length; at++) {
       if (!this._actions.send(lines[at])) return lines.slice(at);
-      if (!/^\/(?:register|login|passphrase)/iu.test(lines[at])) this._history.push(lines[at]);
+      if (!SECRET.test(lines[at])) this._history.push(lines[at]);
     }
     this._history.splice(0, this._history.length - 100);
     return [];

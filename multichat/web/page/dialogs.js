@@ -166,7 +166,12 @@ export class Dialogs {
     byId("paste-send").textContent = `Send ${lines.length} messages`;
     return new Promise((resolve) => {
       dialog.returnValue = "";
-      dialog.addEventListener("close", () => resolve(dialog.returnValue), { once: true });
+      const closed = () => {
+        if (dialog.open) return; // the event of the time before
+        dialog.removeEventListener("close", closed);
+        resolve(dialog.returnValue);
+      };
+      dialog.addEventListener("close", closed);
       dialog.showModal();
       byId("paste-send").focus();
     });

@@ -45,15 +45,22 @@ export const ICONS = Object.freeze({
   leave: "M5 5l10 10M15 5L5 15",
 });
 
+// A page that nobody sees has no frames, but a title and an icon.
+const HIDDEN_MILLISECONDS = 250;
+
 /** Return *make* such that several calls before the next frame are one. */
 export function oncePerFrame(make) {
-  let isPlanned = false;
+  let frame = 0;
+  let timer = 0;
+  const now = () => {
+    cancelAnimationFrame(frame);
+    clearTimeout(timer);
+    timer = 0;
+    make();
+  };
   return () => {
-    if (isPlanned) return;
-    isPlanned = true;
-    requestAnimationFrame(() => {
-      isPlanned = false;
-      make();
-    });
+    if (timer !== 0) return;
+    frame = requestAnimationFrame(now);
+    timer = setTimeout(now, HIDDEN_MILLISECONDS);
   };
 }

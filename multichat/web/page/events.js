@@ -271,6 +271,7 @@ export const HANDLERS = Object.freeze({
       chat.outbox.settle(event.nonce);
       chat.items.delete(event.nonce);
       sent.conversation.fail(sent.item, event.text);
+      if (event.code === "login-required" && sent.conversation.key === chat.current) effects.push({ type: "login", text: event.text });
       return;
     }
     if (request?.purpose === "history") {

@@ -20,9 +20,11 @@ const TIMEOUTS = Object.freeze({
   welcome: 15, // for the connection, the password's check and the welcome together
   quiet: 30, // without a byte, then the server is asked
   pong: 10, // for its answer
+  fresh: 3, // a server that was heard so recently is there
   slack: 30, // more while messages are unacknowledged: the server may be waiting for others
   firstRetry: 1,
   longestRetry: 30,
+  steady: 2, // a connection that ends sooner does not reset the backoff
   longestAfter: 300, // the longest time that a server may ask us to stay away
 });
 
@@ -56,6 +58,7 @@ export class Session {
     this._passwordSent = false;
     this._failures = 0;
     this._heard = 0;
+    this._welcomed = 0;
     this._asked = false;
     this._goodbye = null;
     this._hello = null;
@@ -107,7 +110,7 @@ export class Session {
       this.token = event.session ?? "";
       this.limits = event.limits;
       this._hello = null;
-      this._failures = 0;
+      this._welcomed = this._heard;
     } else if (event.type === "goodbye") {
       this._goodbye = event;
       result.close = true;
@@ -158,11 +161,19 @@ export class Session {
       if (goodbye.code === "quit" || goodbye.code === "kicked") this.token = "";
       return;
     }
+    const isLost = this.state === STATES.online;
+    if (isLost && now - this._welcomed >= this._timeouts.steady) this._failures = 0;
     this.state = STATES.waiting;
-    this.reason = goodbye ? goodbye.reason : "the connection is lost";
+    this.reason = goodbye ? goodbye.reason : isLost ? "the connection is lost" : "the server cannot be reached";
     const after = Math.min(goodbye?.after ?? 0, this._timeouts.longestAfter);
     this.retryAt = now + Math.max(after, backoff(this._failures, this._random, this._timeouts));
     this._failures += 1;
+  }
+
+  /** Somebody comes back to the page, or the network does: ask at once whether the server is there. */
+  probe(now) {
+    const { fresh, quiet } = this._timeouts;
+    if (this.state === STATES.online && !this._asked && now - this._heard > fresh) this._heard = now - quiet - 0.001;
   }
 
   /**

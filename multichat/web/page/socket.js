@@ -23,9 +23,9 @@ export class Socket {
     this._told = told;
     this._socket = null;
     setInterval(() => this._tick(), TICK_MILLISECONDS);
-    window.addEventListener("online", () => this.now());
-    window.addEventListener("pageshow", (event) => event.persisted && this.now());
-    document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this._tick());
+    window.addEventListener("online", () => this._back());
+    window.addEventListener("pageshow", (event) => event.persisted && this._back());
+    document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this._back());
   }
 
   get retrySeconds() {
@@ -38,6 +38,14 @@ export class Socket {
     const { state } = this._chat.session;
     if (this._socket || state === STATES.online) return;
     this._connect();
+  }
+
+  /** Somebody looks again, or the network is there again. */
+  _back() {
+    const { session } = this._chat;
+    if (session.state === STATES.waiting) this.now();
+    session.probe(seconds());
+    this._tick();
   }
 
   _connect() {

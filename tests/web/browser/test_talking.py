@@ -183,6 +183,34 @@ def test_long_lines_are_counted_and_not_lost(server: WebServer, visit: Visit) ->
     alice.hears("é" * 30_000)
 
 
+def test_mentions_notify_whoever_does_not_look(server: WebServer, visit: Visit) -> None:
+    alice = visit(permissions=["notifications"])
+    alice.page.add_init_script(
+        """window.notified = [];
+        const Real = Notification;
+        window.Notification = class extends Real {
+          constructor(title, options) { super(title, options); notified.push(title); }
+        };
+        window.looks = true;
+        Document.prototype.hasFocus = () => window.looks;"""
+    )
+    alice.join("alice").online()
+    alice.page.click("#me")
+    alice.page.click("text=Turn notifications on")
+    alice.page.wait_for_selector("text=Turn notifications off")
+    alice.page.click("#me-dialog >> text=Close")
+    with Line(server.port).named("bob") as bob:
+        bob.say("alice: seen at once")
+        alice.hears("alice: seen at once")
+        alice.page.evaluate("() => { looks = false; window.dispatchEvent(new Event('blur')); }")
+        bob.say("nothing for you", "alice: look", "/msg alice psst")
+        wait_until(lambda: alice.badge("bob") == "1")
+        assert alice.page.evaluate("() => notified") == ["bob in lobby", "bob"]
+        wait_until(lambda: alice.page.title().startswith("(3!)"), "the title counts")
+        alice.page.evaluate("() => { looks = true; window.dispatchEvent(new Event('focus')); }")
+        wait_until(lambda: alice.page.title().startswith("(1!)"), "the lobby is read")
+
+
 def test_notifications_say_why_not_where_the_page_is_not_secure(
     server: WebServer, visit: Visit
 ) -> None:

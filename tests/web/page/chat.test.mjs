@@ -225,6 +225,7 @@ test("passphrases are not kept", () => {
   chat.typed(chat.shown, "/login alice correct horse");
   chat.typed(chat.shown, "/register correct horse");
   chat.session.setPassword("correct horse");
+  chat.shown.draft = "/login alice correct horse";
   assert.ok(!JSON.stringify(chat.keep()).includes("correct horse"));
 });
 
@@ -260,4 +261,12 @@ test("any order and any repetition of the same messages gives the same room", ()
     assert.deepEqual(ids, [...new Set(ids)].sort());
     assert.equal(ids.length, live);
   }
+});
+
+test("the last conversation stays, whatever the server says", () => {
+  const { chat } = onlineChat();
+  receive(chat, { type: "left", client: 1, name: "alice", reason: "", room: "lobby" });
+  assert.equal(chat.shown.title, "lobby");
+  assert.deepEqual(chat.leave(chat.shown), []);
+  assert.equal(chat.shown.title, "lobby");
 });

@@ -37,6 +37,17 @@ test("a lost connection is made again, each time later and with jitter", () => {
   assert.ok(backoff(0, () => 0) < backoff(0, () => 0.99));
 });
 
+test("a server that welcomes and drops us at once is not hammered", () => {
+  const session = started();
+  const delay = (seconds) => {
+    session.connecting(0);
+    session.received(WELCOME, 0);
+    session.closed(seconds);
+    return session.retryAt - seconds;
+  };
+  assert.deepEqual([delay(0), delay(0), delay(0), delay(5)], [0.75, 1.5, 3, 0.75]);
+});
+
 test("the goodbye decides whether and when to come back", () => {
   const goodbye = (fields) => {
     const session = started();
@@ -101,4 +112,27 @@ test("a silent server is asked, and given up", () => {
   assert.equal(session.tick(41), "close");
   session.received('{"type":"pong"}', 41);
   assert.equal(session.tick(60), null);
+});
+
+test("whoever comes back to the page learns soon whether the server is there", () => {
+  const session = started();
+  session.opened({}, 0);
+  session.received(WELCOME, 100);
+  session.probe(101);
+  assert.equal(session.tick(101), null);
+  session.probe(110);
+  assert.equal(session.tick(110), "ping");
+  session.probe(115);
+  assert.equal(session.tick(119), null);
+  assert.equal(session.tick(121), "close");
+});
+
+test("the reason tells a lost connection from a server that is not there", () => {
+  const session = started();
+  session.closed(0);
+  assert.match(session.reason, /reached/u);
+  session.connecting(0);
+  session.received(WELCOME, 0);
+  session.closed(0);
+  assert.match(session.reason, /lost/u);
 });
