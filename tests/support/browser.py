@@ -298,6 +298,10 @@ class Visitor:
         self.page.wait_for_selector("#people-list .me", state="attached")
         return self
 
+    def try_now(self) -> None:
+        """Press "Try now", which may have gone meanwhile."""
+        self.page.evaluate("() => document.getElementById('banner-button').click()")
+
     def say(self, *lines: str) -> None:
         for line in lines:
             self.page.fill("#field", line)

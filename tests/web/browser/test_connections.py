@@ -31,8 +31,7 @@ def test_cut_connections_lose_nothing_and_repeat_nothing(
                 alice.page.wait_for_timeout(dice.uniform(0, 400))
             proxy.cut(reset=reset)
             alice.say(f"alice {cut} offline")
-            if (button := alice.page.locator("#banner-button")).is_visible():
-                button.click()
+            alice.try_now()
         alice.hears(f"alice {CUTS - 1} offline")
         alice.hears(f"bob {CUTS - 1} 4")
         mine = [f"alice {cut}{how}" for cut in range(CUTS) for how in ("", " offline")]
@@ -89,7 +88,7 @@ def test_restart_of_the_server_and_of_the_journal(browser: Browser, tmp_path: Pa
         alice.say("two")
         with WebServer(tmp_path, *options) as second:
             proxy.target = second.web
-            alice.page.click("#banner-button")
+            alice.try_now()
             alice.online()
             alice.hears("two")
             second.end()
