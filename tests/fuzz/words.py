@@ -9,7 +9,17 @@ import msgspec
 
 from multichat.protocol.messages import Event, WireRequest
 
-__all__ = ["CHARACTERS", "COMMANDS", "EVENTS", "LETTERS", "REQUESTS", "STEPS", "TAGS", "TELNET"]
+__all__ = [
+    "CHARACTERS",
+    "COMMANDS",
+    "EVENTS",
+    "FRAMES",
+    "LETTERS",
+    "REQUESTS",
+    "STEPS",
+    "TAGS",
+    "TELNET",
+]
 
 
 def _utf8(*texts: str) -> tuple[bytes, ...]:
@@ -32,6 +42,14 @@ CHARACTERS = (
 TELNET = (
     *(b"\xff", b"\xff\xf0", b"\xff\xf4", b"\xff\xfa", b"\xff\xfb", b"\xff\xfe", b"\xff\xff"),
     b"\xff\xfd\x06",
+)
+
+# Masked with zeros, which changes nothing.
+FRAMES = (
+    *(b"\x81\x82\0\0\0\0hi", b"\x01\x81\0\0\0\0h", b"\x00\x80\0\0\0\0", b"\x80\x81\0\0\0\0i"),
+    *(b"\x89\x81\0\0\0\0?", b"\x8a\x80\0\0\0\0", b"\x88\x80\0\0\0\0", b"\x88\x82\0\0\0\0\x03\xe8"),
+    *(b"\x81\xfe\0\x80\0\0\0\0", b"\x81\xff\0\0\0\0\0\x01\0\0\0\0\0\0", b"\x82\x80\0\0\0\0"),
+    *(b"\x81\x02hi", b"\x81\x82\x37\xfa\x21\x3d", b"\xc1\x80\0\0\0\0", b"\x81\x82\0\0\0\0\xc3\xa9"),
 )
 
 COMMANDS = _utf8(

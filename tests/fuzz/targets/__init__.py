@@ -14,6 +14,7 @@ from tests.fuzz.targets.framing import check_framing
 from tests.fuzz.targets.handshake import check_handshake
 from tests.fuzz.targets.names import check_names
 from tests.fuzz.targets.requests import check_json_requests, check_text_requests
+from tests.fuzz.targets.websocket import check_websocket
 
 __all__ = ["TARGETS", "Target"]
 
@@ -37,6 +38,7 @@ TARGETS = {
     "json-passed-on": Target(check_json_passed_on, (*words.EVENTS, *words.CHARACTERS)),
     "names": Target(check_names, words.LETTERS),
     "handshake": Target(check_handshake, (*words.STEPS, *words.TAGS, *words.EVENTS)),
+    "websocket": Target(check_websocket, (*words.FRAMES, *words.CHARACTERS)),
     "conversation": Target(
         check_conversation,
         (*words.COMMANDS, *words.REQUESTS, *words.CHARACTERS, *words.TELNET),
