@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     )
     from multichat.server.join_hook import OnJoin
     from multichat.server.server import Server, ServerStatistics, serve
+    from multichat.web.config import WebConfig
 
 __all__ = [
     "Accepted",
@@ -176,6 +177,7 @@ __all__ = [
     "UnknownClient",
     "UnknownId",
     "UnknownRequest",
+    "WebConfig",
     "Welcome",
     "client_tls",
     "connect",
@@ -206,6 +208,7 @@ _HOMES = (
     "server.join_hook",
     "server.client",
     "server.server",
+    "web.config",
 )
 
 

@@ -45,6 +45,7 @@ def configuration() -> multichat.ServerConfig:
     return multichat.ServerConfig(
         slow=multichat.Slow.DROP,
         timeouts=multichat.ServerTimeouts(linger=0.1),
+        web=multichat.WebConfig(url="https://chat.example/"),
         filters=(censor,),
         away_seconds=0,
     )

@@ -53,6 +53,7 @@ def _attack(
 
 
 _PASSWORD = "--password-file {folder}/password"
+_WEB = "--web 0"
 _LARGE_MESSAGES = (Said(room="attic", messages=100, message_bytes=_LARGE),)
 
 ATTACKS = (
@@ -73,6 +74,15 @@ ATTACKS = (
     _attack("tls-hellos", options="--tls-cert {folder}/server.pem"),
     _attack("tls-hellos-without-tls", ("tls-hellos", "")),
     _attack("http"),
+    _attack("web-requests", options=_WEB),
+    _attack("web-slow-heads", options=_WEB),
+    _attack("web-endless-heads", options=_WEB),
+    _attack("web-handshakes", options=_WEB),
+    _attack("web-pings", options=_WEB),
+    _attack("web-fragments", options=_WEB),
+    _attack("web-messages", options=_WEB),
+    _attack("web-huge-frames", options=_WEB),
+    _attack("web-guesses", options=f"{_WEB} --webhook-token-file {{folder}}/tokens"),
     _attack("rejected", ("endless-line", ""), options="--max-clients 2"),
     _attack("one-history", ("one-history", "attic"), said=_LARGE_MESSAGES),
     _attack("history", ("history", "attic"), said=_LARGE_MESSAGES),

@@ -83,6 +83,23 @@ _LONG_LINE = "x" * _LONG_LINE_BYTES + "\n"
 _PONG = b"pong\n"
 _LOGIN = b"/login mallory %s\n/ping\n"
 
+# Masks of zeros leave the payload as it is.
+_MASK = bytes(4)
+_PINGS = (b"\x89\x84" + _MASK + b"ping") * 1000
+_FRAGMENTS = b"\x01\x80" + _MASK + (b"\x00\x80" + _MASK) * 1000 + b"\x80\x80" + _MASK
+_MESSAGES = (b"\x81\x81" + _MASK + b"a") * 1000
+_HUGE_FRAME = b"\x81\xff" + (1 << 40).to_bytes(8, "big") + _MASK + b"x" * _CHUNK_BYTES
+
+_GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+_POST = (
+    b"POST /rooms/lobby/messages HTTP/1.1\r\nHost: localhost\r\n"
+    b"Authorization: Bearer wrong-wrong-wrong-wrong\r\nContent-Length: 1\r\n\r\nx"
+)
+_UPGRADE = (
+    "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAECAwQFBgcICQoLDA0ODw==\r\n\r\n"
+)
+
 KINDS = {
     # They send messages or noise in one room.
     "noise": Kind(_NOISE),
@@ -98,6 +115,16 @@ KINDS = {
     "guesses": Kind(b"/auth wrong\n" * 3, leaves="answered", joins=False),
     "tls-hellos": Kind(_client_hello(), leaves="answered", repeats=False, joins=False),
     "http": Kind(b"x" * _CHUNK_BYTES, hello="GET / HTTP/1.0\r\n\r\n", joins=False),
+    # On the web port.
+    "web-requests": Kind(_GET, leaves="answered", repeats=False, joins=False),
+    "web-slow-heads": Kind(b"GET / HTTP/1.1\r\nX: x", clients=800, repeats=False, joins=False),
+    "web-endless-heads": Kind(b"x" * _CHUNK_BYTES, hello="GET / HTTP/1.1\r\nX: ", joins=False),
+    "web-handshakes": Kind(_UPGRADE.encode(), leaves="answered", repeats=False, joins=False),
+    "web-pings": Kind(_PINGS, hello=_UPGRADE, joins=False),
+    "web-fragments": Kind(_FRAGMENTS, hello=_UPGRADE, joins=False),
+    "web-messages": Kind(_MESSAGES, hello=_UPGRADE, joins=False),
+    "web-huge-frames": Kind(_HUGE_FRAME, hello=_UPGRADE, joins=False),
+    "web-guesses": Kind(_POST, leaves="answered", repeats=False, joins=False),
     # They make expensive requests, one at a time.
     "history": Kind(b"/history 100\n/ping\n", answer=_PONG),
     "one-history": Kind(b"/history 100\n/ping\n", answer=_PONG, clients=1),
@@ -239,7 +266,7 @@ def _replay_hellos(port: int, room: str, kind: Kind) -> list[bytes]:
 
 
 def main(port: int, name: str, room: str) -> None:
-    """Attack until killed."""
+    """Attack *port* until killed."""
     os.nice(_NICE)
     kind = KINDS[name]
     hellos = _replay_hellos(port, room, kind)

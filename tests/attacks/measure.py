@@ -21,6 +21,7 @@ __all__ = ["Turn", "answered", "hostile", "turns"]
 
 _HOSTILE = Path(__file__).parent / "hostile.py"
 _PASSWORD = "swordfish"
+_TOKEN = "0123456789abcdef"
 
 # Enough for an attack of any length.
 _UNDISTURBED_SECONDS, _CONTROL_SECONDS = 1.0, 2.0
@@ -98,6 +99,8 @@ async def _server(
     folder.mkdir()
     (folder / "password").write_text(f"{_PASSWORD}\n", "utf-8")
     (folder / "password").chmod(0o600)
+    (folder / "tokens").write_text(f"{_TOKEN}\n", "utf-8")
+    (folder / "tokens").chmod(0o600)
     if "--tls-cert" in attack.options:
         ca = trustme.CA()
         ca.issue_cert(LOOPBACK).private_key_and_cert_chain_pem.write_to_path(
@@ -115,7 +118,8 @@ async def hostile(
     server: ServerCommand, folder: Path, kind: str, room: str
 ) -> AsyncIterator[Command]:
     """Run hostile clients of *kind* while the block runs."""
-    argv = [sys.executable, "-S", "-E", str(_HOSTILE), str(server.port), kind, room]
+    port = await server.web_port() if kind.startswith("web-") else server.port
+    argv = [sys.executable, "-S", "-E", str(_HOSTILE), str(port), kind, room]
     async with Command(folder, *argv, stdin=subprocess.DEVNULL) as clients:
         await clients.wait_for("flooding")
         yield clients

@@ -135,6 +135,13 @@ class ServerCommand(Command):
         self.port = int(found[1])
         return self
 
+    async def web_port(self) -> int:
+        """Return the port of its page, which must not have a configured address."""
+        await self.wait_for("Web page at ")
+        found = re.search(r"Web page at https?://[^/]+:(\d+)/", self.out)
+        assert found
+        return int(found[1])
+
 
 def serve(folder: Path, *options: str, port: int = 0) -> ServerCommand:
     return ServerCommand(folder, MULTICHAT, "serve", str(port), "--host", LOOPBACK, *options)
