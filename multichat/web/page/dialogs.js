@@ -65,6 +65,7 @@ export class Dialogs {
     }
     this.fail(name, error);
     (dialog.querySelector("[autofocus]") ?? dialog.querySelector("input"))?.focus();
+    dialog.scrollTop = 0;
   }
 
   close(name) {

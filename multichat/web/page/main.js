@@ -231,6 +231,7 @@ byId("banner-button").addEventListener("click", () => {
 });
 byId("me").addEventListener("click", () => {
   menuOpened();
+  closeDrawers();
   dialogs.open("me");
 });
 for (const name of ["name", "login", "register", "passphrase"]) {
