@@ -322,7 +322,8 @@ class Session:
             await self._handle(parts)
             self._unhandled_bytes = 0
             self._note_memory()
-            await self._reply()
+            if decoder.reply or decoder.ending is not None:
+                await self._reply()
             data = await receive()
         await self._handle(decoder.finish())
 
