@@ -14,6 +14,9 @@ const MAX_ROOMS = 100;
 // Of a room's members so many are kept by name; the count is always right.
 const MAX_MEMBERS = 5000;
 
+// In larger rooms the list of members is asked for only when somebody goes there.
+const SMALL_ROOM = 200;
+
 /** Return the item of a `said`. */
 function saidItem(chat, event) {
   const isOwn = event.client === chat.me.client;
@@ -72,6 +75,10 @@ function entered(chat, conversation, { members, last, topic }) {
   conversation.topic = topic ?? "";
   conversation.since ??= last ?? null;
   if (conversation.isFresh) chat.loadOlder(conversation);
+  if (conversation.key === chat.current || conversation.memberCount <= SMALL_ROOM) askWho(chat, conversation);
+}
+
+function askWho(chat, conversation) {
   chat.ask({ type: "who", room: conversation.title }, "members");
 }
 
@@ -196,7 +203,7 @@ export const HANDLERS = Object.freeze({
     if (!conversation) return;
     conversation.memberCount = event.members;
     conversation.changed(chat.now(), event);
-    if (conversation.key === chat.current) chat.ask({ type: "who", room: conversation.title }, "members");
+    if (conversation.key === chat.current && event.members <= SMALL_ROOM) askWho(chat, conversation);
   },
 
   missed(chat, event) {

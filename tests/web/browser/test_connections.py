@@ -73,6 +73,23 @@ def test_lines_typed_offline_survive_a_reload_and_arrive_once(
         assert alice.page.text_content("#me .title") == "alice"
 
 
+def test_reload_in_the_middle_of_a_paste_loses_nothing(server: WebServer, visit: Visit) -> None:
+    with Line(server.port).named("bob") as bob:
+        alice = visit().join("alice").online()
+        pasted = [f"line {number}" for number in range(600)]
+        alice.page.fill("#field", "\n".join(pasted))
+        alice.page.press("#field", "Enter")
+        alice.page.reload()
+        for text in pasted:
+            bob.hears(f"[alice] {text}\n")
+        alice.hears(pasted[-1])
+        bob.say("/say end")
+        alice.hears("end")
+        assert alice.page.locator(".said.pending").count() == 0
+        texts = [text for text in alice.texts() if text != "end"]
+        assert texts == pasted[-len(texts) :]
+
+
 def test_restart_of_the_server_and_of_the_journal(browser: Browser, tmp_path: Path) -> None:
     options = "--journal", str(tmp_path / "chat.db")
     with (

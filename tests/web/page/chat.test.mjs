@@ -270,3 +270,11 @@ test("the last conversation stays, whatever the server says", () => {
   assert.deepEqual(chat.leave(chat.shown), []);
   assert.equal(chat.shown.title, "lobby");
 });
+
+test("the members of a large room are asked for once, not with every change", () => {
+  const { chat, sent } = onlineChat({ rooms: { lobby: { members: 5000, last: null } } });
+  assert.equal(sent.sent.filter(({ type }) => type === "who").length, 1);
+  const presence = { type: "presence", joined: 20, left: 0, renamed: 0, room: "lobby" };
+  assert.deepEqual(receive(chat, { ...presence, members: 5020 }).sent, []);
+  assert.deepEqual(receive(chat, { ...presence, members: 40 }).sent.map(({ type }) => type), ["who"]);
+});
