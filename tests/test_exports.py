@@ -85,6 +85,15 @@ def test_type_checkers_see_the_same_exports() -> None:
 
 
 @pytest.mark.process
+def test_without_a_web_port_nothing_of_http_is_imported() -> None:
+    code = (
+        "import sys, multichat; multichat.Server(); multichat.connect; "
+        "sys.exit(not {'h11', 'websockets'}.isdisjoint(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.process
 def test_asking_for_help_imports_nothing_that_waits() -> None:
     code = (
         "import sys, multichat.cli.main; sys.exit('trio' in sys.modules or 'rich' in sys.modules)"
