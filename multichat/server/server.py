@@ -124,6 +124,7 @@ class Server:
         self.port = 0
         self.addresses: list[str] = []
         self.web_url = ""
+        self._web_names: tuple[str, ...] = ()
         self._log = Log("server")
         self._bans = Bans()
         self._ban_file: Path | None = None
@@ -207,6 +208,8 @@ class Server:
             for each in tcp:
                 stack.callback(each.socket.close)
             pages = [] if web is None else await listen_tcp(web, web_host or host)
+            given = web_host or host or ()
+            self._web_names = (given,) if isinstance(given, str) else tuple(given)
             starting = Starting(tcp=tcp, unix=unix, web=pages, is_encrypted=tls is not None)
             self.port, self.addresses = starting.port, starting.addresses
             self.web_url = starting.web_url(self.config.web.url)
@@ -464,7 +467,15 @@ class Server:
         from multichat.server.webhook import Webhook
 
         webhook = Webhook(self.config, self._registry, self._filters)
-        return WebPort(self, self._connections, self._admission, self._turns, self._log, webhook)
+        return WebPort(
+            self,
+            self._connections,
+            self._admission,
+            self._turns,
+            self._log,
+            webhook,
+            names=self._web_names,
+        )
 
     async def handle_web(
         self, stream: trio.abc.Stream, *, tls: ssl.SSLContext | None = None

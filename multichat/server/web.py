@@ -13,7 +13,7 @@ Invariants:
 
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from email.utils import formatdate
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -58,9 +58,9 @@ _NOT_HTTP = "this is the web port: chat clients use the other port of the server
 class WebPort:
     """The web port of *server*; starts nothing.
 
-    *connections*, *admission*, *turns* and *webhook* are the server's.
-
-    *contents* are the page's files by their paths, by default those of the package.
+    *connections*, *admission*, *turns* and *webhook* are the server's.  It is known by *names*,
+    besides the machine's own.  *contents* are the page's files by their paths, by default those of
+    the package.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class WebPort:
         log: Log,
         webhook: Webhook,
         *,
+        names: Sequence[str] = (),
         contents: Mapping[str, bytes] | None = None,
     ) -> None:
         self._server, self._connections = server, connections
@@ -79,7 +80,8 @@ class WebPort:
         self._config = server.config
         self._proxies = Proxies(self._config.web.proxies)
         page = PageFiles(_read_page() if contents is None else contents)
-        self._site = Site(page, self._config.web, own_names(socket.gethostname()))
+        own = (*own_names(socket.gethostname()), *names)
+        self._site = Site(page, self._config.web, own)
         self._webhook = webhook
 
     async def handle(self, stream: trio.abc.Stream, *, tls: SSLContext | None = None) -> None:

@@ -184,6 +184,13 @@ async def test_a_full_server_says_so_over_websocket() -> None:
         assert (await ask(server, http())).status == 200
 
 
+async def test_a_name_to_listen_on_is_the_servers_own() -> None:
+    async with memory_server() as server:
+        server.server._web_names = ("chat.lan",)  # of a system that resolves it
+        assert (await ask(server, http(host="chat.lan:8080"))).status == 200
+        assert (await ask(server, http(host="other.lan:8080"))).status == 421
+
+
 async def test_the_configured_address_is_answered() -> None:
     config = ServerConfig(web=WebConfig(url="https://chat.example/talk/"))
     async with memory_server(config) as server, web_connection(server) as stream:
