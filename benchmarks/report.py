@@ -264,6 +264,14 @@ def targets(results: Results) -> str:
     rate = "deliveries_per_second"
     got = _ratio(results, "throughput-100", rate, "multichat", "ncat --chat")
     add("throughput, 100 receivers: times `ncat --chat`", 1.5, got, at_least=True)
+    json, web = "multichat, JSON", "multichat, WebSocket"
+    got = _ratio(results, "throughput-100", rate, web, json)
+    if got is not None:  # the results may be older
+        what = "throughput, 100 receivers over WebSocket: times JSON over TCP"
+        add(what, 0.8, got, at_least=True)
+    more, usual = (results.median("connections", name, "kib_per_client") for name in (web, json))
+    if more is not None and usual is not None:
+        add("KiB more per idle client over WebSocket", 10.0, more - usual, at_least=False)
     for key in ("100", "1000"):
         share = _ratio(results, f"throughput-{key}", "bytes_per_second", "multichat", LIMIT)
         add(f"throughput, {int(key):,} receivers: share of the limit", 0.6, share, at_least=True)

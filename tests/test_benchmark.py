@@ -46,6 +46,15 @@ def test_a_server_is_measured_and_nothing_is_lost(name: str, tools: Tools) -> No
         assert figures["message_bytes"] == len("[Client 4] ") + 64 + (name == "websockets")
 
 
+def test_an_idle_client_of_websocket_takes_little_more_memory(tools: Tools) -> None:
+    workload = replace(WORKLOAD["connections"], receivers=500)
+    tcp, web = (
+        measure(SERVER[f"multichat, {name}"], workload, tools)["kib_per_client"]
+        for name in ("JSON", "WebSocket")
+    )
+    assert web <= tcp + 10
+
+
 @pytest.mark.parametrize("name", ["JSON", "WebSocket", "WebSocket lines"])
 def test_programs_are_measured_over_tcp_and_websocket(name: str, tools: Tools) -> None:
     workload = replace(

@@ -152,6 +152,7 @@ class Connections:
         lines: bool,
         early: bytes,
         secure: bool,
+        encrypted: bool,
     ) -> None:
         """Serve one client of WebSocket; see `Server.handle_websocket`."""
         # Imported here, because only a server with a web port needs it.
@@ -165,7 +166,7 @@ class Connections:
             if self._authentication.is_required:
                 with PendingSlot(self._admission, origin) as slot:
                     await self._authentication.authenticate(
-                        connection, slot, address, encrypted=secure
+                        connection, slot, address, encrypted=encrypted
                     )
             session = await self._admit(
                 connection, address, origin, meter, is_private=secure, trusted=False

@@ -496,12 +496,14 @@ class Server:
         lines: bool,
         early: bytes = b"",
         secure: bool,
+        encrypted: bool = False,
     ) -> None:
         """Serve one client of WebSocket on *stream* until it has left; closes the stream.
 
         For a request whose upgrade has been answered, the bytes *early* came behind.  With *lines*,
         the subprotocol `multichat.lines` was agreed.  The client has this *address*, and *origin*
-        for limits; *secure* says that nobody on the network can read what it sends.
+        for limits; *secure* says that nobody on the network can read what it sends, *encrypted*
+        that it uses TLS, to this server or to a proxy.
 
         MUST be called within `meter.measure`, by a caller that has counted the connection in the
         server's `Admission`, has kept it alive (`transport.keep_alive`), has checked its address
@@ -509,7 +511,14 @@ class Server:
         client is authenticated here.
         """
         await self._connections.handle_websocket(
-            stream, origin, meter, address=address, lines=lines, early=early, secure=secure
+            stream,
+            origin,
+            meter,
+            address=address,
+            lines=lines,
+            early=early,
+            secure=secure,
+            encrypted=encrypted,
         )
 
 

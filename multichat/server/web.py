@@ -122,6 +122,7 @@ class WebPort:
                         lines=todo.lines,
                         early=early,
                         secure=connection.is_private,
+                        encrypted=connection.scheme == "https",
                     )
                 case _Posting():
                     await self._post(connection, todo)

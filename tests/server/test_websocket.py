@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 from multichat.net.turns import Meter
 from multichat.protocol.websocket import WebSocketDecoder
+from multichat.server.authentication import AdmissionRequest
 from multichat.server.bans import Ban
 from multichat.server.config import ReplayLimits, ServerConfig
 from multichat.server.server import Server
@@ -185,6 +186,23 @@ async def test_a_full_server_asks_to_come_again(autojump_clock: MockClock) -> No
         assert (await web.rest())[0].startswith("[Server] goodbye: the server is full")
         assert web.close is not None
         assert web.close.code == 1013
+
+
+@pytest.mark.parametrize("encrypted", [True, False])
+async def test_the_program_decides_who_may_join_as_over_tcp(
+    autojump_clock: MockClock, encrypted: bool
+) -> None:
+    asked: list[AdmissionRequest] = []
+
+    async def authenticate(request: AdmissionRequest) -> str:
+        asked.append(request)
+        return "zoe"
+
+    async with memory_server(authenticate=authenticate) as network:
+        web = await join_websocket(network, address="192.0.2.7:51234", encrypted=encrypted)
+        assert (await ask(web, "/json {}"))["name"] == "zoe"
+    [request] = asked
+    assert (request.address, request.encrypted) == ("192.0.2.7:51234", encrypted)
 
 
 @pytest.mark.parametrize("secure", [True, False])

@@ -130,6 +130,7 @@ async def serve_websocket(
     lines: bool = False,
     early: bytes = b"",
     secure: bool = True,
+    encrypted: bool = False,
     meter: Meter | None = None,
 ) -> None:
     """Serve *stream*, whose upgrade was answered, as the web port does."""
@@ -137,7 +138,14 @@ async def serve_websocket(
     meter = meter or Meter(server._turns, origin and origin.address)
     current_meter.set(meter)
     served = server.handle_websocket(
-        stream, origin, meter, address=address, lines=lines, early=early, secure=secure
+        stream,
+        origin,
+        meter,
+        address=address,
+        lines=lines,
+        early=early,
+        secure=secure,
+        encrypted=encrypted,
     )
     server._admission.add_connection(origin)
     try:
@@ -154,6 +162,7 @@ async def join_websocket(
     lines: bool = False,
     early: bytes = b"",
     secure: bool = True,
+    encrypted: bool = False,
     meter: Meter | None = None,
 ) -> WebSocketClient:
     """Connect a client to *network*, over memory streams; return it once it is admitted.
@@ -171,6 +180,7 @@ async def join_websocket(
             lines=lines,
             early=early,
             secure=secure,
+            encrypted=encrypted,
             meter=meter,
         )
     )
