@@ -58,6 +58,7 @@ Any other exception out of a decoder or a session is a bug in multichat.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum, auto
 
 __all__ = [
     "BadCertificate",
@@ -94,6 +95,7 @@ __all__ = [
     "Refused",
     "RegistrationClosed",
     "Rejected",
+    "Remedy",
     "RemoteProtocolError",
     "StorageFailed",
     "TooManyAttempts",
@@ -108,8 +110,21 @@ __all__ = [
 ]
 
 
+class Remedy(Enum):
+    """What may help against an error; a front end says how it is done there."""
+
+    USE_TLS = auto()
+    OMIT_TLS = auto()
+    PERHAPS_OMIT_TLS = auto()
+    TRUST_ISSUER = auto()
+    PERHAPS_SPEAK_TEXT = auto()
+    SPEAK_TEXT = auto()
+
+
 class MultichatError(Exception):
-    """The base class of all exceptions of multichat."""
+    """The base class of all exceptions of multichat; *remedy* is what may help, if known."""
+
+    remedy: Remedy | None = None
 
 
 class LocalProtocolError(MultichatError):
@@ -140,10 +155,8 @@ class NotPrivate(LocalProtocolError):
         elif not has_accounts:
             text = "not sent: this server has no accounts, and might show a passphrase to others"
         else:
-            text = (
-                f"passphrases are not sent to {where} in plain text, where others can read them: "
-                "use TLS (--tls)"
-            )
+            text = f"passphrases are not sent to {where} in plain text, where others can read them"
+            self.remedy = Remedy.USE_TLS
         super().__init__(text)
 
 
@@ -444,7 +457,16 @@ class ConnectFailed(MultichatError):
     *lasting* means that a retry cannot succeed: the name is invalid, or the certificate untrusted.
     """
 
-    def __init__(self, host: str, port: int | None, reason: str, *, lasting: bool = False) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int | None,
+        reason: str,
+        *,
+        lasting: bool = False,
+        remedy: Remedy | None = None,
+    ) -> None:
+        self.remedy = remedy
         where = host if port is None else f"{host} port {port}"
         super().__init__(f"cannot connect to {where}: {reason}")
         self.host, self.port, self.reason, self.lasting = host, port, reason, lasting
@@ -517,10 +539,8 @@ class NoJson(MultichatError):
         if silent_seconds is None:
             super().__init__("the server does not answer in JSON")
         else:
-            super().__init__(
-                f"the server did not answer in {silent_seconds:g} s; "
-                "use --plain for one that only speaks plain text"
-            )
+            super().__init__(f"the server did not answer in {silent_seconds:g} s")
+            self.remedy = Remedy.PERHAPS_SPEAK_TEXT
 
 
 class InputNotText(MultichatError):

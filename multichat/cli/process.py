@@ -19,7 +19,14 @@ import typer
 from multichat.cli.config_file import settings_path
 from multichat.cli.notices import tell, warn, write_notice
 from multichat.client.options import ChatOptions
-from multichat.errors import BadPasswordFile, ConnectFailed, MultichatError, OutputLost, Refused
+from multichat.errors import (
+    BadPasswordFile,
+    ConnectFailed,
+    MultichatError,
+    OutputLost,
+    Refused,
+    Remedy,
+)
 from multichat.files import decode_text, read_file
 from multichat.protocol.address import is_loopback
 from multichat.protocol.framing import clean, clean_lines
@@ -56,6 +63,16 @@ _PASSWORD_FIFO_SECONDS = 60.0
 _MAX_TRIES = 3
 
 _T = TypeVar("_T")
+
+# What the options do about an error; the library does not know them.
+_REMEDIES: dict[Remedy | None, str] = {
+    Remedy.USE_TLS: ": use TLS (--tls)",
+    Remedy.OMIT_TLS: ": omit --tls",
+    Remedy.PERHAPS_OMIT_TLS: "; if the server does not use TLS, omit --tls",
+    Remedy.TRUST_ISSUER: "; trust it with --tls-ca FILE",
+    Remedy.PERHAPS_SPEAK_TEXT: "; use --plain for one that only speaks plain text",
+    Remedy.SPEAK_TEXT: "; use --plain to speak plain text",
+}
 
 # Typer does not export it.
 _UsageError: Any = typer.BadParameter.__base__
@@ -204,7 +221,7 @@ def one_line_errors(interrupted: str | None = None) -> Iterator[None]:
             raise typer.Exit from None
         reason = interrupted
     except MultichatError as error:
-        reason = str(error) + _about_servers(error)
+        reason = str(error) + _REMEDIES.get(error.remedy, "") + _about_servers(error)
     except OSError as error:
         reason = _reason_of(error)
     else:

@@ -16,7 +16,7 @@ from multichat.client.chat import Chat
 from multichat.client.options import ChatOptions, list_of_rooms
 from multichat.client.reconnect import Redial, backoff
 from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
-from multichat.errors import BadCertificate, ConnectFailed
+from multichat.errors import BadCertificate, ConnectFailed, Remedy
 from multichat.net import transport
 from multichat.protocol.messages import Credentials
 
@@ -29,8 +29,6 @@ __all__ = [
     "dial_unix",
     "open_chat",
 ]
-
-_PERHAPS_NO_TLS = "if the server does not use TLS, omit --tls"
 
 
 async def dial(
@@ -65,19 +63,22 @@ async def dial(
             await encrypted.do_handshake()
     except BaseException as error:
         await transport.close(stream)
-        lasting = isinstance(error.__cause__, ssl.SSLCertVerificationError)
+        cause, remedy = error.__cause__, None
+        lasting = isinstance(cause, ssl.SSLCertVerificationError)
         if transport.is_not_tls(error):
-            reason, lasting = "the server does not use TLS: omit --tls", True
+            reason, lasting, remedy = "the server does not use TLS", True, Remedy.OMIT_TLS
         elif isinstance(error, trio.TooSlowError):
-            reason = f"no TLS handshake in {timeouts.handshake:g} s; {_PERHAPS_NO_TLS}"
+            reason = f"no TLS handshake in {timeouts.handshake:g} s"
+            remedy = Remedy.PERHAPS_OMIT_TLS
         elif isinstance(error, trio.BrokenResourceError | ValueError | ssl.SSLError):
             reason = transport.describe_error(error)
-            cause = error.__cause__
             if isinstance(cause, ssl.SSLEOFError | ConnectionError):
-                reason += f"; {_PERHAPS_NO_TLS}"
+                remedy = Remedy.PERHAPS_OMIT_TLS
+            elif transport.has_unknown_issuer(error):
+                remedy = Remedy.TRUST_ISSUER
         else:
             raise
-        raise ConnectFailed(host, port, reason, lasting=lasting) from error
+        raise ConnectFailed(host, port, reason, lasting=lasting, remedy=remedy) from error
     return encrypted
 
 

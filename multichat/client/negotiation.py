@@ -15,7 +15,7 @@ room.
 import re
 from collections.abc import Sequence
 
-from multichat.errors import RemoteProtocolError, UnknownId
+from multichat.errors import Remedy, RemoteProtocolError, UnknownId
 from multichat.protocol.auth import PASSWORD_ACCEPTED, PASSWORD_REQUIRED, WRONG_PASSWORD
 from multichat.protocol.codec import Codec
 from multichat.protocol.framing import clean
@@ -105,9 +105,9 @@ def settles_text(event: Event) -> bool:
 def check_welcome(line: str) -> None:
     """Raise `RemoteProtocolError` if *line* is a welcome that is not valid."""
     if _WELCOME.match(line) and not isinstance(next(JSON.parse_events(line), None), Welcome):
-        raise RemoteProtocolError(
-            "the server's welcome is not valid; use --plain to speak plain text"
-        )
+        error = RemoteProtocolError("the server's welcome is not valid")
+        error.remedy = Remedy.SPEAK_TEXT
+        raise error
 
 
 class Negotiation:

@@ -33,6 +33,7 @@ __all__ = [
     "format_address",
     "handshake",
     "has_input",
+    "has_unknown_issuer",
     "is_not_tls",
     "is_private",
     "keep_alive",
@@ -107,8 +108,7 @@ def describe_error(error: BaseException) -> str:
 def _tls_reason(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         reason = error.verify_message.rstrip(".").lower()
-        hint = "; trust it with --tls-ca FILE" if error.verify_code in _UNKNOWN_ISSUER else ""
-        return f"its certificate is not accepted: {reason}{hint}"
+        return f"its certificate is not accepted: {reason}"
     if isinstance(error, ssl.SSLEOFError):
         return "the TLS connection broke off"
     said = (error.reason or str(error)).lower().replace("_", " ")
@@ -121,6 +121,11 @@ _UNKNOWN_ISSUER = (18, 19, 20, 21)
 
 # OpenSSL's reasons for bytes that are not TLS, in its different versions.
 _NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
+
+
+def has_unknown_issuer(error: BaseException) -> bool:
+    """Return whether a TLS handshake failed with *error* because nobody trusted has signed."""
+    return getattr(error.__cause__, "verify_code", None) in _UNKNOWN_ISSUER
 
 
 def is_not_tls(error: BaseException) -> bool:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AccountRequests"]
 
-_NOT_LASTING = "without --journal, accounts last until the server ends"
+_NOT_LASTING = "the server keeps no journal: accounts last until it ends"
 
 
 class AccountRequests:

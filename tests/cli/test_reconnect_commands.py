@@ -149,7 +149,7 @@ async def test_a_bot_reconnects(how: str, port: int, tmp_path: Path) -> None:
 
 
 async def test_a_stopped_server_is_detected_and_reconnected_to(tmp_path: Path) -> None:
-    timeouts = multichat.ClientTimeouts(ping=0.5, pong=0.5, answer=2)
+    timeouts = multichat.ClientTimeouts(ping=0.5, pong=0.5)
     async with (
         serve(tmp_path) as server,
         multichat.connect(LOOPBACK, server.port, name="alice", timeouts=timeouts) as chat,

@@ -29,6 +29,7 @@ from multichat import (
 )
 from multichat.client.line_chat import LineChat
 from multichat.client.negotiation import Negotiation
+from multichat.errors import Remedy
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import PROTOCOL, Error, Hello, Limits, Welcome
 from multichat.protocol.text_codec import TEXT
@@ -240,14 +241,13 @@ async def test_a_plain_server_that_only_tags_chat_is_given_a_moment(
 
 
 @pytest.mark.parametrize("timeouts", [ClientTimeouts(), ClientTimeouts(answer=3)])
-async def test_silence_is_an_error_that_names_plain(
-    timeouts: ClientTimeouts, autojump_clock: MockClock
-) -> None:
+async def test_silence_is_an_error(timeouts: ClientTimeouts, autojump_clock: MockClock) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
-    words = f"the server did not answer in {timeouts.answer:g} s; use --plain"
-    with pytest.raises(NoJson, match=words):
+    words = f"the server did not answer in {timeouts.answer:g} s"
+    with pytest.raises(NoJson, match=words) as error:
         async with open_line_chat(ours, timeouts=timeouts):
             pytest.fail("nobody answered")
+    assert error.value.remedy is Remedy.PERHAPS_SPEAK_TEXT
     assert trio.current_time() == pytest.approx(timeouts.answer)
     assert await ScriptedClient(theirs).rest() == [
         '/json {"protocol":1,"rooms":{}}'

@@ -21,6 +21,7 @@ from multichat import (
     ServerConfig,
 )
 from multichat.client.outbox import Pending
+from multichat.errors import Remedy
 from multichat.protocol.messages import Login
 from multichat.testing import MemoryServer, memory_server
 from tests.support.clients import type_lines
@@ -225,8 +226,9 @@ async def test_a_passphrase_is_not_sent_where_others_could_read_it(
 ) -> None:
     monkeypatch.setattr("multichat.net.transport.is_private", lambda _: False)
     async with conversation() as (chat, _, peer):
-        with pytest.raises(NotPrivate, match=r"use TLS \(--tls\)"):
+        with pytest.raises(NotPrivate, match="in plain text, where others") as error:
             await chat.login("alice", PASSPHRASE)
+        assert error.value.remedy is Remedy.USE_TLS
         with pytest.raises(NotPrivate):
             await chat.register(PASSPHRASE)
         with pytest.raises(NotPrivate):

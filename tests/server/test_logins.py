@@ -327,7 +327,7 @@ async def test_accounts_in_the_text_protocol() -> None:
             "Client 1 is now alice",
             "a passphrase has at least 8 characters",
             "you are logged in as alice",
-            "without --journal, accounts last until the server ends",
+            "the server keeps no journal: accounts last until it ends",
             "you are logged out, and called Client 1 now",
             "the name or the passphrase is wrong",
             "the name or the passphrase is wrong",

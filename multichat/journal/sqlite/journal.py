@@ -431,8 +431,9 @@ class SqliteJournal(Journal):
             if len(self._rooms) >= (most := self._limits.rooms) and name != LOBBY:
                 if not self._is_refusal_told:
                     self._is_refusal_told = True
-                    text = f"The journal has {most} rooms and accepts no new ones: use --keep-days"
-                    self._log.line("STATE", f"{text}, or start a new file", ERROR)
+                    text = f"The journal has {most} rooms and accepts no new ones"
+                    remedy = "limit the days of its history, or start a new file"
+                    self._log.line("STATE", f"{text}: {remedy}", ERROR)
                 raise TooManyRooms(most)
             self._last_room += 1
             room = SqliteRoom(self, Head(self._last_room, name, self._next_epoch(), 0, 0, {}))
