@@ -234,7 +234,8 @@ class Server:
                 for handle, listeners in (
                     (partial(self._connections.handle, tls=tls), tcp),
                     (self._connections.handle, local),
-                    (partial(self.handle_web, tls=tls), pages),
+                    # Made now: its imports and files take a tenth of a second.
+                    *([(partial(self._web.handle, tls=tls), pages)] if pages else ()),
                 ):
                     if listeners:
                         fair = [FairListener(each, self._turns) for each in listeners]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
+import multichat.protocol.websocket  # noqa: F401 - now, and not with the first WebSocket
 from multichat.log import Log
 from multichat.net import transport
 from multichat.net.turns import Meter, Turns, current_meter
