@@ -22,7 +22,7 @@ from typing import Any, Self
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
-from tests.support.processes import _ENDS_WITH_US, LOOPBACK, MULTICHAT, WAIT_SECONDS
+from tests.support.processes import ENDS_WITH_US, LOOPBACK, MULTICHAT, WAIT_SECONDS
 
 __all__ = [
     "CHROMIUM",
@@ -90,7 +90,7 @@ class WebServer:
         argv = [MULTICHAT, "serve", port, "--host", LOOPBACK, "--web", web, *self._options]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*_ENDS_WITH_US, *argv],
+                [*ENDS_WITH_US, *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

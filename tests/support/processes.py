@@ -35,7 +35,7 @@ def program(name: str) -> str:
 
 
 # If available, this program makes the kernel kill a command when pytest is killed.
-_ENDS_WITH_US = [path, "--pdeathsig", "KILL"] if (path := shutil.which("setpriv")) else []
+ENDS_WITH_US = [path, "--pdeathsig", "KILL"] if (path := shutil.which("setpriv")) else []
 
 
 class Command:
@@ -53,7 +53,7 @@ class Command:
     async def __aenter__(self) -> Self:
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [*_ENDS_WITH_US, *self.argv],
+                [*ENDS_WITH_US, *self.argv],
                 stdin=self._stdin,
                 stdout=out,
                 stderr=err,

@@ -17,7 +17,7 @@ import { Session, STATES } from "./session.js";
 import { utf8Bytes } from "./text.js";
 import { encodeRequest } from "./wire.js";
 
-export const LOBBY = "lobby";
+const LOBBY = "lobby";
 
 // At most so many lines of a private conversation survive a reload.
 const KEPT_DIRECTS = 100;

@@ -6,7 +6,7 @@
 // An item that changes gets another `version`, by which the log sees what to draw again.
 
 /** Older messages are dropped from memory beyond this, and come back from the server's history. */
-export const MAX_ITEMS = 10_000;
+const MAX_ITEMS = 10_000;
 
 // So many are dropped at once, because dropping moves the rest.
 const DROPPED_ITEMS = 1000;
@@ -44,10 +44,6 @@ export class Conversation {
     this.draft = "";
     this.isHeld = false; // a person reads old messages: keep them
     this._ids = new Set();
-  }
-
-  has(id) {
-    return this._ids.has(id);
   }
 
   /** The first message of a room, before which the history is asked; null if there is none. */

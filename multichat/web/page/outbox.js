@@ -8,7 +8,7 @@
 export const MAX_UNACKNOWLEDGED = 200;
 
 // More cannot be typed; a paste is refused beyond.
-export const MAX_PENDING = 2000;
+const MAX_PENDING = 2000;
 
 export class Outbox {
   /** *prefix* is random, new for each page load; *pending* was kept from the page before. */

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Route
 
 from tests.support.browser import Line, Switch, Visitor, WebServer, open_visitor, wait_until
+from tests.support.processes import LOOPBACK
 
 pytestmark = pytest.mark.process
 
@@ -167,6 +168,21 @@ def test_visitor_who_left_stays_away_until_the_button(server: WebServer, visit: 
     assert alice.page.locator("#me .state.ended").count() == 1
     alice.page.click("#banner-button")
     alice.online()
+
+
+def test_page_works_under_a_prefix(server: WebServer, visit: Visit) -> None:
+    alice = visit(f"{server.url}chat/")
+
+    def strip(route: Route) -> None:
+        """Pass on without the prefix, as a proxy does."""
+        path = route.request.url.removeprefix(alice.url)
+        assert not path.startswith("http"), "the page asks for something outside its prefix"
+        route.fulfill(response=route.fetch(url=server.url + path))
+
+    alice.page.route("**/*", strip)
+    with alice.page.expect_websocket() as opened:
+        alice.join("alice")
+    assert opened.value.url == f"ws://{LOOPBACK}:{server.web}/chat/ws"
 
 
 def test_password_is_asked_for_and_a_wrong_one_can_be_corrected(

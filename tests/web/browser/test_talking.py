@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.browser import Line, Visitor, WebServer, wait_until
-from tests.support.processes import _ENDS_WITH_US, LOOPBACK, MULTICHAT, program
+from tests.support.processes import ENDS_WITH_US, LOOPBACK, MULTICHAT, program
 
 pytestmark = pytest.mark.process
 
@@ -22,7 +22,7 @@ def test_two_pages_a_terminal_client_and_nc_talk(
     nc = [program("nc"), LOOPBACK, str(server.port)]
     with (tmp_path / "carol").open("wb") as out, (tmp_path / "nc").open("wb") as nc_out:
         processes = [
-            subprocess.Popen([*_ENDS_WITH_US, *argv], stdin=subprocess.PIPE, stdout=to)
+            subprocess.Popen([*ENDS_WITH_US, *argv], stdin=subprocess.PIPE, stdout=to)
             for argv, to in ((connect, out), (nc, nc_out))
         ]
     try:
@@ -89,6 +89,21 @@ def test_enter_of_an_input_method_sends_nothing(server: WebServer, visit: Visit)
     assert alice.texts() == []
     page.keyboard.press("Enter")
     alice.hears("日本")
+
+
+def test_line_break_of_a_phone_keyboard_sends(server: WebServer, visit: Visit) -> None:
+    """Some send no key for Enter, only the line break that it makes."""
+    phone = {"width": 390, "height": 844}
+    alice = visit(viewport=phone, has_touch=True, is_mobile=True).join("alice").online()
+    alice.page.fill("#field", "from my phone")
+    alice.page.evaluate(
+        """() => document.getElementById("field").dispatchEvent(new InputEvent("beforeinput",
+          {inputType: "insertLineBreak", bubbles: true, cancelable: true}))"""
+    )
+    alice.hears("from my phone")
+    assert alice.page.input_value("#field") == ""
+    width = "() => document.documentElement.scrollWidth"
+    assert alice.page.evaluate(width) == phone["width"]
 
 
 def test_paste_of_several_lines_is_one_question(server: WebServer, visit: Visit) -> None:
