@@ -11,7 +11,7 @@
 import { parseLine, SECRET } from "./commands.js";
 import { Conversation, makeItem } from "./conversation.js";
 import { HANDLERS, pendingItem } from "./events.js";
-import { directKey, recipientOf, roomKey } from "./names.js";
+import { directKey, fold, recipientOf, roomKey } from "./names.js";
 import { Outbox } from "./outbox.js";
 import { Session, STATES } from "./session.js";
 import { utf8Bytes } from "./text.js";
@@ -36,6 +36,7 @@ export class Chat {
     this.current = null;
     this.isAttentive = false;
     this.lastSender = null;
+    this.ignored = new Set(saved?.ignored ?? []); // folded names
     this.credentials = null; // for the next hello only
     this.items = new Map(); // nonce → {conversation, item}, of pending messages
     this.requests = new Map(); // nonce → {purpose, …}
@@ -98,6 +99,7 @@ export class Chat {
       name: this.me.name,
       account: this.me.account,
       current: this.current,
+      ignored: [...this.ignored],
       outbox: this.outbox.pending.map(({ request, time, isTried }) => ({ request, time, isTried })),
       rooms: this.rooms.map((each) => ({ name: each.title, read: each.read, draft: keptDraft(each) })),
       directs: this.directs.map((each) => ({
@@ -224,6 +226,8 @@ export class Chat {
         const room = request.room ? this.conversations.get(roomKey(request.room)) : conversation;
         return room ? this.leave(room) : [{ type: "told", text: `You are not in ${request.room}.`, isError: true }];
       }
+      case "ignore":
+        return [{ type: "told", text: this._ignore(request.name), isError: false }];
       case "clear":
         conversation.items = conversation.items.filter((item) => item.state === "pending");
         return [];
@@ -232,6 +236,14 @@ export class Chat {
       default:
         return [{ type: "dialog", name: request.local }];
     }
+  }
+
+  /** Hide what *name* says, or show it again; return what that means. */
+  _ignore(name) {
+    const key = fold(name);
+    if (this.ignored.delete(key)) return `You see the messages of ${name} again.`;
+    this.ignored.add(key);
+    return `The messages of ${name} are hidden in this tab. /ignore ${name} shows them again.`;
   }
 
   /** Send a `say`, `act` or `direct`; return what is wrong with it, or an empty string. */

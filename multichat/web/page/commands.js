@@ -27,6 +27,7 @@ export const COMMANDS = Object.freeze([
   { name: "/login", arguments: "[NAME PASSPHRASE]", help: "take the name that is yours", parse: parseLogin },
   { name: "/logout", help: "give up the name that is yours", parse: alone(() => ({ type: "logout" })) },
   { name: "/passphrase", arguments: "[NEW]", help: "change your passphrase", parse: (rest) => (rest ? { type: "passphrase", passphrase: rest } : { local: "passphrase" }) },
+  { name: "/ignore", arguments: "NAME", help: "hide the messages of NAME, or show them again", completes: "name", parse: word((name) => ({ local: "ignore", name: name.replace(/^@/u, "") })) },
   { name: "/clear", help: "hide the messages above", parse: alone(() => ({ local: "clear" })) },
   { name: "/quit", aliases: ["/exit"], help: "leave the chat", parse: alone(() => ({ type: "quit" })) },
   { name: "/say", arguments: "TEXT", parse: whole((text) => ({ type: "say", text })) },

@@ -4,7 +4,7 @@
 // answers, if it is one of ours.
 
 import { makeItem } from "./conversation.js";
-import { directKey, roomKey } from "./names.js";
+import { directKey, fold, roomKey } from "./names.js";
 import { mentions } from "./text.js";
 import { timeOf } from "./wire.js";
 
@@ -132,6 +132,7 @@ export const HANDLERS = Object.freeze({
   },
 
   direct(chat, event, effects) {
+    if (chat.ignored.has(fold(event.name))) return;
     const conversation = chat.direct(event.name);
     if (conversation.client !== null && conversation.client !== event.client && conversation.items.length > 0) {
       noteIn(conversation, chat, "notice", `${event.name} is another connection now (client ${event.client}), perhaps another person.`);
@@ -190,6 +191,7 @@ export const HANDLERS = Object.freeze({
       if (event.nonce !== undefined) effects.push({ type: "told", text: `You are ${event.name} now.`, isError: false });
       return;
     }
+    if (chat.ignored.has(fold(event.old))) chat.ignored.add(fold(event.name));
     rename(chat, event.client, event.old, event.name);
     for (const conversation of chat.rooms) {
       if (!conversation.members.has(event.client)) continue;
@@ -308,6 +310,7 @@ export const HANDLERS = Object.freeze({
 });
 
 function hear(chat, conversation, item, effects) {
+  if (chat.ignored.has(fold(item.name))) return;
   conversation.heard(item, conversation.key === chat.current && chat.isAttentive);
   effects.push({ type: "heard", conversation, item });
 }

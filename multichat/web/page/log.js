@@ -37,6 +37,7 @@ export class Log {
     this._window = new RowWindow();
     this._conversation = null;
     this._name = "";
+    this._ignored = new Set();
     this._goTo = null;
     this._scroller.addEventListener("scroll", oncePerFrame(() => this._scrolled()), { passive: true });
     this._newest.addEventListener("click", () => this.toEnd());
@@ -49,8 +50,9 @@ export class Log {
     return this._window.isFollowing && scrollHeight - scrollTop - clientHeight < AT_END_PIXELS;
   }
 
-  /** Draw *conversation* as it is now; *name* is ours. */
-  draw(conversation, name) {
+  /** Draw *conversation* as it is now; *name* is ours, *ignored* are the names of those not shown. */
+  draw(conversation, name, ignored) {
+    this._ignored = ignored;
     if (conversation !== this._conversation || name !== this._name) {
       if (conversation !== this._conversation) {
         this._conversation = conversation;
@@ -82,7 +84,7 @@ export class Log {
     // In the same step: a line between days may go, and there may be nothing above to scroll to.
     if (anchor && this._scroller.scrollTop < NEAR_PIXELS) this._window.up(items);
     const [start, end] = this._window.range(items);
-    const rows = rowsOf(items, start, end, divider);
+    const rows = rowsOf(items, start, end, divider, this._ignored);
     if (this._isBeginning(start)) rows.unshift({ key: "beginning", signature: "", kind: "beginning" });
     const keys = new Set(rows.map((row) => row.key));
     for (const [key, { element: old }] of this._drawn) {

@@ -162,7 +162,7 @@ function drawNow() {
     byId("log").setAttribute("aria-label", `Messages: ${shown.title}`);
     composer.open(shown.draft, shown.kind === "room" ? `Message #${shown.title}` : `Message ${shown.title}`);
   }
-  log.draw(shown, chat.me.name);
+  log.draw(shown, chat.me.name, chat.ignored);
   const isSeen = document.visibilityState === "visible" && document.hasFocus() && log.isAtEnd && !dialogs.isOpen;
   chat.attend(isSeen);
   sidebar.draw(chat);

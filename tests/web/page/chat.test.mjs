@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import { Chat } from "../../../multichat/web/page/chat.js";
+import { rowsOf } from "../../../multichat/web/page/rows.js";
 import { MAX_UNACKNOWLEDGED } from "../../../multichat/web/page/outbox.js";
 import { connect, onlineChat, receive, said, taken, textsOf } from "./support.mjs";
 
@@ -277,4 +278,18 @@ test("the members of a large room are asked for once, not with every change", ()
   const presence = { type: "presence", joined: 20, left: 0, renamed: 0, room: "lobby" };
   assert.deepEqual(receive(chat, { ...presence, members: 5020 }).sent, []);
   assert.deepEqual(receive(chat, { ...presence, members: 40 }).sent.map(({ type }) => type), ["who"]);
+});
+
+test("whoever is ignored is neither counted nor shown, also under another name", () => {
+  const { chat } = onlineChat();
+  assert.match(chat.typed(chat.shown, "/ignore Bob")[0].text, /hidden/u);
+  const { effects } = receive(chat, said(1, { text: "alice!" }), { type: "direct", time: "", client: 2, name: "bob", text: "psst" });
+  assert.deepEqual(effects, []);
+  assert.deepEqual([chat.shown.unread, chat.directs.length], [0, 0]);
+  receive(chat, { type: "renamed", client: 2, old: "bob", name: "eve" }, said(2, { name: "eve" }), said(3, { client: 3, name: "carol" }));
+  const rows = rowsOf(chat.shown.items, 0, chat.shown.items.length, null, chat.ignored);
+  assert.deepEqual(rows.filter(({ kind }) => kind === "said").map(({ item }) => item.name), ["carol"]);
+  assert.deepEqual(chat.keep().ignored, ["bob", "eve"]);
+  chat.typed(chat.shown, "/ignore bob");
+  assert.ok(rowsOf(chat.shown.items, 0, chat.shown.items.length, null, chat.ignored).some(({ item }) => item?.name === "bob"));
 });
