@@ -10,11 +10,13 @@
 
 import { parseLine, SECRET } from "./commands.js";
 import { Conversation, makeItem } from "./conversation.js";
-import { HANDLERS, pendingItem } from "./events.js";
-import { directKey, fold, recipientOf, roomKey } from "./names.js";
+import { HANDLERS } from "./events.js";
+import { pendingItem } from "./items.js";
+import { directKey, recipientOf, roomKey } from "./names.js";
 import { Outbox } from "./outbox.js";
 import { Session, STATES } from "./session.js";
 import { utf8Bytes } from "./text.js";
+import { runTyped } from "./typed.js";
 import { encodeRequest } from "./wire.js";
 
 const LOBBY = "lobby";
@@ -191,59 +193,7 @@ export class Chat {
 
   /** Carry out a typed line in *conversation*: a message or a command. */
   typed(conversation, line) {
-    return this._run(conversation, parseLine(line));
-  }
-
-  _run(conversation, request) {
-    const effects = [];
-    if (request.local) return this._runLocal(conversation, request);
-    if (["say", "act", "direct"].includes(request.type)) {
-      const problem = this.send(conversation, request);
-      if (problem) effects.push({ type: "told", text: problem, isError: true });
-      return effects;
-    }
-    const named = { who: request.room || conversation.title, topic: conversation.title };
-    if (Object.hasOwn(named, request.type)) {
-      if (conversation.kind !== "room" && !request.room) {
-        return [{ type: "told", text: "This is about rooms: go to one first.", isError: true }];
-      }
-      request = { ...request, room: named[request.type] };
-    }
-    if (!this.ask(request, request.type, { key: conversation.key, isTyped: true })) {
-      effects.push({ type: "told", text: "You are offline; this cannot be done now.", isError: true });
-    }
-    return effects;
-  }
-
-  _runLocal(conversation, request) {
-    switch (request.local) {
-      case "error":
-        return [{ type: "told", text: request.text, isError: true, keepsLine: true }];
-      case "reply":
-        if (!this.lastSender) return [{ type: "told", text: "Nobody has sent you a private message.", isError: true }];
-        return this._run(conversation, { type: "direct", to: recipientOf(this.lastSender), text: request.text });
-      case "part": {
-        const room = request.room ? this.conversations.get(roomKey(request.room)) : conversation;
-        return room ? this.leave(room) : [{ type: "told", text: `You are not in ${request.room}.`, isError: true }];
-      }
-      case "ignore":
-        return [{ type: "told", text: this._ignore(request.name), isError: false }];
-      case "clear":
-        conversation.items = conversation.items.filter((item) => item.state === "pending");
-        return [];
-      case "ping":
-        return [{ type: "told", text: this.isOnline ? "You are connected." : "You are offline.", isError: false }];
-      default:
-        return [{ type: "dialog", name: request.local }];
-    }
-  }
-
-  /** Hide what *name* says, or show it again; return what that means. */
-  _ignore(name) {
-    const key = fold(name);
-    if (this.ignored.delete(key)) return `You see the messages of ${name} again.`;
-    this.ignored.add(key);
-    return `The messages of ${name} are hidden in this tab. /ignore ${name} shows them again.`;
+    return runTyped(this, conversation, parseLine(line));
   }
 
   /** Send a `say`, `act` or `direct`; return what is wrong with it, or an empty string. */

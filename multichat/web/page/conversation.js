@@ -154,6 +154,13 @@ export class Conversation {
     }
   }
 
+  /** Hide everything but what is not sent yet, until the page is loaded again. */
+  clear() {
+    this.items = this.items.filter((item) => item.state === "pending");
+    this.hasMore = false;
+    this.divider = null;
+  }
+
   /** Forget the messages: the server has another history now.  What is not sent stays. */
   reset() {
     this.items = this.items.filter((item) => item.state === "pending" || item.state === "failed");

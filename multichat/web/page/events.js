@@ -3,12 +3,10 @@
 // A handler takes the chat, the event, the effects to add to, and the request that the event
 // answers, if it is one of ours.
 
-import { makeItem } from "./conversation.js";
+import { directItem, noteIn, saidItem } from "./items.js";
 import { directKey, fold, roomKey } from "./names.js";
-import { mentions } from "./text.js";
-import { timeOf } from "./wire.js";
 
-// No server of ours lets a client into more.
+// More than anybody reads; a server of ours lets a client into 32, unless it is told otherwise.
 const MAX_ROOMS = 100;
 
 // Of a room's members so many are kept by name; the count is always right.
@@ -16,51 +14,6 @@ const MAX_MEMBERS = 5000;
 
 // In larger rooms the list of members is asked for only when somebody goes there.
 const SMALL_ROOM = 200;
-
-/** Return the item of a `said`. */
-function saidItem(chat, event) {
-  const isOwn = event.client === chat.me.client;
-  return {
-    key: `s${event.id}`,
-    version: 0,
-    kind: "said",
-    id: event.id,
-    time: timeOf(event.time, chat.now()),
-    client: event.client,
-    name: event.name,
-    text: event.text,
-    isAct: event.act === true,
-    isOwn,
-    isMention: !isOwn && mentions(event.text, chat.me.name),
-    state: "",
-  };
-}
-
-/** Show a message of the outbox in its conversation; return its item. */
-export function pendingItem(chat, entry) {
-  const { request } = entry;
-  const conversation =
-    request.type === "direct"
-      ? chat.direct(typeof request.to === "number" ? `Client ${request.to}` : request.to)
-      : chat.room(request.room);
-  const item = makeItem("said", entry.time, {
-    client: chat.me.client,
-    name: chat.me.name,
-    text: request.text,
-    isAct: request.type === "act",
-    isOwn: true,
-    isMention: false,
-    state: "pending",
-    request,
-  });
-  conversation.insert(item);
-  chat.items.set(request.nonce, { conversation, item });
-  return item;
-}
-
-function noteIn(conversation, chat, kind, text) {
-  conversation?.append(makeItem(kind, chat.now(), { text }));
-}
 
 /** The room that an event is about; an event without one is about our only room. */
 function roomOf(chat, event) {
@@ -139,14 +92,7 @@ export const HANDLERS = Object.freeze({
     }
     conversation.client = event.client;
     chat.lastSender = event.name;
-    const item = makeItem("said", timeOf(event.time, chat.now()), {
-      client: event.client,
-      name: event.name,
-      text: event.text,
-      isOwn: false,
-      isMention: true,
-      state: "",
-    });
+    const item = directItem(chat, event);
     conversation.append(item);
     hear(chat, conversation, item, effects);
   },
@@ -231,9 +177,10 @@ export const HANDLERS = Object.freeze({
     const wasFresh = conversation.isFresh;
     conversation.isLoading = false;
     conversation.isFresh = false;
-    conversation.hasMore = event.more && event.messages.length > 0;
     const page = event.messages.filter(({ room }) => roomKey(room) === conversation.key);
-    conversation.addPage(page.map((message) => saidItem(chat, message)));
+    const fresh = conversation.addPage(page.map((message) => saidItem(chat, message)));
+    // A server that repeats itself is not asked for ever.
+    conversation.hasMore = event.more && (fresh.length > 0 || wasFresh);
     if (event.missed) noteIn(conversation, chat, "missed", `${event.missed} messages of the history cannot be read`);
     if (!wasFresh) return;
     if (conversation.read === null || (conversation.key === chat.current && chat.isAttentive)) {

@@ -293,3 +293,22 @@ test("whoever is ignored is neither counted nor shown, also under another name",
   chat.typed(chat.shown, "/ignore bob");
   assert.ok(rowsOf(chat.shown.items, 0, chat.shown.items.length, null, chat.ignored).some(({ item }) => item?.name === "bob"));
 });
+
+test("a server that sends the same history again and again is not asked for ever", () => {
+  const { chat, sent } = onlineChat();
+  const page = { type: "history", room: "lobby", more: true, messages: [said(1), said(2)] };
+  receive(chat, { ...page, nonce: nonceOf(sent.sent, "history") });
+  assert.ok(chat.loadOlder(chat.shown));
+  receive(chat, { ...page, nonce: nonceOf(taken(chat), "history") });
+  assert.ok(!chat.loadOlder(chat.shown));
+});
+
+test("a cleared conversation is empty, and stays so", () => {
+  const { chat } = onlineChat();
+  receive(chat, said(1));
+  chat.typed(chat.shown, "not sent yet");
+  chat.typed(chat.shown, "/clear");
+  assert.deepEqual(textsOf(chat.shown), ["not sent yet"]);
+  receive(chat, said(1), said(2));
+  assert.deepEqual(textsOf(chat.shown), ["message 2", "not sent yet"]);
+});
