@@ -1,12 +1,19 @@
 """Hashes and verifies passphrases with argon2id: each call takes tens of milliseconds.
 
+They are made in threads of their own, at the lowest scheduling priority: on a busy machine a flood
+of logins waits, and the event loop does not.
+
 No passphrase is in an exception or a representation.
 """
 
 import os
 import secrets
+import sys
+import threading
 import unicodedata
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache, partial
 from typing import TypeVar
 
@@ -22,6 +29,9 @@ T = TypeVar("T")
 
 # One of two processors: the other one serves the chat.
 _HASHES_AT_ONCE = max(1, (os.cpu_count() or 1) // 2)
+
+# The lowest priority.
+_NICENESS = 19
 
 
 def check_passphrase(passphrase: str) -> None:
@@ -68,7 +78,7 @@ def _hash_of_nothing(limits: AccountLimits) -> str:
 
 
 class Hasher:
-    """Hashes and compares passphrases in worker threads, few at once, with the cost in *limits*.
+    """Hashes and compares passphrases in threads of its own, few at once, with *limits*' cost.
 
     A simulation on a virtual clock, which has no threads, overrides `run`.
     """
@@ -76,6 +86,10 @@ class Hasher:
     def __init__(self, limits: AccountLimits) -> None:
         self._limits = limits
         self._limiter = trio.CapacityLimiter(_HASHES_AT_ONCE)
+        # Not trio's threads: a thread cannot have its priority back, and others use those.
+        self._threads = ThreadPoolExecutor(
+            _HASHES_AT_ONCE, thread_name_prefix="passphrases", initializer=_lower_priority
+        )
 
     async def hash(self, passphrase: str) -> str:
         """Return the hash of *passphrase*; see `hash_passphrase`."""
@@ -86,8 +100,29 @@ class Hasher:
         return await self.run(partial(is_passphrase, passphrase, hash_, self._limits))
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Return what *work* returns, when its turn has come."""
-        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        """Return what *work* returns, when its turn has come.
+
+        Once it has begun it ends, also if the caller is cancelled.
+        """
+        async with self._limiter:
+            done, token = trio.Event(), trio.lowlevel.current_trio_token()
+            future = self._threads.submit(work)
+
+            def wake(_: Future[T]) -> None:
+                with suppress(trio.RunFinishedError):
+                    token.run_sync_soon(done.set)
+
+            future.add_done_callback(wake)
+            with trio.CancelScope(shield=True):
+                await done.wait()
+            return future.result()
+
+
+def _lower_priority() -> None:
+    """Lower the priority of this thread, where a thread has one."""
+    if sys.platform == "linux":
+        with suppress(OSError):  # not allowed, in some sandboxes
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _encoded(passphrase: str) -> bytes:

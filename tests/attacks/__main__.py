@@ -39,11 +39,14 @@ async def _measure(attack: Attack, seconds: float, count: int, command: str, opt
     trouble = ""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            async with turns(
-                attack, Path(folder), seconds=seconds, command=command, options=options
-            ) as turn:
-                while len(measured) < count:
+            while len(measured) < count:
+                (servers := Path(folder, str(len(measured)))).mkdir()
+                async with turns(
+                    attack, servers, seconds=seconds, command=command, options=options
+                ) as turn:
                     measured.append(await turn())
+                    while len(measured) < count and not attack.lingers:
+                        measured.append(await turn())
         except* (AssertionError, OSError, trio.TooSlowError) as errors:
             trouble = repr(errors.exceptions[0])[:200]
     row = f"{attack.name:24}"

@@ -23,7 +23,8 @@ class Attack:
     """One attack on a server with *options*.
 
     *kinds* names the attackers in `hostile.KINDS`, each with its room; *crowd* are clients that
-    are connected before and do nothing.  In *options*, `{folder}` is a folder for the server.
+    are connected before and do nothing.  In *options*, `{folder}` is a folder for the server.  If
+    it *lingers*, its requests wait in a server after the attackers have gone.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Attack:
     said: tuple[Said, ...] = ()
     crowd: tuple[tuple[str, str], ...] = ()
     kept: float = 0.5
+    lingers: bool = False
 
 
 def _attack(
@@ -41,6 +43,7 @@ def _attack(
     said: tuple[Said, ...] = (),
     crowd: str = "",
     kept: float = 0.5,
+    lingers: bool = False,
 ) -> Attack:
     return Attack(
         name=name,
@@ -49,6 +52,7 @@ def _attack(
         said=said,
         crowd=((crowd, "attic"),) if crowd else (),
         kept=kept,
+        lingers=lingers,
     )
 
 
@@ -110,11 +114,13 @@ ATTACKS = (
     _attack("rooms-of-800", ("rooms", "attic"), crowd="800-rooms"),
 )
 
-# Not among the tests: a turn of these takes minutes.
+# They wait for the limits of attempts, for up to half a minute.
 LOGIN_ATTACKS = (
-    _attack("logins", ("logins", "attic")),
-    _attack("200-logins-a-second", ("200-logins-a-second", "attic")),
-    _attack("right-logins", ("right-logins", "attic")),
+    _attack("logins", ("logins", "attic"), lingers=True),
+    _attack("200-logins-a-second", ("200-logins-a-second", "attic"), lingers=True),
+    _attack("right-logins", ("right-logins", "attic"), lingers=True),
+    _attack("hello-logins", ("hello-logins", ""), lingers=True),
+    _attack("registrations", ("registrations", "attic"), lingers=True),
 )
 
 # They cost a room idle time, in which it waits for them.

@@ -154,6 +154,21 @@ KINDS = {
         addresses=10,
         answer=_PONG,
     ),
+    "hello-logins": Kind(
+        b'/json {"login":{"name":"mallory","passphrase":"wrong guess"}}\n',
+        leaves="answered",
+        clients=200,
+        addresses=10,
+        joins=False,
+    ),
+    "registrations": Kind(
+        b"/register correct horse\n/ping\n",
+        hello="/name mallory-{number}\n",
+        answer=_PONG,
+        leaves="answered",
+        clients=200,
+        addresses=10,
+    ),
     # They do not read; the first also sends endless `/help` requests.
     "slow": Kind(_HELP, reads=False, clients=60, every_seconds=1.5),
     "slow-addresses": Kind(_HELP, reads=False, clients=600, every_seconds=0.15, addresses=200),

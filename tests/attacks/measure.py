@@ -54,9 +54,10 @@ async def turns(
     """Start two servers with *command* and *options*.
 
     Yields a function that measures once: the attack for *seconds*, the others for at most as long.
+    If the attack lingers, call it once only: the second server is killed.
     """
     async with AsyncExitStack() as stack:
-        servers: list[ServerCommand] = []
+        servers: list[ServerCommand] = []  # the pair's own first
         for name in "attacked", "control":
             context = _server(attack, folder / name, command, options.split())
             server = await stack.enter_async_context(context)
@@ -79,7 +80,11 @@ async def turns(
             undisturbed = await talk(min(seconds, _UNDISTURBED_SECONDS))
             async with _attacked(attack, other, folder, None):
                 control = await talk(min(seconds, _CONTROL_SECONDS))
-            await _idle(other, open_files, None)
+            if attack.lingers:
+                other.process.kill()
+                await trio.to_thread.run_sync(other.process.wait)
+            else:
+                await _idle(other, open_files, None)
             async with _attacked(attack, own, folder, pair):
                 attacked = await talk()
             return Turn(undisturbed=undisturbed, control=control, attacked=attacked)
@@ -87,7 +92,7 @@ async def turns(
         await talk(0.2)  # warm up
         open_files = {server: _open_files(server) for server in servers}
         yield turn
-        for server in servers:
+        for server in servers[:1] if attack.lingers else servers:
             assert server.process.poll() is None, server.err
             assert not server.err, server.err
 
