@@ -115,7 +115,7 @@ def serve(
     ] = "0600",
     tls_cert: Annotated[
         Path | None,
-        typer.Option(help="Use TLS on the TCP port, with this certificate chain (PEM)."),
+        typer.Option(help="Use TLS on the TCP ports, with this certificate chain (PEM)."),
     ] = None,
     tls_key: Annotated[
         Path | None,

@@ -1,10 +1,13 @@
 """The web port over memory streams: one request a connection, its deadlines, and WebSockets."""
 
+from typing import cast
+
 import pytest
 import trio
 import trio.testing
 
 from multichat.server.config import ServerConfig
+from multichat.server.start_log import Starting
 from multichat.testing import MemoryServer, memory_server
 from multichat.web.config import WebConfig
 from tests.support.log import LogRecorder
@@ -19,6 +22,36 @@ from tests.support.web import (
 )
 
 pytestmark = pytest.mark.unit
+
+
+class _Listener:
+    def __init__(self, *name: object) -> None:
+        self.socket, self._name = self, name
+
+    def getsockname(self) -> tuple[object, ...]:
+        return self._name
+
+
+@pytest.mark.parametrize(
+    ("name", "encrypted", "url"),
+    [
+        (("127.0.0.1", 8080), False, "http://127.0.0.1:8080/"),
+        (("192.0.2.7", 80), False, "http://192.0.2.7/"),
+        (("192.0.2.7", 80), True, "https://192.0.2.7:80/"),
+        (("2001:db8::7", 443, 0, 0), True, "https://[2001:db8::7]/"),
+        (("0.0.0.0", 8080), False, "http://box:8080/"),
+        (("::", 8080, 0, 0), False, "http://box:8080/"),
+    ],
+)
+def test_the_page_is_where_people_can_open_it(
+    name: tuple[object, ...], encrypted: bool, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "box")
+    listener = cast("trio.SocketListener", _Listener(*name))
+    starting = Starting(tcp=(), web=[listener], is_encrypted=encrypted)
+    assert starting.web_url(None) == url
+    assert starting.web_url("https://chat.example/") == "https://chat.example/"
+    assert Starting(tcp=()).web_url("https://chat.example/") == ""
 
 
 async def raw(server: MemoryServer, data: bytes) -> bytes:
