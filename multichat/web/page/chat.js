@@ -11,6 +11,7 @@
 import { parseLine, SECRET } from "./commands.js";
 import { Conversation, makeItem } from "./conversation.js";
 import { HANDLERS } from "./events.js";
+import { Ignored } from "./ignored.js";
 import { pendingItem } from "./items.js";
 import { directKey, recipientOf, roomKey } from "./names.js";
 import { Outbox } from "./outbox.js";
@@ -21,8 +22,10 @@ import { encodeRequest } from "./wire.js";
 
 const LOBBY = "lobby";
 
-// At most so many lines of a private conversation survive a reload.
+// Of a private conversation so many messages survive a reload, and its share of so many characters
+// of all: browsers keep five million, or nothing.
 const KEPT_DIRECTS = 100;
+const KEPT_CHARACTERS = 1_000_000;
 
 const MAX_CONVERSATIONS = 200;
 const HISTORY_PAGE = 100;
@@ -38,7 +41,7 @@ export class Chat {
     this.current = null;
     this.isAttentive = false;
     this.lastSender = null;
-    this.ignored = new Set(saved?.ignored ?? []); // folded names
+    this.ignored = new Ignored(saved?.ignored);
     this.credentials = null; // for the next hello only
     this.items = new Map(); // nonce → {conversation, item}, of pending messages
     this.requests = new Map(); // nonce → {purpose, …}
@@ -89,19 +92,22 @@ export class Chat {
     return conversation;
   }
 
+  /** Close a private conversation: rather one in which we have never written. */
   _closeOldestDirect() {
-    const oldest = this.directs.find((each) => each.key !== this.current);
+    const others = this.directs.filter((each) => each.key !== this.current);
+    const oldest = others.find((each) => !each.isAnswered) ?? others[0];
     if (oldest) this.conversations.delete(oldest.key);
   }
 
   /** What survives a reload. */
   keep() {
+    const share = KEPT_CHARACTERS / Math.max(1, this.directs.length);
     return {
       token: this.session.token,
       name: this.me.name,
       account: this.me.account,
       current: this.current,
-      ignored: [...this.ignored],
+      ignored: this.ignored.names,
       outbox: this.outbox.pending.map(({ request, time, isTried }) => ({ request, time, isTried })),
       rooms: this.rooms.map((each) => ({ name: each.title, read: each.read, draft: keptDraft(each) })),
       directs: this.directs.map((each) => ({
@@ -109,10 +115,7 @@ export class Chat {
         client: each.client,
         draft: keptDraft(each),
         unread: each.unread,
-        items: each.items
-          .filter((item) => item.kind === "said" && item.state === "")
-          .slice(-KEPT_DIRECTS)
-          .map(({ time, client, name, text, isOwn }) => ({ time, client, name, text, isOwn })),
+        items: keptItems(each, share),
       })),
     };
   }
@@ -165,6 +168,7 @@ export class Chat {
     for (const each of this.conversations.values()) {
       each.isLoading = false;
       each.isIn = false;
+      each.isKnown = false;
     }
     const event = { type: "error", code: "offline", text: "The connection is lost. Please try again." };
     return asked.map(({ purpose }) => ({ type: "answered", purpose, event }));
@@ -270,6 +274,20 @@ export class Chat {
     conversation.isLoading = this.ask(before ? { ...request, before } : request, "history", { key: conversation.key });
     return conversation.isLoading;
   }
+}
+
+/** The last messages of a private conversation, with at most so many *characters*. */
+function keptItems({ items }, characters) {
+  const kept = [];
+  let left = characters;
+  for (let at = items.length - 1; at >= 0 && kept.length < KEPT_DIRECTS; at--) {
+    const { kind, state, time, client, name, text, isOwn } = items[at];
+    if (kind !== "said" || state !== "") continue;
+    left -= text.length;
+    if (left < 0) break;
+    kept.push({ time, client, name, text, isOwn });
+  }
+  return kept.reverse();
 }
 
 /** What is kept of a line that is not finished. */

@@ -32,6 +32,7 @@ export class Conversation {
     this.members = new Map(); // client → name
     this.memberCount = 0;
     this.client = null; // the other's number, in a direct conversation
+    this.isKnown = false; // the other has written to us in this connection
     this.isIn = false; // the server has let us in
     this.isFresh = kind === "room"; // nothing was read of its history
     this.isLoading = false;
@@ -53,6 +54,11 @@ export class Conversation {
 
   get newestId() {
     return this.items.findLast((item) => item.id)?.id ?? null;
+  }
+
+  /** Whether we have written here, or are about to. */
+  get isAnswered() {
+    return this.draft !== "" || this.items.some((item) => item.isOwn);
   }
 
   /** Put a message with an id in its place; return whether it is new. */

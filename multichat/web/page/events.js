@@ -4,7 +4,7 @@
 // answers, if it is one of ours.
 
 import { directItem, noteIn, saidItem } from "./items.js";
-import { directKey, fold, roomKey } from "./names.js";
+import { directKey, roomKey } from "./names.js";
 
 // More than anybody reads; a server of ours lets a client into 32, unless it is told otherwise.
 const MAX_ROOMS = 100;
@@ -46,6 +46,14 @@ function rename(chat, client, old, name) {
   noteIn(conversation, chat, "notice", `${old} is now ${name}`);
 }
 
+/** Whoever has written before and has another name now, which we were not told in a large room. */
+function followName(chat, { client, name }) {
+  const known = chat.directs.find((each) => each.isKnown && each.client === client);
+  if (!known || known.key === directKey(name)) return;
+  known.isKnown = false;
+  rename(chat, client, known.title, name);
+}
+
 function setName(chat, name) {
   chat.me.name = name;
   for (const { title, members } of chat.rooms) if (title && members.has(chat.me.client)) members.set(chat.me.client, name);
@@ -55,6 +63,7 @@ export const HANDLERS = Object.freeze({
   welcome(chat, event, effects) {
     const wanted = chat.me.name;
     const unsettled = chat.outbox.isTried;
+    if (!event.resumed) chat.ignored.forgetClients();
     chat.me.client = event.client;
     chat.me.account = event.account ?? "";
     chat.credentials = null;
@@ -85,12 +94,14 @@ export const HANDLERS = Object.freeze({
   },
 
   direct(chat, event, effects) {
-    if (chat.ignored.has(fold(event.name))) return;
+    if (chat.ignored.has(event)) return;
+    followName(chat, event);
     const conversation = chat.direct(event.name);
     if (conversation.client !== null && conversation.client !== event.client && conversation.items.length > 0) {
       noteIn(conversation, chat, "notice", `${event.name} is another connection now (client ${event.client}), perhaps another person.`);
     }
     conversation.client = event.client;
+    conversation.isKnown = true;
     chat.lastSender = event.name;
     const item = directItem(chat, event);
     conversation.append(item);
@@ -137,7 +148,7 @@ export const HANDLERS = Object.freeze({
       if (event.nonce !== undefined) effects.push({ type: "told", text: `You are ${event.name} now.`, isError: false });
       return;
     }
-    if (chat.ignored.has(fold(event.old))) chat.ignored.add(fold(event.name));
+    chat.ignored.has({ client: event.client, name: event.old }); // and stays so
     rename(chat, event.client, event.old, event.name);
     for (const conversation of chat.rooms) {
       if (!conversation.members.has(event.client)) continue;
@@ -257,7 +268,7 @@ export const HANDLERS = Object.freeze({
 });
 
 function hear(chat, conversation, item, effects) {
-  if (chat.ignored.has(fold(item.name))) return;
+  if (chat.ignored.has(item)) return;
   conversation.heard(item, conversation.key === chat.current && chat.isAttentive);
   effects.push({ type: "heard", conversation, item });
 }

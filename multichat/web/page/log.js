@@ -37,7 +37,7 @@ export class Log {
     this._window = new RowWindow();
     this._conversation = null;
     this._name = "";
-    this._ignored = new Set();
+    this._ignored = null;
     this._goTo = null;
     this._scroller.addEventListener("scroll", oncePerFrame(() => this._scrolled()), { passive: true });
     this._newest.addEventListener("click", () => this.toEnd());
@@ -50,7 +50,7 @@ export class Log {
     return this._window.isFollowing && scrollHeight - scrollTop - clientHeight < AT_END_PIXELS;
   }
 
-  /** Draw *conversation* as it is now; *name* is ours, *ignored* are the names of those not shown. */
+  /** Draw *conversation* as it is now; *name* is ours, *ignored* are not shown. */
   draw(conversation, name, ignored) {
     this._ignored = ignored;
     if (conversation !== this._conversation || name !== this._name) {

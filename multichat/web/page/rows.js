@@ -1,8 +1,6 @@
 // Which rows the log draws: messages grouped by sender, lines between days, the line above what is
 // unread; and which part of a long conversation is drawn at all.  Pure: no DOM.
 
-import { fold } from "./names.js";
-
 // A pause that is longer begins a new group.
 const GROUP_MILLISECONDS = 5 * 60 * 1000;
 
@@ -11,16 +9,16 @@ const dayOf = (time) => new Date(time).toDateString();
 /**
  * Return the rows for `items[start:end]`: `{key, signature, kind, item?, isHead?, time?}`.
  *
- * A row with the same key and signature looks the same.  What the *ignored* say, by their folded
- * names, is left out.
+ * A row with the same key and signature looks the same.  What those say who are *ignored* is
+ * left out.
  */
-export function rowsOf(items, start, end, divider = null, ignored = new Set()) {
+export function rowsOf(items, start, end, divider = null, ignored = null) {
   const rows = [];
   let before = null;
   let day = start > 0 ? dayOf(items[start - 1].time) : "";
   for (let at = start; at < end; at++) {
     const item = items[at];
-    if (ignored.size > 0 && item.kind === "said" && !item.isOwn && ignored.has(fold(item.name))) continue;
+    if (item.kind === "said" && !item.isOwn && ignored?.has(item)) continue;
     const itsDay = dayOf(item.time);
     if (itsDay !== day) {
       rows.push({ key: `d${item.key}`, signature: itsDay, kind: "day", time: item.time });

@@ -102,22 +102,18 @@ function mentionPattern(name) {
 
 /** Return *link* without the punctuation that ends a sentence, or an unbalanced bracket. */
 function trimmed(link) {
+  const unopened = { ")": count(link, ")") - count(link, "("), "]": count(link, "]") - count(link, "[") };
   let end = link.length;
   for (; end > 0; end--) {
     const last = link[end - 1];
     if (".,;:!?'*_~”’»".includes(last)) continue;
-    if (last === ")" && count(link, ")", end) > count(link, "(", end)) continue;
-    if (last === "]" && count(link, "]", end) > count(link, "[", end)) continue;
-    break;
+    if (!(unopened[last] > 0)) break;
+    unopened[last] -= 1;
   }
   return link.slice(0, end);
 }
 
-function count(text, character, end) {
-  let found = 0;
-  for (let at = Math.max(0, end - 2000); at < end; at++) found += text[at] === character ? 1 : 0;
-  return found;
-}
+const count = (text, character) => text.split(character).length - 1;
 
 function addressOf(link) {
   try {

@@ -1,7 +1,7 @@
 // What a typed line does: messages are sent, commands are carried out or asked of the server.  Pure:
 // no DOM.
 
-import { fold, recipientOf, roomKey } from "./names.js";
+import { recipientOf, roomKey } from "./names.js";
 
 /** Carry out *request*, as `parseLine` returns it, in *conversation*; return the effects. */
 export function runTyped(chat, conversation, request) {
@@ -50,8 +50,6 @@ function runLocal(chat, conversation, request) {
 
 /** Hide what *name* says, or show it again; return what that means. */
 function toggleIgnored(chat, name) {
-  const key = fold(name);
-  if (chat.ignored.delete(key)) return `You see the messages of ${name} again.`;
-  chat.ignored.add(key);
+  if (!chat.ignored.toggle(name)) return `You see the messages of ${name} again.`;
   return `The messages of ${name} are hidden in this tab. /ignore ${name} shows them again.`;
 }

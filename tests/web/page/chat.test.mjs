@@ -289,9 +289,54 @@ test("whoever is ignored is neither counted nor shown, also under another name",
   receive(chat, { type: "renamed", client: 2, old: "bob", name: "eve" }, said(2, { name: "eve" }), said(3, { client: 3, name: "carol" }));
   const rows = rowsOf(chat.shown.items, 0, chat.shown.items.length, null, chat.ignored);
   assert.deepEqual(rows.filter(({ kind }) => kind === "said").map(({ item }) => item.name), ["carol"]);
-  assert.deepEqual(chat.keep().ignored, ["bob", "eve"]);
+  assert.deepEqual(chat.keep().ignored, ["bob"]);
   chat.typed(chat.shown, "/ignore bob");
   assert.ok(rowsOf(chat.shown.items, 0, chat.shown.items.length, null, chat.ignored).some(({ item }) => item?.name === "bob"));
+});
+
+test("a name that an ignored person has had for a while is not ignored for its next owner", () => {
+  const { chat } = onlineChat();
+  chat.typed(chat.shown, "/ignore bob");
+  receive(chat, { type: "renamed", client: 2, old: "bob", name: "carol" }, { type: "renamed", client: 2, old: "carol", name: "eve" });
+  const { effects } = receive(chat, said(1, { name: "eve" }), said(2, { client: 3, name: "carol" }));
+  assert.deepEqual(effects.filter(({ type }) => type === "heard").map(({ item }) => item.name), ["carol"]);
+});
+
+test("whoever is ignored stays so under a name that nobody was told of", () => {
+  const { chat } = onlineChat();
+  chat.typed(chat.shown, "/ignore bob");
+  receive(chat, said(1), { type: "presence", room: "lobby", joined: 0, left: 0, renamed: 30, members: 2 });
+  assert.deepEqual(receive(chat, said(2, { name: "eve" }), { type: "direct", client: 2, name: "eve", text: "psst" }).effects, []);
+  connect(chat, { resumed: false }); // the numbers of clients may be others' now
+  assert.equal(receive(chat, said(3, { name: "eve" })).effects.length, 1);
+});
+
+test("one person has one private conversation, under however many names", () => {
+  const { chat } = onlineChat();
+  const names = Array.from({ length: 300 }, (_, number) => `m${number}`);
+  receive(chat, { type: "direct", client: 3, name: "carol", text: "at noon" });
+  receive(chat, ...names.map((name) => ({ type: "direct", client: 2, name, text: "hi" })));
+  assert.deepEqual(chat.directs.map(({ title }) => title), ["carol", "m299"]);
+});
+
+test("strangers without end close no conversation in which we have written", () => {
+  const { chat } = onlineChat();
+  receive(chat, { type: "direct", client: 3, name: "carol", text: "at noon" });
+  chat.typed(chat.direct("carol"), "I will be there");
+  for (let client = 10; client < 500; client++) receive(chat, { type: "direct", client, name: `m${client}`, text: "hi" });
+  assert.deepEqual(textsOf(chat.direct("carol")), ["at noon", "I will be there"]);
+  assert.ok(chat.conversations.size <= 200);
+});
+
+test("long private messages do not keep others from surviving a reload", () => {
+  const { chat } = onlineChat();
+  receive(chat, { type: "direct", client: 3, name: "carol", text: "at noon" });
+  for (let number = 0; number < 120; number++) receive(chat, { type: "direct", client: 2, name: "mallory", text: "x".repeat(60_000) });
+  const kept = JSON.stringify(chat.keep());
+  assert.ok(kept.length < 1_100_000, kept.length);
+  const again = onlineChat({ saved: JSON.parse(kept) });
+  assert.deepEqual(textsOf(again.chat.direct("carol")), ["at noon"]);
+  assert.ok(textsOf(again.chat.direct("mallory")).length > 5);
 });
 
 test("a server that sends the same history again and again is not asked for ever", () => {

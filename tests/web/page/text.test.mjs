@@ -60,6 +60,19 @@ test("long texts take linear time", () => {
   for (const text of nasty) segments(text, "alice");
 });
 
+test("what ends a link takes no longer to find than the link", () => {
+  const time = (text) => {
+    const begun = performance.now();
+    for (let round = 0; round < 20; round++) segments(text);
+    return performance.now() - begun;
+  };
+  const control = time("https://x/" + "y".repeat(4000));
+  for (const closing of [")", "]", ")]", ").", "("]) {
+    assert.ok(time("https://x/" + closing.repeat(4000 / closing.length)) < 100 * control + 50, closing);
+  }
+  assert.deepEqual(links("(see https://x/a_(b)_[c]))]."), ["https://x/a_(b)_[c]"]);
+});
+
 test("typed lines leave out the empty ones", () => {
   assert.deepEqual(typedLines("one\r\n\r\n  two \n\t\nthree\r"), ["one", "  two ", "three"]);
   assert.equal(utf8Bytes("é€😀"), 9);
