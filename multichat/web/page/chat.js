@@ -28,6 +28,10 @@ const KEPT_DIRECTS = 100;
 const KEPT_CHARACTERS = 1_000_000;
 
 const MAX_CONVERSATIONS = 200;
+
+// Asks for all messages of a room that was empty when we entered it.
+const EVERYTHING = 2 ** 31 - 1;
+
 const HISTORY_PAGE = 100;
 
 export class Chat {
@@ -131,7 +135,7 @@ export class Chat {
 
   /** The hello of a connection: our name, and our rooms from where we have them. */
   hello() {
-    const rooms = this.rooms.map((each) => [each.title, each.since === null ? {} : { since: each.since }]);
+    const rooms = this.rooms.map((each) => [each.title, startOf(each)]);
     const hello = { rooms: Object.fromEntries(rooms) };
     if (this.credentials) hello.login = this.credentials;
     else if (this.me.name && typeof recipientOf(this.me.name) === "string") hello.name = this.me.name;
@@ -222,8 +226,9 @@ export class Chat {
 
   /** Send a message that failed once more, as a new one. */
   retry(conversation, item) {
-    conversation.remove(item);
-    return this.send(conversation, item.request);
+    const effects = runTyped(this, conversation, item.request);
+    if (effects.length === 0) conversation.remove(item);
+    return effects;
   }
 
   /** Show *key*: what is unread there is read as soon as somebody looks. */
@@ -288,6 +293,12 @@ function keptItems({ items }, characters) {
     kept.push({ time, client, name, text, isOwn });
   }
   return kept.reverse();
+}
+
+/** From where a room is replayed to us; a room of which we have nothing has its history instead. */
+function startOf({ since, isFresh }) {
+  if (since !== null) return { since };
+  return isFresh ? {} : { replay: EVERYTHING };
 }
 
 /** What is kept of a line that is not finished. */

@@ -37,6 +37,7 @@ export class Conversation {
     this.isFresh = kind === "room"; // nothing was read of its history
     this.isLoading = false;
     this.hasMore = false; // there are older messages on the server
+    this.last = null; // the id of the room's last message when we were let in
     this.since = null; // the id after which the server is asked to replay
     this.unread = 0;
     this.mentions = 0;
@@ -151,10 +152,10 @@ export class Conversation {
     this.read = this.newestId ?? this.read;
   }
 
-  /** After a reload: what is later than the message that was read last is unread again. */
+  /** After a reload: what is later than the message that was read last, `read`, is unread again. */
   countUnread(me) {
     const since = this.read;
-    if (since === null) return;
+    this.unread = this.mentions = 0;
     for (const item of this.items) {
       if (item.id && item.id > since && item.client !== me) this.heard(item, false);
     }
@@ -171,7 +172,7 @@ export class Conversation {
   reset() {
     this.items = this.items.filter((item) => item.state === "pending" || item.state === "failed");
     this._ids.clear();
-    this.since = null;
+    this.since = this.last;
     this.read = null;
     this.divider = null;
     this.unread = 0;

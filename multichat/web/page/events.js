@@ -26,7 +26,8 @@ function entered(chat, conversation, { members, last, topic }) {
   conversation.isIn = true;
   conversation.memberCount = members ?? conversation.memberCount;
   conversation.topic = topic ?? "";
-  conversation.since ??= last ?? null;
+  conversation.last = last ?? null;
+  conversation.since ??= conversation.last;
   if (conversation.isFresh) chat.loadOlder(conversation);
   if (conversation.key === chat.current || conversation.memberCount <= SMALL_ROOM) askWho(chat, conversation);
 }
@@ -194,11 +195,9 @@ export const HANDLERS = Object.freeze({
     conversation.hasMore = event.more && (fresh.length > 0 || wasFresh);
     if (event.missed) noteIn(conversation, chat, "missed", `${event.missed} messages of the history cannot be read`);
     if (!wasFresh) return;
-    if (conversation.read === null || (conversation.key === chat.current && chat.isAttentive)) {
-      if (conversation.unread === 0) conversation.markRead();
-    } else if (conversation.unread === 0) {
-      conversation.countUnread(chat.me.client);
-    }
+    if (conversation.key === chat.current && chat.isAttentive) conversation.markRead();
+    else if (conversation.read !== null) conversation.countUnread(chat.me.client);
+    else if (conversation.unread === 0) conversation.markRead();
   },
 
   topic(chat, event) {

@@ -27,8 +27,11 @@ const draw = oncePerFrame(drawNow);
 const log = new Log({
   loadOlder: (conversation) => chat.loadOlder(conversation) && socket.flush(),
   changed: draw,
-  retry: (conversation, item) => tell(chat.retry(conversation, item), true),
-  discard: (conversation, item) => conversation.remove(item),
+  retry: (conversation, item) => run(chat.retry(conversation, item)),
+  discard: (conversation, item) => {
+    conversation.remove(item);
+    draw();
+  },
   write: (item) => write(item.name),
 });
 const sidebar = new Sidebar({ show, leave: (key) => run(chat.leave(chat.conversations.get(key))), write });

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import WebSocket
 
 from tests.support.browser import Line, Visitor, WebServer, wait_until
 
@@ -90,3 +91,23 @@ def test_operators_set_topics_that_everybody_sees(visit: Visit, tmp_path: Path) 
         alice.say("/announce the build is green", "/kick bob enough")
         bob.page.wait_for_selector("#me .state.ended")
         assert "enough" in (bob.page.text_content("#banner-text") or "")
+
+
+def test_refused_message_is_sent_again_at_once_or_discarded(visit: Visit, tmp_path: Path) -> None:
+    with WebServer(tmp_path, "--require-login") as server:
+        alice = visit(server.url)
+        requests: list[str] = []
+
+        def note_requests(socket: WebSocket) -> None:
+            socket.on("framesent", lambda frame: requests.extend(str(frame).split("\n")))
+
+        alice.page.on("websocket", note_requests)
+        page = alice.join("alice").online().page
+        alice.say("mine")
+        for button in "Try again", "Discard":
+            page.wait_for_selector("#login-dialog[open]")
+            page.click("#login-dialog >> text=Cancel")
+            page.click(f".said.failed >> text={button}")
+        page.wait_for_selector(".said.failed", state="detached")
+    kinds = [kind for each in requests for kind in ("say", "ping") if f'"type":"{kind}"' in each]
+    assert kinds == ["say", "say"]

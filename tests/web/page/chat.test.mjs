@@ -29,6 +29,20 @@ test("after a lost connection every room goes on behind its last message", () =>
   assert.deepEqual(textsOf(chat.shown), ["message 1", "message 2", "message 3"]);
 });
 
+test("after a lost connection a room that was empty begins with its first message", () => {
+  const { chat, sent } = onlineChat();
+  receive(chat, { type: "history", room: "lobby", more: false, nonce: nonceOf(sent.sent, "history"), messages: [] });
+  chat.typed(chat.shown, "mine");
+  const [{ nonce }] = taken(chat);
+  receive(chat, { type: "accepted", nonce, id: said(2).id });
+  chat.closed(1);
+  const { hello, sent: again } = connect(chat, { rooms: { lobby: { members: 2, last: said(3).id } } });
+  assert.deepEqual(hello.rooms, { lobby: { replay: 2 ** 31 - 1 } }); // all of them: our own was not the first
+  assert.equal(nonceOf(again, "history"), undefined);
+  receive(chat, said(1), said(2, { text: "mine", client: 1 }), said(3));
+  assert.deepEqual(textsOf(chat.shown), ["message 1", "mine", "message 3"]);
+});
+
 test("`since` is never the id of our own message", () => {
   const { chat } = onlineChat();
   receive(chat, said(1));
@@ -100,10 +114,22 @@ test("a refused message can be tried again, with another nonce", () => {
   receive(chat, { type: "error", code: "rejected", text: "no", nonce });
   const [item] = chat.shown.items;
   assert.equal(item.state, "failed");
-  assert.equal(chat.retry(chat.shown, item), "");
+  assert.deepEqual(chat.retry(chat.shown, item), []);
   const [again] = taken(chat);
   assert.notEqual(again.nonce, nonce);
   assert.equal(again.text, "mine");
+});
+
+test("a refused message that cannot be sent again is kept", () => {
+  const { chat } = onlineChat();
+  chat.typed(chat.shown, "mine");
+  const [{ nonce }] = taken(chat);
+  receive(chat, { type: "error", code: "rejected", text: "no", nonce });
+  const [item] = chat.shown.items;
+  chat.closed(1);
+  while (!chat.outbox.isFull) chat.typed(chat.shown, "more");
+  assert.ok(chat.retry(chat.shown, item)[0].isError);
+  assert.ok(chat.shown.items.includes(item));
 });
 
 test("unread messages and mentions are counted where nobody looks", () => {
@@ -130,6 +156,20 @@ test("after a reload the messages behind the last one read are unread", () => {
   const nonce = nonceOf(connect(again).sent, "history");
   receive(again, { type: "history", room: "lobby", more: false, nonce, messages: [said(1), said(2), said(3, { client: 1 })] });
   assert.equal(again.shown.unread, 1);
+  assert.equal(again.shown.divider.text, "message 2");
+});
+
+test("after a reload what comes before the history is counted with it", () => {
+  const { chat } = onlineChat();
+  receive(chat, said(1));
+  chat.attend(true);
+  const saved = JSON.parse(JSON.stringify(chat.keep()));
+  const { chat: again, sent } = onlineChat({ saved, resumed: true });
+  receive(again, said(4, { text: "alice, hello" }));
+  const messages = [said(1), said(2), said(3), said(4, { text: "alice, hello" })];
+  receive(again, { type: "history", room: "lobby", more: false, nonce: nonceOf(sent.sent, "history"), messages });
+  assert.equal(again.shown.unread, 3);
+  assert.equal(again.shown.mentions, 1);
   assert.equal(again.shown.divider.text, "message 2");
 });
 
@@ -196,7 +236,23 @@ test("an id from another history starts the room anew, and keeps what is not sen
   connect(chat, { resumed: false });
   const { sent } = receive(chat, { type: "error", code: "unknown-id", text: "?", room: "lobby" });
   assert.deepEqual(textsOf(chat.shown), ["mine"]);
-  assert.equal(sent.find(({ type }) => type === "history").before, undefined);
+  const history = sent.find(({ type }) => type === "history");
+  assert.equal(history.before, undefined);
+  receive(chat, { type: "history", room: "lobby", more: false, nonce: history.nonce, messages: [] });
+  chat.closed(2);
+  assert.deepEqual(connect(chat).hello.rooms, { lobby: { replay: 2 ** 31 - 1 } }); // it was empty
+});
+
+test("a room that starts anew goes on behind the message that was its last", () => {
+  const { chat } = onlineChat();
+  receive(chat, said(1));
+  chat.closed(1);
+  const rooms = { lobby: { members: 2, last: "f-1000007" } };
+  connect(chat, { resumed: false, rooms });
+  const { sent } = receive(chat, { type: "error", code: "unknown-id", text: "?", room: "lobby" });
+  receive(chat, { type: "history", room: "lobby", more: true, nonce: nonceOf(sent, "history"), messages: [said(0, { id: "f-1000007" })] });
+  chat.closed(2);
+  assert.deepEqual(connect(chat, { rooms }).hello.rooms, { lobby: { since: "f-1000007" } });
 });
 
 test("a server that has forgotten the session is told to the person", () => {
