@@ -9,6 +9,9 @@ import { lastName } from "./tab.js";
 
 const MIN_PASSPHRASE = 8;
 
+// How to log in where there is only a line to type; a dialog has a button for it.
+const TYPED_LOGIN = /: \/login .*$/u;
+
 const KEYS = [
   ["Alt 1 … 9", "go to a conversation"],
   ["Alt ↑ ↓", "previous or next conversation"],
@@ -38,6 +41,7 @@ export class Dialogs {
     this._onSubmit("name", ({ name }) => this._ask("name", { type: "name", name }));
     this._onSubmit("rooms", ({ room }) => room.trim() && this._enter(room.trim().replace(/^#+/u, "")));
     byId("join-account").addEventListener("click", () => this._withAccount(byId("join-passphrase").hidden));
+    byId("name-account").addEventListener("click", () => this._logInAs(byId("name-field").value));
     byId("join-dialog").addEventListener("cancel", (event) => event.preventDefault());
     this._fillHelp();
   }
@@ -74,7 +78,8 @@ export class Dialogs {
 
   fail(name, error) {
     const place = byId(`${name}-error`);
-    if (place && place.textContent !== error) place.textContent = error;
+    const text = error.replace(TYPED_LOGIN, "");
+    if (place && place.textContent !== text) place.textContent = text;
   }
 
   /** The server has answered the request of a dialog. */
@@ -96,6 +101,13 @@ export class Dialogs {
     if ([...passphrase].length < MIN_PASSPHRASE) this.fail(name, `A passphrase has at least ${MIN_PASSPHRASE} characters.`);
     else if (passphrase !== again) this.fail(name, "The two are not the same.");
     else this._ask(name, { type: name, passphrase });
+  }
+
+  /** The name that was typed is somebody's, who says that it is theirs. */
+  _logInAs(name) {
+    this.close("name");
+    this.open("login");
+    if (name.trim()) byId("login-name").value = name.trim();
   }
 
   // Entering the chat ------------------------------------------------------------------------------

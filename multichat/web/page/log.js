@@ -71,6 +71,15 @@ export class Log {
     this._fill();
   }
 
+  /** Carry out *change*, which may move the log as a whole: what is read stays where it is. */
+  keepPlace(change) {
+    const top = () => this._scroller.getBoundingClientRect().top;
+    const before = top();
+    change();
+    const moved = top() - before;
+    if (moved !== 0 && !this._window.isFollowing) this._scroller.scrollTop += moved;
+  }
+
   toEnd() {
     this._window.follow();
     this._render();

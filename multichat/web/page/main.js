@@ -57,6 +57,7 @@ const dialogs = new Dialogs({
     socket.now();
   },
   prepare: (name, form) => {
+    byId("name-account").hidden = Boolean(chat.me.account);
     const field = form?.elements.namedItem("name");
     if (field && name !== "join") field.value = chat.me.client === null || /^Client \d+$/u.test(chat.me.name) ? lastName() : chat.me.name;
   },
@@ -130,6 +131,7 @@ function join(name, passphrase) {
 
 /** Send a typed line; return whether it was taken. */
 function send(line) {
+  tell(""); // about the line before
   const effects = chat.typed(chat.shown, line);
   run(effects);
   const isTaken = !effects.some((effect) => effect.isError);
@@ -159,7 +161,7 @@ function drawNow() {
   byId("sign").hidden = shown.kind !== "room";
   byId("topic").textContent = shown.kind === "room" ? shown.topic : "Only the two of you";
   byId("topic").title = shown.topic;
-  drawBanner(session);
+  log.keepPlace(() => drawBanner(session));
   if (drawnKey !== shown.key) {
     drawnKey = shown.key;
     byId("log").setAttribute("aria-label", `Messages: ${shown.title}`);
@@ -280,4 +282,5 @@ if (saved?.token || saved?.outbox?.length) {
   composer.focus();
 } else {
   dialogs.join();
+  draw(); // the banner says what the dialog does
 }

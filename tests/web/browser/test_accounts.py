@@ -29,11 +29,14 @@ def test_register_log_out_and_log_in(server: WebServer, visit: Visit) -> None:
     # Nobody else can have the name, but who knows the passphrase.
     eve = visit().join("alice")
     eve.page.wait_for_selector("#name-dialog[open]")
-    assert "registered" in (eve.page.text_content("#name-error") or "")
-    eve.page.click("#name-dialog >> text=Cancel")
-    eve.page.click("#me")
-    eve.page.click("#menu-login")
-    eve.page.fill("#login-name", "alice")
+    wait_until(
+        lambda: (
+            eve.page.text_content("#name-error")
+            == "the name 'alice' is registered; if it is yours, log in"
+        )
+    )
+    eve.page.click("#name-dialog >> text=I have an account")
+    assert eve.page.input_value("#login-name") == "alice"
     eve.page.fill("#login-passphrase", "incorrect horse")
     eve.page.press("#login-passphrase", "Enter")
     wait_until(lambda: "wrong" in (eve.page.text_content("#login-error") or ""))

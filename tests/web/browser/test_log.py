@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
-from tests.support.browser import Line, Visitor, WebServer, wait_until
+from tests.support.browser import Line, Switch, Visitor, WebServer, wait_until
 
 pytestmark = pytest.mark.process
 
@@ -23,6 +24,10 @@ PLACE_OF = """text => {
   const log = document.getElementById("log");
   const row = [...log.querySelectorAll(".said .text")].find((each) => each.textContent === text);
   return Math.round(row.getBoundingClientRect().top - log.getBoundingClientRect().top);
+}"""
+PLACE_ON_SCREEN = """text => {
+  const rows = [...document.querySelectorAll("#log .said .text")];
+  return rows.find((each) => each.textContent === text).getBoundingClientRect().top;
 }"""
 ROWS = "() => document.querySelectorAll('#rows > *').length"
 
@@ -99,6 +104,26 @@ def test_whoever_reads_is_not_moved_by_what_others_write(server: WebServer, visi
             "() => { const log = document.getElementById('log');"
             "return log.scrollHeight - log.scrollTop - log.clientHeight < 3; }"
         )
+
+
+def test_whoever_reads_is_not_moved_by_a_lost_connection(visit: Visit, tmp_path: Path) -> None:
+    with WebServer(tmp_path) as server, Switch(server.web) as switch, Line(server.port) as bob:
+        bob.say(*(f"message {number}" for number in range(150)), "/ping done")
+        bob.hears("pong done")
+        alice = visit(switch.url).join("alice").online()
+        page = alice.page
+        alice.hears("message 149")
+        page.evaluate("() => { document.getElementById('log').scrollTop -= 1500; }")
+        page.wait_for_selector("#newest")
+        text, _ = page.evaluate(IN_VIEW)
+        place = page.evaluate(PLACE_ON_SCREEN, text)
+        switch.off()
+        page.wait_for_selector("#banner")
+        assert abs(page.evaluate(PLACE_ON_SCREEN, text) - place) <= 2
+        switch.on()
+        page.click("#banner-button")
+        page.wait_for_selector("#banner", state="hidden")
+        assert abs(page.evaluate(PLACE_ON_SCREEN, text) - place) <= 2
 
 
 # How long frames take while somebody scrolls and types.

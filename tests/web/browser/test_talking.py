@@ -237,3 +237,22 @@ def test_notifications_say_why_not_where_the_page_is_not_secure(
     alice.page.click("#me")
     assert "HTTPS" in (alice.page.text_content("#notify-why") or "")
     assert alice.page.is_hidden("#notify-toggle")
+
+
+def test_what_was_wrong_with_a_line_goes_with_the_next_one(server: WebServer, visit: Visit) -> None:
+    alice = visit().join("alice").online()
+    alice.page.fill("#field", "/dance")
+    alice.page.press("#field", "Enter")
+    alice.page.wait_for_selector("#told >> text=There is no command /dance")
+    alice.page.fill("#field", "hello")
+    alice.page.press("#field", "Enter")
+    alice.hears("hello")
+    assert not alice.page.is_visible("#told")
+
+
+def test_only_the_dialog_asks_whoever_comes_to_join(server: WebServer, visit: Visit) -> None:
+    page = visit().open().page
+    page.wait_for_selector("#join-dialog[open]")
+    page.wait_for_selector("#banner", state="hidden")
+    page.wait_for_timeout(100)  # a second frame would show it
+    assert not page.is_visible("#banner")
