@@ -183,7 +183,7 @@ class WebPort:
         token = self._webhook.authorize(request)
         if token is None:
             challenge = {"WWW-Authenticate": 'Bearer realm="multichat"'}
-            text = "a token is needed: Authorization: Bearer TOKEN"
+            text = "the token is missing or wrong: send Authorization: Bearer TOKEN"
             raise HttpError(401, text, challenge, logged="a message without a right token")
         most, reader = self._config.max_line_bytes, connection.reader
         seconds = self._config.web.transfer_seconds

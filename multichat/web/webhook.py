@@ -26,6 +26,9 @@ _FIELDS_BYTES = 4096
 
 _JSON = "application/json"
 
+# What the JSON protocol calls it. The other statuses have their phrase, which it has no code for.
+_CODES = {400: "invalid-request", 413: "line-too-long"}
+
 
 class Posted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One message as it was posted; its text is clean and not empty."""
@@ -86,7 +89,7 @@ def read_posted(request: Request, body: bytes, max_line_bytes: int) -> Posted:
         raise HttpError(413, f"a message has at most {max_line_bytes} bytes")
     text = clean(text.replace("\r\n", "\n"))
     if not text.strip():
-        raise HttpError(400, "the message is empty")
+        raise HttpError(400, "the message is empty", code="empty-text")
     if len(posted.name) > MAX_DECOMPOSED:
         raise HttpError(409, f"a name has at most {MAX_DECOMPOSED} characters", code="invalid-name")
     return Posted(text, clean(posted.name), posted.nonce)
@@ -99,7 +102,9 @@ def answer(id_: str) -> Response:
 
 def error_response(error: HttpError) -> Response:
     """Return *error* as an object."""
-    code = error.code or HTTPStatus(error.status).phrase.lower().replace(" ", "-")
+    code = error.code or _CODES.get(error.status)
+    if code is None:
+        code = HTTPStatus(error.status).phrase.lower().replace(" ", "-")
     return _json(error.status, {"code": code, "text": error.text}, error.headers)
 
 

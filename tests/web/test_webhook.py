@@ -18,7 +18,7 @@ from multichat.server.config import Filtered, Message, ServerConfig
 from multichat.testing import memory_server
 from multichat.web.config import WebConfig
 from multichat.web.http import HttpError, Request
-from multichat.web.webhook import Posted, Tokens, max_body, read_posted
+from multichat.web.webhook import Posted, Tokens, error_response, max_body, read_posted
 from tests.support.journals import DelegatingRoom
 from tests.support.log import LogRecorder
 from tests.support.web import TOKEN, Answer, ask, http, posting, read_all, web_connection
@@ -93,6 +93,21 @@ def test_other_bodies_are_refused(kind: str, body: bytes, status: int) -> None:
     with pytest.raises(HttpError) as refused:
         read_posted(request(kind), body, 100)
     assert refused.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "code"),
+    [
+        ("text/plain", b"\n", "empty-text"),
+        ("text/plain", b"\xff", "invalid-request"),
+        ("text/plain", b"x" * 101, "line-too-long"),
+        (JSON, b"{}", "invalid-request"),
+    ],
+)
+def test_errors_have_the_codes_of_the_protocol(kind: str, body: bytes, code: str) -> None:
+    with pytest.raises(HttpError) as refused:
+        read_posted(request(kind), body, 100)
+    assert f'"code":"{code}"'.encode() in error_response(refused.value).body
 
 
 @given(st.binary(max_size=200), st.booleans())
@@ -205,7 +220,7 @@ async def test_without_a_right_token_nothing_is_read_or_said(log: LogRecorder) -
         ):
             answer = await ask(server, head)
             assert answer.fields["WWW-Authenticate"] == 'Bearer realm="multichat"'
-            refused(answer, 401, "unauthorized")
+            assert "missing or wrong" in refused(answer, 401, "unauthorized")
         await listener.send("/ping")
         assert await listener.line() == "[Server] pong"
         assert server.server.statistics().refused == 2
@@ -378,11 +393,11 @@ async def test_what_cannot_be_stored_is_refused_and_may_come_again(
 async def test_a_body_above_the_limit_is_refused_before_it_came() -> None:
     async with memory_server(hooked(max_line_bytes=100)) as server:
         head = posting(b"", "Content-Length: 103")
-        refused(await ask(server, head), 413, "request-entity-too-large")
+        refused(await ask(server, head), 413, "line-too-long")
         chunks = posting(b"100\r\n" + b"x" * 256, "Transfer-Encoding: chunked")
-        refused(await ask(server, chunks), 413, "request-entity-too-large")
+        refused(await ask(server, chunks), 413, "line-too-long")
         assert (await ask(server, posting(b"x" * 100 + b"\r\n"))).status == 201
-        refused(await ask(server, posting(b"x" * 101)), 413, "request-entity-too-large")
+        refused(await ask(server, posting(b"x" * 101)), 413, "line-too-long")
 
 
 async def test_a_client_that_waits_is_told_to_continue_only_with_a_right_token() -> None:
