@@ -261,9 +261,12 @@ class _PasswordPrompt:
 
     async def send(self, event: Event) -> None:
         """Send *event*; raises `AdmissionRefused` if the client does not take it in time."""
+        await self._send(self._encode(event))
+
+    async def _send(self, data: bytes) -> None:
         try:
-            await self._in_time(transport.send_all(self._stream, self._encode(event)))
-        except AdmissionRefused as refusal:  # perhaps after half a line: nothing may follow
+            await self._in_time(transport.send_all(self._stream, data))
+        except AdmissionRefused as refusal:  # perhaps after half of it: nothing may follow
             raise AdmissionRefused(refusal.reason) from None
 
     async def read_password(self) -> str | None:
@@ -307,7 +310,7 @@ class _PasswordPrompt:
         """Send the answer to telnet commands or pings; raises `AdmissionRefused`."""
         reply, self._decoder.reply = self._decoder.reply, b""
         if reply:
-            await self._in_time(transport.send_all(self._stream, reply))
+            await self._send(reply)
 
     async def _receive(self) -> bytes | bytearray:
         if not self._bytes_left:

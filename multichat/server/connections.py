@@ -154,7 +154,18 @@ class Connections:
         secure: bool,
         encrypted: bool,
     ) -> None:
-        """Serve one client of WebSocket; see `Server.handle_websocket`."""
+        """Serve one client of WebSocket on *stream* until it has left, or is refused.
+
+        For a request whose upgrade has been answered, the bytes *early* came behind.  With *lines*,
+        the subprotocol `multichat.lines` was agreed.  The client has this *address*, and *origin*
+        for limits; *secure* says that nobody on the network can read what it sends, *encrypted*
+        that it uses TLS, to this server or to a proxy.
+
+        MUST be called within `meter.measure`, by a caller that has counted the connection in the
+        server's `Admission`, has kept it alive (`transport.keep_alive`), has checked its address
+        (`check`), has left any `PendingSlot`, is the boundary for exceptions, and closes the stream
+        at the end.  The client is authenticated here.
+        """
         # Imported here, because only a server with a web port needs it.
         from multichat.protocol.websocket import WebSocketDecoder
 

@@ -37,7 +37,7 @@ from multichat.net.listeners import (
     listen_unix,
     unlink_at_end,
 )
-from multichat.net.turns import Meter, Turns
+from multichat.net.turns import Turns
 from multichat.protocol.address import DEFAULT_PORT
 from multichat.protocol.framing import clean
 from multichat.protocol.goodbyes import SHUTTING_DOWN
@@ -57,7 +57,6 @@ from multichat.server.config import ServerConfig
 from multichat.server.connections import Connections
 from multichat.server.filters import Filters
 from multichat.server.join_hook import OnJoin
-from multichat.server.origin import Origin
 from multichat.server.passphrases import Hasher
 from multichat.server.private_messages import tell
 from multichat.server.registry import Registry
@@ -486,41 +485,6 @@ class Server:
         Answers one HTTP request, or serves a WebSocket.  See `handle`.
         """
         await self._web.handle(stream, tls=tls)
-
-    async def handle_websocket(
-        self,
-        stream: trio.abc.Stream,
-        origin: Origin | None,
-        meter: Meter,
-        *,
-        address: str,
-        lines: bool,
-        early: bytes = b"",
-        secure: bool,
-        encrypted: bool = False,
-    ) -> None:
-        """Serve one client of WebSocket on *stream* until it has left; closes the stream.
-
-        For a request whose upgrade has been answered, the bytes *early* came behind.  With *lines*,
-        the subprotocol `multichat.lines` was agreed.  The client has this *address*, and *origin*
-        for limits; *secure* says that nobody on the network can read what it sends, *encrypted*
-        that it uses TLS, to this server or to a proxy.
-
-        MUST be called within `meter.measure`, by a caller that has counted the connection in the
-        server's `Admission`, has kept it alive (`transport.keep_alive`), has checked its address
-        (`Connections.check`), has left any `PendingSlot`, and is the boundary for exceptions.  The
-        client is authenticated here.
-        """
-        await self._connections.handle_websocket(
-            stream,
-            origin,
-            meter,
-            address=address,
-            lines=lines,
-            early=early,
-            secure=secure,
-            encrypted=encrypted,
-        )
 
 
 async def serve(

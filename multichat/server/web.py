@@ -7,8 +7,9 @@ Invariants:
 
 1. A connection counts once, for the address of its client; a trusted proxy's own address has no
    limit.  Until the request is answered it has an admission slot.
-2. Nothing is answered to a banned address, or above the limits, but why.
-3. A request that is not the page's own is refused before its body is read.
+2. A valid request of a banned address, or above the limits, gets the reason and nothing else.
+3. A message is refused before its body is read if it comes from a page of another origin, or has no
+   right token.
 """
 
 import socket
@@ -115,7 +116,7 @@ class WebPort:
                 case Handshake():
                     early = connection.reader.rest
                     del connection.reader  # the memory of the request, for as long as it lasts
-                    await self._server.handle_websocket(
+                    await self._connections.handle_websocket(
                         connection.stream,
                         connection.origin,
                         connection.meter,

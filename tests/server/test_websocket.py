@@ -18,7 +18,13 @@ from multichat.server.config import ReplayLimits, ServerConfig
 from multichat.server.server import Server
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from tests.support.log import LogRecorder
-from tests.support.websockets import WebSocketClient, frame, join_websocket
+from tests.support.web import read_all
+from tests.support.websockets import (
+    WebSocketClient,
+    frame,
+    join_websocket,
+    serve_websocket,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -177,6 +183,22 @@ async def test_a_client_that_closes_before_the_password_is_answered(
         await web.rest()
         assert web.close is not None
         assert web.close.code == 1001
+
+
+@pytest.mark.parametrize("is_web", [True, False])
+async def test_nothing_follows_half_of_an_answer_before_the_password(
+    autojump_clock: MockClock, is_web: bool
+) -> None:
+    async with memory_server(ServerConfig(password="a secret")) as network:
+        ours, theirs = trio.testing.lockstep_stream_pair()
+        serve = serve_websocket if is_web else Server.handle
+        network._nursery.start_soon(serve, network.server, theirs)
+        assert b"a password is required" in await ours.receive_some()
+        will_echo = b"\xff\xfb\x01"  # telnet's, which is answered, too
+        await ours.send_all(frame(PING, b"are you there?") if is_web else will_echo)
+        assert len(await ours.receive_some(2)) == 2
+        await trio.sleep(ServerConfig().auth_seconds + 1)
+        assert b"goodbye" not in await read_all(ours)
 
 
 async def test_a_full_server_asks_to_come_again(autojump_clock: MockClock) -> None:

@@ -10,6 +10,7 @@ from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.uri import parse_uri
 
+from multichat.net import transport
 from multichat.net.turns import Meter, current_meter
 from multichat.server.origin import Origin
 from multichat.server.server import Server
@@ -137,7 +138,7 @@ async def serve_websocket(
     origin = Origin.of(address)
     meter = meter or Meter(server._turns, origin and origin.address)
     current_meter.set(meter)
-    served = server.handle_websocket(
+    served = server._connections.handle_websocket(
         stream,
         origin,
         meter,
@@ -152,6 +153,7 @@ async def serve_websocket(
         await meter.measure(served)
     finally:
         server._admission.remove_connection(origin)
+        await transport.close(stream)
 
 
 async def join_websocket(
