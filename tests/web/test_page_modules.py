@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from multichat.protocol.auth import PASSWORD_REQUIRED, WRONG_PASSWORD
+from multichat.protocol.goodbyes import _CODES_BY_REASON, GOODBYES
 from tests.support.processes import WAIT_SECONDS, program
 
 pytestmark = pytest.mark.process
@@ -57,3 +59,13 @@ def test_page_takes_nothing_from_elsewhere_and_makes_no_markup(path: Path) -> No
     assert not re.search(r"@import|url\(|\beval\(|new Function|import\(", text)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|srcdoc", text)
     assert not re.search(r"<script(?![^>]*\bsrc=)|\bstyle=|\son\w+=\"", text)
+
+
+def test_page_knows_what_the_server_says_in_text_before_the_welcome() -> None:
+    text = (PAGE / "session.js").read_text()
+    [block] = re.findall(r"const MAY_RETURN = \[(.*?)\];", text, re.DOTALL)
+    starts = re.findall(r'"(.*?)"', block)
+    for start, code in _CODES_BY_REASON.items():
+        assert any(map(start.startswith, starts)) == GOODBYES[code], start
+    assert f'"[Server] {PASSWORD_REQUIRED.partition(":")[0]}"' in text
+    assert f'"[Server] {WRONG_PASSWORD}"' in text

@@ -32,6 +32,9 @@ const TIMEOUTS = Object.freeze({
 const TEXT_GOODBYE = /^\[Server\] goodbye: (.*)$/u;
 const MAY_RETURN = [
   "the server is full",
+  "too slow",
+  "too far behind",
+  "idle for",
   "too many clients from your address",
   "too many wrong passwords from your address",
   "too many password attempts",
