@@ -48,19 +48,31 @@ export const ICONS = Object.freeze({
 // A page that nobody sees has no frames, but a title and an icon.
 const HIDDEN_MILLISECONDS = 250;
 
-/** Return *make* such that several calls before the next frame are one. */
+const FRAME_MILLISECONDS = 17;
+
+/**
+ * Return *make* such that several calls before the next frame are one.
+ *
+ * After one that took long, as much time is left for what comes: otherwise a flood of messages would
+ * be drawn one by one.
+ */
 export function oncePerFrame(make) {
   let frame = 0;
   let timer = 0;
+  let earliest = 0;
   const now = () => {
     cancelAnimationFrame(frame);
     clearTimeout(timer);
     timer = 0;
+    const begun = performance.now();
     make();
+    const ended = performance.now();
+    earliest = ended + (ended - begun);
   };
   return () => {
     if (timer !== 0) return;
-    frame = requestAnimationFrame(now);
-    timer = setTimeout(now, HIDDEN_MILLISECONDS);
+    const wait = earliest - performance.now();
+    if (wait <= FRAME_MILLISECONDS) frame = requestAnimationFrame(now);
+    timer = setTimeout(now, wait <= FRAME_MILLISECONDS ? HIDDEN_MILLISECONDS : wait);
   };
 }

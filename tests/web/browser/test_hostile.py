@@ -201,6 +201,32 @@ def test_nonsense_and_floods_from_a_server_do_not_stop_the_page(visit: Visit) ->
         assert alice.page.locator(".open").count() <= 300
 
 
+COUNT_DRAWS = """() => {
+  window.draws = 0;
+  new MutationObserver(() => { window.draws += 1; })
+    .observe(document.getElementById("rows"), {childList: true});
+}"""
+
+
+def test_messages_that_take_long_to_draw_are_not_drawn_one_by_one(visit: Visit) -> None:
+    batches, links = 100, "https://x.example/ " * 20
+
+    def talk(connection: ServerConnection) -> None:
+        connection.send(lines(welcome()))
+        for batch in range(batches):
+            first = batch * 200
+            connection.send(lines(*(said(first + n, text=links) for n in range(200))))
+        connection.send(lines(said(99_999_999, text="the end")))
+
+    with hostile_server(talk) as url:
+        alice = visit(url).open()
+        alice.page.evaluate(COUNT_DRAWS)
+        alice.page.fill("#join-name", "alice")
+        alice.page.click("#join-submit")
+        alice.hears("the end")
+        assert alice.page.evaluate("() => window.draws") < batches / 3
+
+
 def test_goodbyes_of_a_hostile_server_do_not_make_the_page_hammer(visit: Visit) -> None:
     connections: list[int] = []
 
