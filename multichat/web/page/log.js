@@ -261,7 +261,8 @@ export class Log {
 
   _author(item) {
     const name = nameElement(item.name, "name");
-    if (item.isOwn || this._conversation.kind === "direct") return name;
+    // Client 0 is a script behind the webhook, which nobody can answer.
+    if (item.isOwn || item.client === 0 || this._conversation.kind === "direct") return name;
     return element(
       "button",
       { type: "button", className: "author", title: "Write privately", onclick: () => this._actions.write(item) },

@@ -1,6 +1,7 @@
 """People in browsers, terminals and `nc` talk to each other."""
 
 import subprocess
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from tests.support.browser import Line, Visitor, WebServer, wait_until
 from tests.support.processes import ENDS_WITH_US, LOOPBACK, MULTICHAT, program
+from tests.support.web import TOKEN
 
 pytestmark = pytest.mark.process
 
@@ -256,3 +258,21 @@ def test_only_the_dialog_asks_whoever_comes_to_join(server: WebServer, visit: Vi
     page.wait_for_selector("#banner", state="hidden")
     page.wait_for_timeout(100)  # a second frame would show it
     assert not page.is_visible("#banner")
+
+
+def test_a_script_is_heard_and_nobody_can_answer_it(visit: Visit, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"{TOKEN}\n", "utf-8")
+    tokens.chmod(0o600)
+    with WebServer(tmp_path, "--webhook-token-file", str(tokens)) as server:
+        alice = visit(server.url).join("alice").online()
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        post = urllib.request.Request(f"{server.url}rooms/lobby/messages", b"done", headers)
+        with urllib.request.urlopen(post) as answer:
+            assert answer.status == 201
+        alice.hears("done")
+        with Line(server.port).named("bob") as bob:
+            bob.say("good")
+            alice.hears("good")
+        assert alice.page.locator(".said .name").all_text_contents() == ["webhook", "bob"]
+        assert alice.page.locator(".said button.author").all_text_contents() == ["bob"]
