@@ -5,6 +5,7 @@ Only the files that it was given can be asked for: a path is looked up, never op
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 from multichat.web.http import Request, Response
 
@@ -19,11 +20,13 @@ SECURITY_HEADERS = {
     ),
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
 """The fields of each response with a file of the page."""
+
+# Browsers ignore it without TLS, and complain.
+_HTTPS_HEADERS = {"Cross-Origin-Opener-Policy": "same-origin"}
 
 _TYPES = {
     "html": "text/html; charset=utf-8",
@@ -52,9 +55,11 @@ class PageFiles:
         """Return whether there is a file at *path*, which begins with a slash."""
         return path in self._responses
 
-    def answer(self, request: Request) -> Response:
-        """Return the file that GET or HEAD asks for, or that it has not changed."""
+    def answer(self, request: Request, scheme: str = "http") -> Response:
+        """Return the file that GET or HEAD asks for by *scheme*, or that it has not changed."""
         response = self._responses[request.path]
+        if scheme == "https":
+            response = replace(response, headers={**response.headers, **_HTTPS_HEADERS})
         known = [tag.removeprefix("w/") for tag in request.tokens("if-none-match")]
         if response.headers["ETag"] in known or known == ["*"]:
             kept = {name: value for name, value in response.headers.items() if name != _TYPE}

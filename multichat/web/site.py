@@ -58,7 +58,7 @@ class Site:
         host = self._host(request)
         if path in self._page:
             _check_method(request, *_PAGE_METHODS)
-            return self._page.answer(request)
+            return self._page.answer(request, scheme)
         if path == WEBSOCKET:
             _check_method(request, "GET")
             self._check_origin(request, WebAddress.of(scheme, host))

@@ -261,6 +261,13 @@ def test_other_handshakes_are_refused(change: dict[str, str], status: int) -> No
 # --- Files ----------------------------------------------------------------------------------------
 
 
+def test_only_pages_with_tls_have_the_field_that_needs_it() -> None:
+    files = PageFiles(FILES)
+    field = "Cross-Origin-Opener-Policy"  # else browsers log an error at each load
+    assert field not in files.answer(request("/"), "http").headers
+    assert files.answer(request("/"), "https").headers[field] == "same-origin"
+
+
 def test_files_have_types_validators_and_the_policy() -> None:
     files = PageFiles(FILES)
     answered = {path: files.answer(request(path)) for path in ("/", "/main.js", "/parts/a.css")}

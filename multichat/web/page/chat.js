@@ -36,7 +36,8 @@ const HISTORY_PAGE = 100;
 
 export class Chat {
   /** *saved* is what `keep` returned before a reload, or null. */
-  constructor({ saved = null, prefix, random = Math.random, now = Date.now }) {
+  constructor({ saved = null, prefix, random = Math.random, now = Date.now, isPrivate = true }) {
+    this.isPrivate = isPrivate; // nobody on the way can read: a passphrase may be sent
     this.me = { client: null, name: saved?.name ?? "", account: saved?.account ?? "" };
     this.now = now;
     this.session = new Session({ token: saved?.token ?? "", random });

@@ -44,6 +44,9 @@ const BY_NAME = new Map(COMMANDS.flatMap((each) => [each.name, ...(each.aliases 
 /** A line that begins like this may hold a passphrase: it is not kept. */
 export const SECRET = /^\s*\/(?:register|login|passphrase|auth)/iu;
 
+/** What is said instead of sending a passphrase that anybody on the way could read. */
+export const NOT_PRIVATE = "Not sent: passphrases are for pages that were opened with https, or at localhost. Ask the operator for such an address.";
+
 /** Return how *command* is typed. */
 export function usage(command) {
   return command.arguments ? `${command.name} ${command.arguments}` : command.name;

@@ -3,7 +3,7 @@
 // Each is a native `<dialog>` of index.html, which keeps the focus inside and closes on Escape.  A
 // dialog that waits for the server's answer shows its error and stays.
 
-import { COMMANDS, usage } from "./commands.js";
+import { COMMANDS, NOT_PRIVATE, usage } from "./commands.js";
 import { byId, element, nameElement } from "./dom.js";
 import { lastName } from "./tab.js";
 
@@ -94,7 +94,8 @@ export class Dialogs {
 
   _ask(name, request) {
     this.fail(name, "");
-    if (!this._actions.ask(request, name)) this.fail(name, "You are offline. Please wait for the connection.");
+    if (request.passphrase !== undefined && !this._actions.isPrivate) this.fail(name, NOT_PRIVATE);
+    else if (!this._actions.ask(request, name)) this.fail(name, "You are offline. Please wait for the connection.");
   }
 
   _twice(name, passphrase, again) {
@@ -132,6 +133,10 @@ export class Dialogs {
     const isLogin = !byId("join-passphrase").hidden;
     if (isLogin && !name.trim()) {
       this.fail("join", "Type the name of your account.");
+      return;
+    }
+    if (isLogin && !this._actions.isPrivate) {
+      this.fail("join", NOT_PRIVATE);
       return;
     }
     byId("join-dialog").close();

@@ -21,7 +21,7 @@ const NARROW = matchMedia("(max-width: 1000px)");
 
 const tab = new Tab();
 const saved = await tab.open(() => chat.keep());
-const chat = new Chat({ saved, prefix });
+const chat = new Chat({ saved, prefix, isPrivate: isSecureContext });
 const attention = new Attention((key) => show(key));
 const draw = oncePerFrame(drawNow);
 const log = new Log({
@@ -46,6 +46,7 @@ const composer = new Composer({
   },
 });
 const dialogs = new Dialogs({
+  isPrivate: isSecureContext,
   join,
   ask: (request, name) => {
     const isAsked = chat.ask(request, name, { dialog: true, isTyped: true });

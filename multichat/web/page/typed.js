@@ -1,12 +1,14 @@
 // What a typed line does: messages are sent, commands are carried out or asked of the server.  Pure:
 // no DOM.
 
+import { NOT_PRIVATE } from "./commands.js";
 import { recipientOf, roomKey } from "./names.js";
 
 /** Carry out *request*, as `parseLine` returns it, in *conversation*; return the effects. */
 export function runTyped(chat, conversation, request) {
   const effects = [];
   if (request.local) return runLocal(chat, conversation, request);
+  if (request.passphrase !== undefined && !chat.isPrivate) return [{ type: "told", text: NOT_PRIVATE, isError: true }];
   if (["say", "act", "direct"].includes(request.type)) {
     const problem = chat.send(conversation, request);
     if (problem) effects.push({ type: "told", text: problem, isError: true });

@@ -114,3 +114,31 @@ def test_refused_message_is_sent_again_at_once_or_discarded(visit: Visit, tmp_pa
         page.wait_for_selector(".said.failed", state="detached")
     kinds = [kind for each in requests for kind in ("say", "ping") if f'"type":"{kind}"' in each]
     assert kinds == ["say", "say"]
+
+
+def test_no_passphrase_is_sent_where_others_could_read_it(server: WebServer, visit: Visit) -> None:
+    alice = visit()
+    # As the browser has it at an address without https that is not this machine's.
+    alice.page.add_init_script(
+        "Object.defineProperty(window, 'isSecureContext', {value: false, configurable: true})"
+    )
+    sent: list[str] = []
+
+    def opened(socket: WebSocket) -> None:
+        socket.on("framesent", lambda frame: sent.append(str(frame)))
+
+    alice.page.on("websocket", opened)
+    alice.join("alice", "correct horse")
+    wait_until(lambda: "https" in (alice.page.text_content("#join-error") or ""))
+    assert sent == []
+    alice.page.click("#join-account")
+    alice.page.click("#join-submit")
+    alice.online()
+    alice.page.click("#me")
+    alice.page.click("#menu-register")
+    alice.page.fill("#register-passphrase", "correct horse")
+    alice.page.fill("#register-again", "correct horse")
+    alice.page.press("#register-again", "Enter")
+    wait_until(lambda: "https" in (alice.page.text_content("#register-error") or ""))
+    assert sent
+    assert not any("correct horse" in frame for frame in sent)

@@ -7,6 +7,17 @@ import { connect, onlineChat, receive, said, taken, textsOf } from "./support.mj
 
 const nonceOf = (requests, type) => requests.find((request) => request.type === type)?.nonce;
 
+test("a passphrase is not sent where others could read it", () => {
+  const chat = new Chat({ prefix: "p", random: () => 0.5, now: () => 1, isPrivate: false });
+  connect(chat);
+  for (const line of ["/register correct horse", "/login alice correct horse", "/passphrase correct horse"]) {
+    const [effect] = chat.typed(chat.shown, line);
+    assert.ok(effect.isError);
+    assert.match(effect.text, /^Not sent: .* https/u);
+  }
+  assert.deepEqual(taken(chat), []);
+});
+
 test("a fresh room asks for its history, and joins it with what came meanwhile", () => {
   const { chat, sent } = onlineChat();
   assert.deepEqual(sent.hello, { protocol: 1, rooms: { lobby: {} } });
