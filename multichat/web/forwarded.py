@@ -51,7 +51,7 @@ class Proxies:
 
         *forwarded* are the values of `X-Forwarded-For` in their order, *protocols* those of
         `X-Forwarded-Proto`.  If a proxy passes on something that is no address, it is the client
-        itself: the limits hold for all behind it.
+        itself: without a limit, as for a request of its own.
         """
         if not self.trusts(host):
             return Peer(host)
