@@ -168,6 +168,7 @@ export class Chat {
     this.session.closed(seconds);
     this.outbox.reset();
     const asked = [...this.requests.values()].filter((each) => each.dialog);
+    const isTyped = [...this.requests.values()].some((each) => each.isTyped && !each.dialog);
     this.requests.clear();
     this.lines = [];
     for (const each of this.conversations.values()) {
@@ -175,8 +176,11 @@ export class Chat {
       each.isIn = false;
       each.isKnown = false;
     }
-    const event = { type: "error", code: "offline", text: "The connection is lost. Please try again." };
-    return asked.map(({ purpose }) => ({ type: "answered", purpose, event }));
+    const text = "The connection is lost. Please try again.";
+    const event = { type: "error", code: "offline", text };
+    const effects = asked.map(({ purpose }) => ({ type: "answered", purpose, event }));
+    if (isTyped) effects.push({ type: "told", text: "The connection was lost before your command was answered. Please try again.", isError: true });
+    return effects;
   }
 
   /** Hand the messages that may be sent now to the connection. */

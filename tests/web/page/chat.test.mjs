@@ -275,6 +275,16 @@ test("a server that has forgotten the session is told to the person", () => {
   assert.match(effects.find(({ type }) => type === "told").text, /twice/u);
 });
 
+test("a command that a lost connection has left without an answer is not lost in silence", () => {
+  const { chat } = onlineChat();
+  assert.deepEqual(chat.closed(1), []); // what the page has asked for itself, nobody waits for
+  connect(chat);
+  chat.typed(chat.shown, "/name bob");
+  const [told] = chat.closed(2);
+  assert.match(told.text, /before your command was answered/u);
+  assert.deepEqual(chat.closed(3), []);
+});
+
 test("a refused name opens the question again", () => {
   const { chat } = onlineChat();
   const { effects } = receive(chat, { type: "error", code: "name-taken", text: "the name 'alice' is taken" });
