@@ -19,7 +19,7 @@ from multichat.protocol.goodbyes import TOO_FAR_BEHIND
 from multichat.protocol.messages import Goodbye
 from multichat.testing import ScriptedClient, memory_server
 
-from .simulation.broken import MUTATIONS, Break, echo
+from .simulation.broken import AT_SHUTDOWN, MUTATIONS, Break, echo
 from .simulation.invariants import INVARIANTS
 from .simulation.plan import Plan, make_plan
 from .simulation.rooms.broken import ROOMS_MUTATIONS
@@ -34,6 +34,12 @@ pytestmark = pytest.mark.unit
 
 # The number of seeds in each build; `python -m tests.simulation` runs more.
 SEEDS = range(24)
+
+# In these a client that lags at the shutdown is told how many messages it missed, and reads that.
+SEEDS_WITH_A_COUNT_AT_SHUTDOWN = (1334, 1380, 1836)
+
+# In this one a session that knows one room comes back to that which was refused twice before.
+SEED_WITH_A_ROOM_REFUSED_TWICE = 1501
 
 # Most mutations are caught by the first or second seed.
 SEEDS_FOR_A_MUTATION = range(100, 1100)
@@ -50,6 +56,15 @@ def test_no_schedule_violates_an_invariant(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_schedule_with_several_rooms_violates_an_invariant(seed: int) -> None:
     assert simulate_rooms(make_rooms_plan(seed)).violations == []
+
+
+@pytest.mark.parametrize("seed", SEEDS_WITH_A_COUNT_AT_SHUTDOWN)
+def test_a_count_of_missed_messages_at_shutdown_is_right(seed: int) -> None:
+    assert simulate(make_plan(seed)).violations == []
+
+
+def test_a_room_that_was_refused_twice_is_still_the_session_s() -> None:
+    assert simulate_rooms(make_rooms_plan(SEED_WITH_A_ROOM_REFUSED_TWICE)).violations == []
 
 
 # --- Reproducible runs ----------------------------------------------------------------------------
@@ -212,6 +227,16 @@ def test_a_broken_server_is_caught(
     pytest.fail(f"{break_it.__name__} was not noticed")
 
 
+@pytest.mark.parametrize("seed", SEEDS_WITH_A_COUNT_AT_SHUTDOWN)
+@pytest.mark.parametrize("break_it", AT_SHUTDOWN)
+def test_a_wrong_count_at_shutdown_is_caught(
+    break_it: Break, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_it(monkeypatch)
+    found = {violation.invariant for violation in simulate(make_plan(seed)).violations}
+    assert found & {"nothing_lost", "skips_add_up"}
+
+
 def small_rooms_plans(settings: dict[str, Any]) -> Iterator[Plan]:
     """Yield plans with *settings* of the server; for the others see `ROOMS_MUTATIONS`."""
     config = dict(settings)
@@ -239,7 +264,8 @@ def test_a_broken_server_with_several_rooms_is_caught(
 
 def test_every_mutation_applies_to_the_current_code() -> None:
     """A quick check that the mutated code still exists, without the long stress tests."""
-    for break_it, _, _ in [*MUTATIONS, *ROOMS_MUTATIONS]:
+    every = [break_it for break_it, _, _ in [*MUTATIONS, *ROOMS_MUTATIONS]]
+    for break_it in [*every, *AT_SHUTDOWN]:
         with pytest.MonkeyPatch.context() as monkeypatch:
             break_it(monkeypatch)
 

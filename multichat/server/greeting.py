@@ -66,6 +66,7 @@ def greet(
     hello: Hello,
     *,
     rooms: list[WantedRoom],
+    excess: list[WantedRoom],
     name: str | None,
     login: Account | RemoteProtocolError | None,
     stored: StoredSession | None,
@@ -74,8 +75,10 @@ def greet(
     """Carry out *hello*, and return the answer.
 
     The client asks for these *rooms* and this *name*, which a filter has rejected if it is None
-    and *hello* has one.  *login* is the account to which it logs in, or why it cannot.  *stored* is
-    the session to resume, if there is one.
+    and *hello* has one.  It does not enter rooms in *excess* of what a hello may name, but where it
+    is in one, by its session or as in the lobby, it gets the replay that it asks for.  *login* is
+    the account to which it logs in, or why it cannot.  *stored* is the session to resume, if there
+    is one.
     """
     refusals: list[Refusal] = []
     was_logged_in = stored is not None and bool(stored.login)
@@ -104,9 +107,11 @@ def greet(
     client.set_codec(client.codecs.json)
     # If the hello asks for the session's name, there is one error for both.
     errors = list(dict.fromkeys(_error(client, refusal) for refusal in refusals))
-    for wanted in rooms:
-        if (member := client.memberships.get(fold_name(wanted.passed or ""))) is not None:
-            errors += start_from(member, wanted.start)
+    starts = [(wanted.name, wanted.start) for wanted in excess]
+    starts += [(wanted.passed or "", wanted.start) for wanted in rooms]
+    for room_name, start in starts:
+        if (member := client.memberships.get(fold_name(room_name))) is not None:
+            errors += start_from(member, start)
     if not rooms and client.refused_room is None:  # else `since` is about that room
         errors += start_from(client.current, Start(hello.since, hello.replay))
     room = client.room

@@ -481,7 +481,7 @@ class Session:
         me = self.client
         most = 2 * self._config.max_rooms_per_client  # entering them is one step
         rooms = wanted_rooms(hello)
-        too_many, rooms = len(rooms) > most, rooms[-most:]
+        excess, rooms = rooms[:-most], rooms[-most:]
         for wanted in rooms:
             wanted.passed = wanted.name and await self._filter(Joining, wanted.name)
         name = hello.name and await self._filter(Renaming, hello.name)
@@ -499,12 +499,13 @@ class Session:
             self._registry,
             hello,
             rooms=rooms,
+            excess=excess,
             name=name,
             login=login,
             stored=stored,
             limits=limits,
         )
-        if too_many:
+        if excess:
             answer.append(Invalid.because(TooManyRooms(most, of_client=True)).error)
         await self._send_queue.put(missed + b"".join(map(me.codec.encode, answer)))
 

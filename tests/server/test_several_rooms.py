@@ -567,6 +567,45 @@ async def test_a_hello_with_too_many_rooms_enters_the_last_of_them() -> None:
         assert rest["text"] == "you are in too many rooms (limit: 64); leave one first"
 
 
+async def test_a_hello_with_too_many_rooms_misses_nothing_in_the_rooms_of_its_session(
+    autojump_clock: Clock,
+) -> None:
+    """They are among the first, which it does not enter; it is there by its session."""
+    async with memory_server(ServerConfig(max_rooms_per_client=2)) as network:
+        alice = await join(network, rooms={"lobby": {}, "a": {}})
+        bob = await join(network, rooms={"lobby": {}, "a": {}})
+        session, since = alice.welcome["session"], {}
+        for room in ("lobby", "a"):
+            since[room] = (await bob.ask("say", room=room, text="one", nonce=room))["id"]
+        await alice.reset()
+        for room in since:
+            await bob.ask("say", room=room, text="two", nonce=f"{room} 2")
+        starts: dict[str, object] = {room: {"since": id_} for room, id_ in since.items()}
+        others: dict[str, object] = {f"r{n}": {} for n in range(4)}
+        alice = await join(network, session=session, rooms={**starts, **others})
+        assert sorted(alice.welcome["rooms"]) == ["a", "lobby"]
+        said = [event for event in await until_quiet(alice) if event["type"] == "said"]
+        assert sorted((each["room"], each["text"]) for each in said) == [
+            ("a", "two"),
+            ("lobby", "two"),
+        ]
+
+
+@pytest.mark.parametrize("start", [{"replay": 2}, {"since": "0-1000000000"}])
+async def test_a_hello_with_too_many_rooms_gets_the_replay_of_the_lobby_if_it_stays_there(
+    start: dict[str, object], autojump_clock: Clock
+) -> None:
+    async with memory_server(ServerConfig(max_rooms_per_client=1, max_rooms=1)) as network:
+        bob = await join(network)
+        await bob.say("one")
+        alice = await join(network, rooms={"lobby": start, "a": {}, "b": {}})
+        assert list(alice.welcome["rooms"]) == ["lobby"]
+        events = await until_quiet(alice)
+        said = [event["text"] for event in events if event["type"] == "said"]
+        unknown = [event["room"] for event in events if event.get("code") == "unknown-id"]
+        assert (said, unknown) == ((["one"], []) if "replay" in start else ([], ["lobby"]))
+
+
 async def test_refused_rooms_do_not_accumulate_over_resumes() -> None:
     async with memory_server(ServerConfig(max_rooms_per_client=2)) as network:
         alice = await join(network, rooms={f"a{n}": {} for n in range(4)})

@@ -541,6 +541,20 @@ lose_the_notice_in_hand = edited(
     "pass",
 )
 
+end_without_a_count = edited(
+    "end_without_a_count",
+    Registry,
+    "close",
+    "client.send_queue.miss(member.behind, member.room.name)",
+    "pass",
+)
+count_the_rest_wrong = edited(
+    "count_the_rest_wrong", Registry, "close", "miss(member.behind,", "miss(member.behind + 1,"
+)
+
+
+# Caught in the seeds of `test_simulation.SEEDS_WITH_A_COUNT_AT_SHUTDOWN`: few others have any.
+AT_SHUTDOWN = [end_without_a_count, count_the_rest_wrong]
 
 WAITS = {"slow": Slow.WAIT}
 

@@ -17,6 +17,7 @@ import msgspec
 
 from multichat import Slow
 from multichat.protocol.framing import clean
+from multichat.protocol.goodbyes import SHUTTING_DOWN
 
 from .chronicle import KILLED, Chronicle, Departure, Kill, LogEntry, Stay, key_of
 from .journal import AccountSaved, Taken
@@ -525,6 +526,21 @@ class History:
         It had received everything if it was live and the room was not waiting for it.
         """
         return next((record.reached for record in self._leavings(stay)), None)
+
+    def accounted(self, stay: Stay) -> int | None:
+        """Return up to which number the client had received or been told all when it left.
+
+        That is what it had `reached`, except at a shutdown.  Then the server is right to send no
+        more than its grace period allows: `Registry.close` tells a client that still lags how many
+        messages it missed, up to the last one delivered in the room.  (Not if it can resume from a
+        journal with a location, which no simulated one has.)
+        """
+        for record in self._leavings(stay):
+            departure = self.chronicle.departures.get(record.connection)
+            if record.is_gone and departure is not None and departure.reason == SHUTTING_DOWN:
+                return record.told
+            return record.reached
+        return None
 
     def left_untaken(self, stay: Stay) -> bool:
         """Whether the client left before it took a notice that had just been sent.

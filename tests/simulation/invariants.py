@@ -196,7 +196,8 @@ def _expected(history: History, visit: Visit) -> _Expected:
 
     A publish may wait for slow members between two of its batches, so a client that joins meanwhile
     gets the rest of it, and one that leaves gets the beginning.  A client that lags when it leaves
-    has what was replayed by then.  A notice for which the room was waiting is not repeated.
+    has what was replayed by then; at a shutdown it is told how many it missed of the others, see
+    `History.accounted`.  A notice for which the room was waiting is not repeated.
     """
     sure: list[str] = []
     maybe: set[str] = set()
@@ -207,7 +208,7 @@ def _expected(history: History, visit: Visit) -> _Expected:
         before = history.chronicle.said_before(stay)
         if history.plan.config.slow is Slow.WAIT and before is not None:
             maybe.update(before.keys[1:])
-        reached = history.reached(stay)
+        reached = history.accounted(stay)
         if publishes and history.may_be_cut_short(stay) and not _is_exact(history, stay):
             maybe.update(publishes[-1].keys)
         if publishes and publishes[-1].speaker is None and history.left_untaken(stay):

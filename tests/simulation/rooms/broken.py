@@ -46,7 +46,7 @@ start_all_rooms_like_the_first = edited(
     "start_all_rooms_like_the_first",
     session,
     "greet",
-    "start_from(member, wanted.start)",
+    "start_from(member, start)",
     "start_from(member, rooms[0].start)",
 )
 stay_after_exit = edited(

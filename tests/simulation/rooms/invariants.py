@@ -190,7 +190,10 @@ def sessions_keep_rooms(history: History) -> Iterator[str]:
         wishes |= {hello["room"].lower()} if "room" in hello else set()
         before = remembered.setdefault(client, {"lobby"})
         may_be_there = before | wishes
-        before |= walk.refused_rooms if walk.has_all_errors else wishes
+        # Who knows one room is told of a refusal, and not of which room.
+        before |= walk.refused_rooms
+        if not walk.has_all_errors or "" in walk.refused_rooms:
+            before |= wishes
         was_refused = client in refused
         refused.discard(client)
         if walk.is_refused:
@@ -217,6 +220,9 @@ def sessions_keep_rooms(history: History) -> Iterator[str]:
             and len(had) == 1
             and not walk.refused_rooms
             and rooms != had
+            # A room that was refused is the session's, and may be open now: see
+            # `Client.refused_room`.  The lobby is never refused.
+            and not (was_refused and rooms <= before - {"lobby"})
         ):
             yield f"{visit} came back to {rooms}, and was in {had}"
 
