@@ -61,6 +61,9 @@ if sys.platform != "win32":
                 except OSError:
                     self.closed = True
                     self._buffer = []
+                    # Otherwise what the stream has buffered would fail again when Python exits.
+                    with open(os.devnull, "wb") as null:  # noqa: PTH123
+                        os.dup2(null.fileno(), self.fileno())
 
 
 __all__ = ["STYLE", "Screen", "ScreenApplication"]
@@ -89,7 +92,13 @@ def _make_output() -> Output:
     """Return standard output as a prompt_toolkit output that draws in single writes."""
     if sys.platform == "win32":
         return create_output(sys.stdout)
-    output = _BufferedOutput.from_pty(sys.stdout, term=os.environ.get("TERM"))
+    sys.stdout.flush()
+    # A stream of its own: a thread that is stalled in a write keeps the stream's lock, and Python
+    # flushes `sys.stdout` when it exits.  The descriptor stays open, as standard output does.
+    own = open(  # noqa: SIM115
+        os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace", closefd=False
+    )
+    output = _BufferedOutput.from_pty(own, term=os.environ.get("TERM"))
     # Do not query the cursor position: we draw from where the cursor is.  The answer of a slow
     # terminal would arrive after we exit, as input to the shell.
     output.enable_cpr = False

@@ -220,7 +220,7 @@ async def test_a_blocked_terminal_delays_nobody(tmp_path: Path) -> None:
                     if isinstance(event, multichat.Said) and event.text.startswith("199 "):
                         break
             process.send_signal(signal.SIGTERM)
-            await trio.to_thread.run_sync(process.wait)
+            await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
         assert process.returncode == 0
         assert "Shutting down" in log.read_text("utf-8")
     finally:

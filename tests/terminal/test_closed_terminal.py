@@ -41,6 +41,24 @@ except typer.Exit as status:
     sys.exit(status.exit_code)
 """
 
+# Draws while its terminal is closed.
+DRAW = """
+import os, sys
+from prompt_toolkit.input import DummyInput
+from multichat.cli.process import command_line
+from multichat.terminal.screen import ScreenApplication
+
+controller, terminal = os.openpty()
+os.dup2(terminal, 1)
+with command_line():
+    app = ScreenApplication(wraps=True, input=DummyInput())
+    os.close(controller)
+    for text in ("few", "many" * 10_000):
+        app.output.write(text)
+        app.output.flush()
+    sys.exit(0 if app.screen.closed else "not noticed")
+"""
+
 
 class Client:
     """A command in a terminal of its own, which `hang_up` closes."""
@@ -89,6 +107,14 @@ def client_in_terminal(folder: Path, *argv: str) -> Iterator[Client]:
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+def test_drawing_on_a_closed_terminal_is_no_error() -> None:
+    """Neither when it is drawn nor when Python flushes its streams at the end."""
+    drawn = subprocess.run(
+        [sys.executable, "-c", DRAW], capture_output=True, text=True, timeout=WAIT_SECONDS
+    )
+    assert (drawn.returncode, drawn.stderr) == (0, "")
 
 
 async def test_a_client_without_its_terminal_exits_during_a_flood(
