@@ -23,7 +23,7 @@ MULTICHAT = str(Path(sys.executable).parent / "multichat")
 THEMES = "light", "dark"
 SIZES = {"web": (1280, 800), "web-phone": (390, 844)}
 
-# What is said in which room, by whom; "me" has the page.
+# The messages of each room with their senders; "me" is the user of the page.
 PEOPLE = "bob", "carol", "דנה"
 TALK = [
     ("lobby", "carol", "Good morning! Release 2.4 is on the staging machine since eight."),

@@ -111,7 +111,7 @@ def why_not_said(command: str, table: CommandTable = COMMANDS) -> str:
 def may_hold_secret(line: str) -> bool:
     """Return whether *line* may hold a password or a passphrase, and so is neither kept nor shown.
 
-    It is a command with one, looks like one, or like a mistyped one.  What is said is no secret.
+    That is a command that takes one, or a line that resembles such a command; never a message.
     """
     line = disguised_command(line) or line
     if not line.startswith("/") or line.startswith("//"):

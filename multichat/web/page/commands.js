@@ -44,7 +44,7 @@ const BY_NAME = new Map(COMMANDS.flatMap((each) => [each.name, ...(each.aliases 
 /** A line that begins like this may hold a passphrase: it is not kept. */
 export const SECRET = /^\s*\/(?:register|login|passphrase|auth)/iu;
 
-/** What is said instead of sending a passphrase that anybody on the way could read. */
+/** The error shown instead of sending a passphrase over a connection that others can read. */
 export const NOT_PRIVATE = "Not sent: passphrases are for pages that were opened with https, or at localhost. Ask the operator for such an address.";
 
 /** Return how *command* is typed. */
