@@ -147,6 +147,7 @@ tokens = st.text(max_size=128).map(lambda text: clean(text).replace("\ufffd", ""
 nonces = st.none() | tokens | st.integers(-(2**53), 2**53)
 numbers = st.integers(0, 10**15 - 1)
 lengths = st.integers(1, 10**15 - 1)
+ban_seconds = st.integers(0, 253402300799)  # no ban ends after the year 9999
 
 text_requests: st.SearchStrategy[WireRequest] = st.one_of(
     st.builds(Say, texts),
@@ -181,7 +182,9 @@ BY_TYPE: dict[object, st.SearchStrategy[Any]] = {
     Annotated[int, msgspec.Meta(ge=0, le=2**53)]: numbers,
     Passphrase: tokens,
     Topic: tokens,
-    list[BanInfo]: st.lists(st.builds(BanInfo, tokens, st.none() | lengths, tokens), max_size=3),
+    list[BanInfo]: st.lists(
+        st.builds(BanInfo, tokens, st.none() | ban_seconds, tokens), max_size=3
+    ),
     dict[Name, RoomState] | None: st.none()
     | st.dictionaries(
         tokens, st.builds(RoomState, numbers, st.none() | tokens, tokens), max_size=3
