@@ -821,12 +821,14 @@ odd_values = (
 @example("a\u202eb", {"type": "say", "text": "x"}, False, False)
 @example("a\u2028b", {"type": "say", "text": "\ufeff"}, True, False)
 @example("\ufeff", {"type": "dance"}, False, False)
+@example("\ud800\udc00", {"type": "say", "text": "x"}, False, True)
 @example(2**53, {"type": "dance"}, False, False)
 @example(2**53 + 1, {"type": "rooms"}, False, False)
 def test_a_nonce_is_returned_unchanged_or_refused(
     nonce: object, request_: dict[str, str], behind_hello: bool, escaped: bool
 ) -> None:
     line = json.dumps({**request_, "nonce": nonce}, ensure_ascii=escaped)
+    nonce = json.loads(line)["nonce"]  # an escaped pair of surrogates is one character
     wire = line.encode("utf-8", "surrogatepass")
     [block] = LineDecoder(100_000).feed((b"/json\n" if behind_hello else b"") + wire + b"\n")
     assert isinstance(block, str)
