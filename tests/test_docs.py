@@ -199,7 +199,13 @@ def test_options_named_in_documents_exist(page: Path) -> None:
     )
     known |= {"--write", "--chat", "--max-conns", "--from"}  # ours to nox, ncat's, uvx's
     known |= {"--data-binary"}  # of curl
-    known |= {"--seed", "--seeds", "--seconds", "--minutes"}  # of the simulation, fuzzing, the soak
+    known |= {
+        "--seed",
+        "--seeds",
+        "--start",
+        "--seconds",
+        "--minutes",
+    }  # of the simulation, fuzzing, the soak
     known |= set(re.findall(r'"(--[a-z-]+)"', (ROOT / "benchmarks/__main__.py").read_text("utf-8")))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text("utf-8")))
     named -= {option for option in named if f"pip install {option}" in page.read_text("utf-8")}
