@@ -1,0 +1,1 @@
+"""Tests of `multichat.cluster`, on real engines."""
