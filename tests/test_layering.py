@@ -19,6 +19,7 @@ LAYERS = (
     ("net",),
     ("web",),
     ("journal",),
+    ("backend",),
     ("cluster",),  # needs the extra `cluster`
     ("client",),
     ("server",),  # a bot in a server is a client

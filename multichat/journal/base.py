@@ -89,7 +89,8 @@ class SessionRecord:
     """A session: the *digest* of its token, its *client*'s number, its *name*, and its *rooms*.
 
     *name* is empty where the client has none.  The current room is the last.  *login* is its login
-    to an account, empty without one; see `multichat.server.accounts`.
+    to an account, empty without one; see `multichat.server.accounts`.  *generation* rises each time
+    it is resumed, on any node of a cluster; a journal does not store it.
     """
 
     digest: bytes
@@ -97,6 +98,7 @@ class SessionRecord:
     name: str
     rooms: tuple[str, ...]
     login: str = ""
+    generation: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

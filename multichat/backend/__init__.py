@@ -1,0 +1,1 @@
+"""What the nodes of one chat decide together: the backend, and the local one."""

@@ -1,0 +1,137 @@
+"""The backend of a single server: everything is decided in the same step, a journal stores it."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import trio
+
+from multichat.backend.base import Backend, Proposal, RoomLog
+from multichat.errors import StorageFailed
+from multichat.journal.base import (
+    AccountRecord,
+    Journal,
+    PendingWrite,
+    RoomJournal,
+    SavedSession,
+    SessionRecord,
+)
+from multichat.protocol.messages import Nonce, SaidBlock
+
+__all__ = ["LocalBackend"]
+
+
+class LocalBackend(Backend):
+    """Decides alone; *journal* stores what is decided."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self.clients_ever = 0
+
+    @property
+    def location(self) -> str:  # type: ignore[override]
+        """Where the journal is."""
+        return self._journal.location
+
+    @property
+    def accounts(self) -> Sequence[AccountRecord]:  # type: ignore[override]
+        """The accounts that the journal had when it was opened."""
+        return self._journal.accounts
+
+    @property
+    def topics(self) -> Mapping[str, str]:  # type: ignore[override]
+        """The topics that the journal had when it was opened."""
+        return self._journal.topics
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the journal."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._journal.run)
+            self.clients_ever = self._journal.clients_ever
+            task_status.started()
+
+    def before_shutdown(self) -> None:
+        """Stop deleting from the journal."""
+        self._journal.before_shutdown()
+
+    def room(self, key: str) -> RoomLog:
+        """Return the room's part of the journal, as a log."""
+        return _LocalLog(self._journal.room(key))
+
+    async def give_client_number(self) -> int:
+        """Return the next number; the journal stores that it is taken."""
+        self.clients_ever += 1
+        number = self.clients_ever
+        with suppress(StorageFailed):  # the journal has logged it; a full disk refuses no client
+            await self._journal.reserve_client_numbers(number)
+        return number
+
+    def save_session(self, record: SessionRecord, *, connected: bool) -> None:
+        """Queue the session for writing; the next append reports a failure."""
+        self._journal.save_session(record, connected=connected)
+
+    def forget_session(self, digest: bytes) -> None:
+        """Delete the session from the journal."""
+        self._journal.forget_session(digest)
+
+    def save_nonce(self, client: int, nonce: Nonce, check: bytes) -> PendingWrite | None:
+        """Queue the nonce for writing."""
+        return self._journal.save_nonce(client, nonce, check)
+
+    async def session(self, digest: bytes) -> SavedSession | None:
+        """Read the session from the journal."""
+        return await self._journal.session(digest)
+
+    async def save_account(
+        self, key: str, record: AccountRecord | None, *, former: AccountRecord | None
+    ) -> None:
+        """Write the account, and wait until it is stored."""
+        await _stored(self._journal.save_account(key, record))
+
+    async def save_topic(self, room: str, topic: str, client: int, name: str) -> None:
+        """Write the topic, and wait until it is stored."""
+        await _stored(self._journal.save_topic(room, topic))
+
+
+async def _stored(pending: PendingWrite | None) -> None:
+    if pending is not None:
+        await pending.wait()
+
+
+class _LocalLog(RoomLog):
+    """A room's part of a journal, which numbers messages at once."""
+
+    __slots__ = ("_journal",)
+
+    def __init__(self, journal: RoomJournal) -> None:
+        self._journal = journal
+
+    @property
+    def epoch(self) -> str:
+        return self._journal.epoch
+
+    @property
+    def first(self) -> int:
+        return self._journal.first
+
+    @property
+    def next(self) -> int:
+        return self._journal.next
+
+    @property
+    def earlier(self) -> Mapping[str, int]:
+        return self._journal.earlier
+
+    def propose(
+        self,
+        draft: SaidBlock,
+        nonces: tuple[Nonce | None, ...] = (),
+        checks: bytes = b"",
+        generation: int = 1,
+    ) -> Proposal:
+        return Proposal(draft, self._journal.append(draft, nonces, checks))
+
+    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
+        return await self._journal.read(start, stop, max_bytes=max_bytes)
+
+    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
+        return await self._journal.read_before(stop, max_messages=max_messages, max_bytes=max_bytes)
