@@ -1,0 +1,316 @@
+"""How a node calls the functions of the log in the engine: arguments, answers, packets.  Pure.
+
+A `Call` is sent by whoever has a connection; a packet is a block of messages as the engine has it,
+in a stream or pushed on a channel.  What the functions do is in `library.lua`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from multichat.errors import MultichatError
+from multichat.protocol.fields import Nonce
+from multichat.protocol.messages import SaidBlock
+
+__all__ = [
+    "MAX_CALLS",
+    "Answer",
+    "Block",
+    "Call",
+    "Deleted",
+    "Header",
+    "InvalidPacket",
+    "Known",
+    "Packet",
+    "Status",
+    "Tail",
+    "append",
+    "begin_era",
+    "pack_block",
+    "parse_packet",
+    "read",
+    "read_before",
+    "tails",
+    "trim",
+]
+
+T = TypeVar("T")
+
+# As `library.lua` has it: so many calls of `append` may be unanswered at once.
+MAX_CALLS = 64
+
+
+class InvalidPacket(MultichatError):
+    """The engine has an entry that no multichat has written."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine has an entry in a room's log that is not ours")
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One call of a function: its *arguments*, and how its answer is decoded."""
+
+    function: str
+    arguments: Sequence[str | bytes | int]
+    decode: Callable[[Any], T]
+    writes: bool = True
+
+    @property
+    def words(self) -> tuple[str | bytes | int, ...]:
+        """The command to send."""
+        return ("FCALL" if self.writes else "FCALL_RO", self.function, 0, *self.arguments)
+
+
+# --- Packets --------------------------------------------------------------------------------------
+
+
+class Header(msgspec.Struct, frozen=True, array_like=True):
+    """What the engine says of a block: its numbers, epoch and time, and which call appended it."""
+
+    first: int
+    count: int
+    epoch: str
+    ms: int
+    run: str
+    sequence: int
+    index: int
+
+    @property
+    def end(self) -> int:
+        """The number after its last message."""
+        return self.first + self.count
+
+
+class Packet(msgspec.Struct, frozen=True, array_like=True):
+    """A block of messages as the engine has it; without *said* if it was too large to be pushed."""
+
+    header: Header
+    said: SaidBlock | None
+    size: int
+
+
+# Time, room, client, name, whether it is an action, text: `library.lua` knows the text's place.
+_Fields = tuple[str, str, int, str, bool, str]
+_pack_fields = msgspec.msgpack.Encoder().encode
+_unpack_fields = msgspec.msgpack.Decoder(_Fields).decode
+
+
+def pack_block(draft: SaidBlock) -> bytes:
+    """Pack what the engine need not know of *draft*; raises `UnicodeEncodeError`."""
+    return _pack_fields((draft.time, draft.room, draft.client, draft.name, draft.act, draft.text))
+
+
+def parse_packet(packet: bytes) -> Packet:
+    """Parse what a stream has or a channel was told; raises `InvalidPacket`."""
+    line, _, payload = packet.partition(b"\n")
+    try:
+        first, count, epoch, ms, run, sequence, index = line.decode("ascii").split(" ")
+        header = Header(int(first), int(count), epoch, int(ms), run, int(sequence), int(index))
+        if not payload:
+            return Packet(header, None, len(packet))
+        time, room, client, name, act, text = _unpack_fields(payload)
+    except (ValueError, msgspec.MsgspecError):
+        raise InvalidPacket from None
+    said = SaidBlock(epoch, header.first, time, room, client, name, text, act)
+    return Packet(header, said, len(packet))
+
+
+# --- Appending ------------------------------------------------------------------------------------
+
+
+class Block(msgspec.Struct, frozen=True, array_like=True):
+    """Messages to append: their number *count*, and what `pack_block` has made of them.
+
+    *nonces* has one for each message, empty for none, or is empty; *checks* has eight hexadecimal
+    digits for each nonce.
+    """
+
+    room: str
+    client: int
+    generation: int
+    count: int
+    payload: bytes
+    nonces: Sequence[bytes] = ()
+    checks: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        room: str,
+        generation: int,
+        draft: SaidBlock,
+        nonces: Sequence[Nonce | None] = (),
+        checks: bytes = b"",
+    ) -> "Block":
+        """Make it of what `RoomLog.propose` gets; raises `UnicodeEncodeError`."""
+        count = draft.text.count("\n") + 1
+        encoded = [b"" if nonce is None else _encode_nonce(nonce) for nonce in nonces]
+        return cls(room, draft.client, generation, count, pack_block(draft), encoded, checks.hex())
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes."""
+        return len(self.payload) + 20 * len(self.nonces) + 300
+
+
+_encode_nonce = msgspec.json.Encoder().encode
+
+
+class Status:
+    """What has become of a block."""
+
+    APPENDED, FENCED, FAILED, KNOWN = range(4)
+
+
+class Known(msgspec.Struct, frozen=True, array_like=True):
+    """A message of a block that is in the log already, by its nonce.
+
+    *index* is its number in the block, *epoch* is `-` for a private message.  Not *same*: the nonce
+    was another message's.
+    """
+
+    index: int
+    epoch: str
+    number: int
+    room: str
+    same: int
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """What has become of a block; *epoch*, which is the reason of a failure, and its numbers.
+
+    The messages in *known* were left out.
+    """
+
+    status: int
+    epoch: str
+    first: int
+    ms: int
+    known: list[Known]
+
+
+_decode_answers = msgspec.msgpack.Decoder(list[Answer]).decode
+
+
+def append(
+    node: str, run: str, sequence: int, blocks: Iterable[Block], *, nonce_seconds: float
+) -> Call[list[Answer]]:
+    """Append *blocks* in order, as the call *sequence* of this *run* of *node*.
+
+    A repeated call appends nothing and gets the first answer.  Nonces are forgotten
+    *nonce_seconds* after a client's last.  The engine refuses it with `FENCED` if the node has
+    another run, and with `FORGOTTEN` if the first answer is not stored any more.
+    """
+    arguments: list[str | bytes | int] = [node, run, sequence, int(nonce_seconds * 1000)]
+    for block in blocks:
+        arguments += (block.room, block.client, block.generation, block.count, block.payload)
+        arguments += (block.checks, len(block.nonces), *block.nonces)
+    return Call("multichat_append", arguments, _decode_answers)
+
+
+# --- Eras, tails, reading -------------------------------------------------------------------------
+
+
+def begin_era(primary: str, *, era: int, epoch: str) -> Call[int]:
+    """Return the era of *primary*: a new one if another primary had the last.
+
+    *era* and *epoch* are the highest that this node knows, so that both rise in any case.
+    """
+    return Call("multichat_begin_era", (primary, era, int(epoch or "0", 16)), int)
+
+
+class Tail(msgspec.Struct, frozen=True, array_like=True):
+    """A room's log: its numbers, its epoch, and all *epochs* with their first numbers.
+
+    *epochs* is empty if *epoch* is the one that the caller knew; *epoch* is empty in a new room.
+    """
+
+    first: int
+    next: int
+    epoch: str
+    epochs: tuple[tuple[str, int], ...]
+
+
+def tails(rooms: Sequence[tuple[str, str]]) -> Call[list[Tail]]:
+    """Return the tails of *rooms*, each with the epoch that the caller knows, or an empty one."""
+    return Call("multichat_tails", [word for room in rooms for word in room], _tails, writes=False)
+
+
+def _tails(reply: list[list[Any]]) -> list[Tail]:
+    return [
+        Tail(first, next_, _text(epoch), tuple(map(_epoch, epochs)))
+        for first, next_, epoch, epochs in reply
+    ]
+
+
+def _epoch(line: bytes) -> tuple[str, int]:
+    epoch, _, number = _text(line).partition(" ")
+    return epoch, int(number)
+
+
+def _packets(reply: list[bytes]) -> list[Packet]:
+    return list(map(parse_packet, reply))
+
+
+def read(room: str, start: int, stop: int, *, max_bytes: int) -> Call[list[Packet]]:
+    """Return blocks with the messages from *start* up to and without *stop*, oldest first.
+
+    Stops before a block that would exceed *max_bytes*, but returns at least one.  The first and the
+    last may have other messages as well.
+    """
+    return Call("multichat_read", (room, start, stop, max_bytes), _packets, writes=False)
+
+
+def read_before(room: str, stop: int, *, max_messages: int, max_bytes: int) -> Call[list[Packet]]:
+    """Return the blocks with the newest messages below *stop*, the newest first.
+
+    At most one block more than *max_messages* and *max_bytes* need.
+    """
+    arguments = (room, stop, max_messages, max_bytes)
+    return Call("multichat_read_before", arguments, _packets, writes=False)
+
+
+# --- Retention ------------------------------------------------------------------------------------
+
+
+class Deleted(msgspec.Struct, frozen=True, array_like=True):
+    """What a step of deleting has done: *counts* are messages and rooms, by age, messages, bytes.
+
+    *ms* is the engine's clock, *cursor* is for the next step; *more* if there is more to delete.
+    """
+
+    ms: int
+    cursor: str
+    more: bool
+    counts: tuple[tuple[int, int], ...]
+
+
+def trim(
+    cursor: str,
+    *,
+    max_age_seconds: float | None = None,
+    max_messages: int | None = None,
+    max_bytes: int | None = None,
+    max_blocks: int = 500,
+) -> Call[Deleted]:
+    """Delete the oldest blocks above the limits, at most about *max_blocks* of them.
+
+    Looks for *max_messages* at some rooms only: pass the cursor on, `0` at first.
+    """
+    age = int((max_age_seconds or 0) * 1000)
+    arguments = (cursor, age, max_messages or 0, max_bytes or 0, max_blocks)
+    return Call("multichat_trim", arguments, _deleted)
+
+
+def _deleted(reply: Any) -> Deleted:
+    ms, cursor, more, counts = reply
+    return Deleted(
+        ms, _text(cursor), bool(more), tuple(zip(counts[::2], counts[1::2], strict=True))
+    )
+
+
+def _text(reply: bytes | str) -> str:
+    return reply.decode() if isinstance(reply, bytes) else reply

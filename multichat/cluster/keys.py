@@ -1,0 +1,32 @@
+"""The names of keys and channels in the engine: all begin with `multichat:`.  Pure.
+
+The function library makes most names itself: see the list at the top of `library.lua`, and of
+`directory.lua` for the directory's.
+"""
+
+__all__ = ["LOG", "NODES", "PREFIX", "channel_room", "room_channel", "room_stream"]
+
+PREFIX = "multichat:"
+
+# A hash: the era, the primary that it belongs to, how many bytes all rooms have.
+LOG = f"{PREFIX}log"
+
+# A hash: each node's run.
+NODES = f"{PREFIX}nodes"
+
+_ROOM_CHANNEL = f"{PREFIX}room:"
+
+
+def room_channel(room: str) -> str:
+    """Return the channel of the room with that key; it is the name of the room's hash, too."""
+    return f"{_ROOM_CHANNEL}{room}"
+
+
+def room_stream(room: str) -> str:
+    """Return the stream with the messages of the room with that key."""
+    return f"{PREFIX}log:{room}"
+
+
+def channel_room(channel: str) -> str | None:
+    """Return the key of the room whose channel that is, or None if it is no room's."""
+    return channel.removeprefix(_ROOM_CHANNEL) if channel.startswith(_ROOM_CHANNEL) else None
