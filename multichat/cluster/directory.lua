@@ -1,0 +1,835 @@
+-- The directory: everything that nodes share besides the messages of rooms.
+--
+-- A node changes it with batches: `multichat_change(NODE, RUN, SEQUENCE, SETTINGS, CHANGES)`, the
+-- last two packed.  Batches of a run are numbered and sent one at a time: a batch that is repeated
+-- after a lost connection gets its first answer, and changes nothing.  The answer has one result
+-- for each change: {"ok", …} or {"refused", CODE, …}; "fenced" is the code for a client that has
+-- been resumed elsewhere meanwhile.
+--
+-- What changes is appended to a stream, the feed, as an event [ACTOR, [KIND, …]] with a number, and
+-- pushed on a channel.  ACTOR is the node that asked for it, empty for what follows from that for
+-- others.
+--
+-- Invariants:
+-- 1. No two clients have names that share a lookalike key; nor a client and an account that is not
+--    its own.
+-- 2. A client belongs to the run that connected it last; its generation rises with each resume.
+-- 3. A run whose lease has ended is never valid again; its clients are removed once.
+--
+-- Functions are atomic, but not transactional: each change validates before it writes.
+--
+-- Follows library.lua in one library, and uses from it: is_fenced, load_nonces, remember_nonces,
+-- forget_nonces.
+
+do
+    local PREFIX = 'multichat:'
+    local NODES = PREFIX .. 'nodes'              -- node → run
+    local RUNS = PREFIX .. 'expired'             -- runs whose clients are still to be removed
+    local CLIENTS = PREFIX .. 'clients'          -- number → entry, see `entry_of`
+    local GENERATIONS = PREFIX .. 'generations'  -- number → generation, also of those away
+    local NUMBERS = PREFIX .. 'clients:ever'     -- the highest number that was given to a node
+    local NAMES = PREFIX .. 'names'              -- folded name → {client, name, keys, origin, until}
+    local NAME_KEYS = PREFIX .. 'names:keys'     -- lookalike key → folded name
+    local AWAY = PREFIX .. 'names:away'          -- folded names of those away, by when they are free
+    local LOGINS = PREFIX .. 'logins'            -- account → number
+    local ACCOUNTS = PREFIX .. 'accounts'        -- folded name → {name, hash, keys}
+    local ACCOUNT_KEYS = PREFIX .. 'accounts:keys'
+    local TOPICS = PREFIX .. 'topics'
+    local BANS = PREFIX .. 'bans'                -- target → {number, ban}
+    local DIRECTS = PREFIX .. 'directs'          -- private messages under way to other nodes
+    local SESSIONS = PREFIX .. 'sessions'        -- digest → {client, generation, record}
+    local LEFT = PREFIX .. 'sessions:left'       -- digests of sessions away, by when they left
+    local LOG, COUNT = PREFIX .. 'directory:log', PREFIX .. 'directory:count'
+    local CHANNEL = PREFIX .. 'directory'
+
+    -- A node that is further behind reads a snapshot.
+    local LOG_EVENTS = 10000
+    -- One call removes at most so many clients, sessions or names: about 20 ms.
+    local MAX_REMOVED = 500
+    -- A run is never valid again; a frozen node asks within a day.
+    local FENCED_SECONDS = 86400
+    local LOST = 'connection lost'
+
+    -- While the library is loaded there is neither `redis.call` nor `cmsgpack`.
+    local function call(...)
+        return redis.call(...)
+    end
+
+    local function pack(value)
+        return cmsgpack.pack(value)
+    end
+
+    local function unpacked(value)
+        return cmsgpack.unpack(value)
+    end
+
+    local function load(key, field)
+        local value = call('HGET', key, field)
+        return value and unpacked(value) or nil
+    end
+
+    local function save(key, field, value)
+        call('HSET', key, field, pack(value))
+    end
+
+    local function now()
+        local time = call('TIME')
+        return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+    end
+
+    local function text(number)
+        return string.format('%.0f', number)
+    end
+
+    local function emit(actor, ...)
+        local number = text(call('INCR', COUNT))
+        local event = pack({actor, {...}})
+        call('XADD', LOG, 'MAXLEN', '~', LOG_EVENTS, number .. '-0', 'e', event)
+        call('PUBLISH', CHANNEL, number .. ' ' .. event)
+    end
+
+    local function clients_of(run)
+        return PREFIX .. 'run:' .. run .. ':clients'
+    end
+
+    local function lease_of(node)
+        return PREFIX .. 'lease:' .. node
+    end
+
+    local function answer_of(run)
+        return PREFIX .. 'run:' .. run .. ':answer'
+    end
+
+    local FENCED = {'refused', 'fenced'}
+
+    -- Names ------------------------------------------------------------------------------------
+
+    local function without(list, removed)
+        local kept = {}
+        for _, each in ipairs(list) do
+            if each ~= removed then
+                kept[#kept + 1] = each
+            end
+        end
+        return kept
+    end
+
+    local function release_name(fold)
+        local held = load(NAMES, fold)
+        if held then
+            for _, key in ipairs(held.keys) do
+                if call('HGET', NAME_KEYS, key) == fold then
+                    call('HDEL', NAME_KEYS, key)
+                end
+            end
+            call('HDEL', NAMES, fold)
+            call('ZREM', AWAY, fold)
+        end
+    end
+
+    -- Return the folded names of other clients that share one of these keys.
+    local function others_with(client, keys)
+        local found, seen = {}, {}
+        for _, key in ipairs(keys) do
+            local fold = call('HGET', NAME_KEYS, key)
+            if fold and not seen[fold] then
+                seen[fold] = true
+                local held = load(NAMES, fold)
+                if held and held.client ~= client then
+                    found[#found + 1] = {fold, held}
+                end
+            end
+        end
+        return found
+    end
+
+    -- Return a refusal if these keys are those of another account than `own`.
+    local function registered(fold, keys, own)
+        for _, key in ipairs(keys) do
+            local account = call('HGET', ACCOUNT_KEYS, key)
+            if account and account ~= own then
+                local other = account == fold and '' or load(ACCOUNTS, account).name
+                return {'refused', 'name-taken', other, true}
+            end
+        end
+    end
+
+    local function may_be_taken(held, fold, account, origin, time)
+        return held['until'] > 0
+            and (held['until'] <= time or held.origin == origin or account == fold)
+    end
+
+    -- Return why the client cannot have that name, or nil.
+    local function name_refusal(client, fold, keys, account, origin, time)
+        local refusal = registered(fold, keys, account)
+        if refusal then
+            return refusal
+        end
+        for _, each in ipairs(others_with(client, keys)) do
+            if not may_be_taken(each[2], fold, account, origin, time) then
+                local other = each[1] == fold and '' or each[2].name
+                return {'refused', 'name-taken', other, false}
+            end
+        end
+    end
+
+    -- Give a client a name that it can have; those away who held it lose it.
+    local function give_name(entry, client, name, fold, keys, origin)
+        for _, each in ipairs(others_with(client, keys)) do
+            release_name(each[1])
+        end
+        save(NAMES, fold, {client = client, name = name, keys = keys, origin = origin, ['until'] = 0})
+        call('ZREM', AWAY, fold)
+        for _, key in ipairs(keys) do
+            call('HSET', NAME_KEYS, key, fold)
+        end
+        entry.names = without(entry.names, fold)
+        entry.names[#entry.names + 1] = fold
+    end
+
+    -- Release all names of a client but one, whose keys it may share with them.
+    local function keep_name(entry, fold)
+        for _, each in ipairs(entry.names) do
+            if each ~= fold then
+                release_name(each)
+            end
+        end
+        entry.names = {}
+        local held = fold ~= '' and load(NAMES, fold)
+        if held then
+            entry.names = {fold}
+            for _, key in ipairs(held.keys) do
+                call('HSET', NAME_KEYS, key, fold)
+            end
+        end
+    end
+
+    -- Clients ----------------------------------------------------------------------------------
+
+    -- Return the entry of a client that is not fenced, a new one if it has none.  Its record is what
+    -- all nodes know of it since the `put` of the generation `told`, 0 for none.
+    local function entry_of(context, client, generation)
+        local entry = load(CLIENTS, text(client)) or {
+            record = {client = client, name = '', account = '', rooms = {}, address = '', origin = ''},
+            names = {}, login = '', session = '', told = 0,
+        }
+        if entry.run ~= context.run then
+            if entry.run then
+                call('SREM', clients_of(entry.run), text(client))
+            end
+            call('SADD', clients_of(context.run), text(client))
+            entry.node, entry.run = context.node, context.run
+        end
+        entry.record.generation = generation
+        call('HSET', GENERATIONS, text(client), text(generation))
+        return entry
+    end
+
+    local function is_same(one, other)
+        return one.name == other.name and one.account == other.account
+            and one.address == other.address and one.origin == other.origin
+            and table.concat(one.rooms, '\n') == table.concat(other.rooms, '\n')
+    end
+
+    local function release_login(entry, client)
+        if entry.login ~= '' and call('HGET', LOGINS, entry.login) == text(client) then
+            call('HDEL', LOGINS, entry.login)
+        end
+        entry.login = ''
+    end
+
+    -- Take a name, and a login, away from a client; its node reports what it is called then.
+    local function lose(client, fold, name, login)
+        local entry = load(CLIENTS, text(client))
+        if entry then
+            entry.names = without(entry.names, fold)
+            if login then
+                entry.login = ''
+            end
+            save(CLIENTS, text(client), entry)
+            emit('', 'name-lost', client, entry.record.generation, name, login, entry.node)
+        end
+    end
+
+    -- Sessions ---------------------------------------------------------------------------------
+
+    local function end_session(digest)
+        local session = load(SESSIONS, digest)
+        if session then
+            call('HDEL', SESSIONS, digest)
+            call('ZREM', LEFT, digest)
+            forget_nonces(text(session.client))
+            if call('HEXISTS', CLIENTS, text(session.client)) == 0 then
+                call('HDEL', GENERATIONS, text(session.client))
+            end
+        end
+    end
+
+    -- Remove sessions and names whose time has ended, and sessions above the limit.
+    local function purge(settings, time, most)
+        local ended = text(time - settings.session)
+        for _, digest in ipairs(call('ZRANGEBYSCORE', LEFT, '-inf', ended, 'LIMIT', 0, most)) do
+            end_session(digest)
+        end
+        local excess = call('ZCARD', LEFT) - settings.max_sessions
+        if excess > 0 then
+            for _, digest in ipairs(call('ZRANGE', LEFT, 0, math.min(excess, most) - 1)) do
+                end_session(digest)
+            end
+        end
+        for _, fold in ipairs(call('ZRANGEBYSCORE', AWAY, '-inf', text(time), 'LIMIT', 0, most)) do
+            release_name(fold)
+        end
+    end
+
+    -- Remove a client that is connected no more; its name is kept for `keep` ms, unless that is
+    -- negative.
+    local function remove_client(actor, settings, client, entry, reason, keep)
+        call('HDEL', CLIENTS, text(client))
+        call('SREM', clients_of(entry.run), text(client))
+        release_login(entry, client)
+        local fold, time = '', now()
+        for _, each in ipairs(entry.names) do
+            local held = load(NAMES, each)
+            if keep >= 0 and held and held.name == entry.record.name then
+                fold = each
+            end
+        end
+        keep_name(entry, fold)
+        if fold ~= '' then
+            local held = load(NAMES, fold)
+            held['until'] = time + keep
+            save(NAMES, fold, held)
+            call('ZADD', AWAY, text(held['until']), fold)
+        end
+        if entry.session == '' or call('HEXISTS', SESSIONS, entry.session) == 0 then
+            call('HDEL', GENERATIONS, text(client))
+        end
+        if entry.told > 0 then
+            emit(actor, 'gone', client, entry.record.generation, reason, keep >= 0)
+        end
+        purge(settings, time, 2)  -- as fast as they come
+    end
+
+    -- A client whose node is gone: its session can be resumed.
+    local function client_lost(settings, client, entry, reason)
+        local has_session = entry.session ~= '' and call('HEXISTS', SESSIONS, entry.session) == 1
+        if has_session then
+            call('ZADD', LEFT, text(now()), entry.session)
+        end
+        remove_client('', settings, client, entry, reason, has_session and settings.away or -1)
+    end
+
+    -- The changes ------------------------------------------------------------------------------
+
+    local FENCED = {'refused', 'fenced'}
+    local changes = {}
+
+    -- A block of client numbers above `floor`, the highest number that the node knows.
+    function changes.numbers(context, count, floor)
+        if tonumber(call('GET', NUMBERS) or '0') < floor then
+            call('SET', NUMBERS, text(floor))
+        end
+        return {'ok', call('INCRBY', NUMBERS, count) - count + 1}
+    end
+
+    -- A name for a client, and with `login` the account of that name.
+    function changes.claim(context, client, generation, name, fold, keys, account, login, origin)
+        if is_fenced(client, generation) then
+            return FENCED
+        end
+        if login then
+            if call('HEXISTS', ACCOUNTS, fold) == 0 then
+                return {'refused', 'name-taken', '', false}
+            end
+            local refusal = registered(fold, keys, fold)
+            if refusal then
+                return refusal
+            end
+            local holder = tonumber(call('HGET', LOGINS, fold) or '0')
+            local others = others_with(client, keys)
+            for _, each in ipairs(others) do
+                release_name(each[1])
+                if each[2]['until'] == 0 and each[2].client ~= holder then
+                    lose(each[2].client, each[1], each[2].name, false)
+                end
+            end
+            if holder ~= 0 and holder ~= client then
+                local lost = ''
+                for _, each in ipairs(others) do
+                    lost = each[2].client == holder and each[1] or lost
+                end
+                lose(holder, lost, name, true)
+            end
+        else
+            local refusal = name_refusal(client, fold, keys, account, origin, context.time)
+            if refusal then
+                return refusal
+            end
+        end
+        local entry = entry_of(context, client, generation)
+        give_name(entry, client, name, fold, keys, origin)
+        if login then
+            if entry.login ~= fold then
+                release_login(entry, client)
+            end
+            call('HSET', LOGINS, fold, text(client))
+            entry.login = fold
+        end
+        save(CLIENTS, text(client), entry)
+        return {'ok'}
+    end
+
+    -- The present state of a client; it gives back the names and the login that are not in it.
+    function changes.put(context, record, fold, keys)
+        local client, generation = record.client, record.generation
+        if is_fenced(client, generation) then
+            return FENCED
+        end
+        local entry = entry_of(context, client, generation)
+        local account = record.account
+        if entry.login ~= account then
+            release_login(entry, client)
+            if account ~= '' then
+                local is_free = call('HEXISTS', ACCOUNTS, account) == 1
+                    and call('HSETNX', LOGINS, account, text(client)) == 1
+                if is_free or call('HGET', LOGINS, account) == text(client) then
+                    entry.login = account
+                else
+                    record.account = ''
+                    emit('', 'name-lost', client, generation, account, true, context.node)
+                end
+            end
+        end
+        if record.name ~= '' then
+            local held = load(NAMES, fold)
+            if held == nil or held.client ~= client or held['until'] > 0 then
+                if name_refusal(client, fold, keys, record.account, record.origin, context.time) then
+                    emit('', 'name-lost', client, generation, record.name, false, context.node)
+                    record.name, fold = '', ''
+                else
+                    give_name(entry, client, record.name, fold, keys, record.origin)
+                end
+            elseif held.name ~= record.name then  -- in another case
+                held.name = record.name
+                save(NAMES, fold, held)
+            end
+        end
+        keep_name(entry, fold)
+        local is_known = entry.told == generation and is_same(entry.record, record)
+        entry.record, entry.told = record, generation
+        save(CLIENTS, text(client), entry)
+        if not is_known then
+            emit(context.node, 'put', record)
+        end
+        return {'ok'}
+    end
+
+    -- A client has disconnected; its name is kept for `keep` ms, unless that is negative.
+    function changes.gone(context, client, generation, reason, keep)
+        if is_fenced(client, generation) then
+            return FENCED
+        end
+        local entry = load(CLIENTS, text(client))
+        if entry then
+            remove_client(context.node, context.settings, client, entry, reason, keep)
+        end
+        return {'ok'}
+    end
+
+    changes['save-session'] = function(context, digest, client, generation, record, connected)
+        if is_fenced(client, generation) then
+            return FENCED
+        end
+        save(SESSIONS, digest, {client = client, generation = generation, record = record})
+        call('HSET', GENERATIONS, text(client), text(generation))
+        if connected then
+            call('ZREM', LEFT, digest)
+        else
+            call('ZADD', LEFT, text(context.time), digest)
+        end
+        local entry = load(CLIENTS, text(client))
+        if entry and entry.session ~= digest then
+            entry.session = digest
+            save(CLIENTS, text(client), entry)
+        end
+        return {'ok'}
+    end
+
+    local function session_of(digest, settings, time)
+        local session, left = load(SESSIONS, digest), call('ZSCORE', LEFT, digest)
+        if session and (not left or tonumber(left) + settings.session > time) then
+            return session, left and time - tonumber(left) or 0
+        end
+    end
+
+    -- Resume a session here, if it has that generation: the next one fences who had it.
+    changes['take-session'] = function(context, digest, generation)
+        local session = session_of(digest, context.settings, context.time)
+        if session == nil or session.generation ~= generation then
+            return {'refused', 'unknown-session'}
+        end
+        local client = session.client
+        local newest = tonumber(call('HGET', GENERATIONS, text(client)) or '0')
+        session.generation = math.max(newest, generation) + 1
+        local before = load(CLIENTS, text(client))
+        local entry = entry_of(context, client, session.generation)
+        entry.session = digest
+        save(CLIENTS, text(client), entry)
+        save(SESSIONS, digest, session)
+        call('ZREM', LEFT, digest)
+        emit(context.node, 'taken', client, session.generation - 1, before and before.node or '')
+        return {'ok', client, session.generation, session.record, load_nonces(text(client))}
+    end
+
+    changes['forget-session'] = function(context, digest, client, generation)
+        if is_fenced(client, generation) then
+            return FENCED
+        end
+        end_session(digest)
+        return {'ok'}
+    end
+
+    -- Remember the nonce of a private message, which has no id.
+    changes.nonce = function(context, client, nonce, check)
+        local failed = remember_nonces(
+            text(client), {nonce}, {check .. ' - 0 '}, context.settings.nonces)
+        return failed and {'refused', 'error', failed.err} or {'ok'}
+    end
+
+    -- Remove the clients of this node that are not listed, after a reconnect.
+    function changes.retain(context, clients)
+        local wanted = {}
+        for _, client in ipairs(clients) do
+            wanted[text(client)] = true
+        end
+        for _, client in ipairs(call('SMEMBERS', clients_of(context.run))) do
+            local entry = not wanted[client] and load(CLIENTS, client)
+            if entry then
+                client_lost(context.settings, tonumber(client), entry, LOST)
+            end
+        end
+        return {'ok'}
+    end
+
+    -- Store an account in place of the one with the hash `former`, empty if it is new; remove it
+    -- without a `name`.
+    function changes.account(context, fold, name, hash, keys, former, most)
+        local account = load(ACCOUNTS, fold)
+        if (account and account.hash or '') ~= former or (name == '' and not account) then
+            return {'refused', 'name-taken', '', account ~= nil}
+        end
+        if name == '' then
+            call('HDEL', ACCOUNTS, fold)
+            for _, key in ipairs(account.keys) do
+                if call('HGET', ACCOUNT_KEYS, key) == fold then
+                    call('HDEL', ACCOUNT_KEYS, key)
+                end
+            end
+            local holder = call('HGET', LOGINS, fold)
+            if holder then
+                call('HDEL', LOGINS, fold)
+                local entry = load(CLIENTS, holder)
+                if entry then
+                    entry.login = ''
+                    save(CLIENTS, holder, entry)
+                end
+            end
+        else
+            if account == nil then
+                local refusal = registered(fold, keys, '')
+                if refusal then
+                    return refusal
+                end
+                if call('HLEN', ACCOUNTS) >= most then
+                    return {'refused', 'too-many-accounts'}
+                end
+            end
+            save(ACCOUNTS, fold, {name = name, hash = hash, keys = keys})
+            for _, key in ipairs(keys) do
+                call('HSET', ACCOUNT_KEYS, key, fold)
+            end
+        end
+        emit(context.node, 'account', fold, name, hash)
+        return {'ok'}
+    end
+
+    function changes.topic(context, key, topic, client, name, most)
+        if topic == '' then
+            call('HDEL', TOPICS, key)
+        else
+            if call('HEXISTS', TOPICS, key) == 0 and call('HLEN', TOPICS) >= most then
+                return {'refused', 'too-many-topics'}
+            end
+            call('HSET', TOPICS, key, topic)
+        end
+        emit(context.node, 'topic', key, topic, client, name)
+        return {'ok'}
+    end
+
+    function changes.ban(context, ban, most)
+        if call('HEXISTS', BANS, ban.target) == 0 and call('HLEN', BANS) >= most then
+            return {'refused', 'too-many-bans'}
+        end
+        save(BANS, ban.target, {call('INCR', BANS .. ':count'), ban})
+        emit(context.node, 'banned', ban)
+        return {'ok'}
+    end
+
+    function changes.unban(context, target)
+        if call('HDEL', BANS, target) == 0 then
+            return {'refused', 'not-banned'}
+        end
+        emit(context.node, 'unbanned', target)
+        return {'ok'}
+    end
+
+    -- Disconnect a client on another node; if it may not return, its session ends now.
+    function changes.disconnect(context, client, code, reason, returns)
+        local entry = load(CLIENTS, text(client))
+        if entry == nil then
+            return {'refused', 'unknown-client'}
+        end
+        if not returns then
+            end_session(entry.session)
+        end
+        emit(context.node, 'disconnect', client, entry.node, code, reason)
+        return {'ok'}
+    end
+
+    function changes.announce(context, announcement)
+        emit(context.node, 'announced', announcement)
+        return {'ok'}
+    end
+
+    -- Private messages: the recipient's node claims one, delivers it, and says how that went.
+
+    local function finish_direct(id, direct, delivered)
+        call('HDEL', DIRECTS, id)
+        emit('', 'direct-done', id, direct.from, delivered)
+    end
+
+    function changes.direct(context, id, to, message)
+        local entry = load(CLIENTS, text(to))
+        if entry == nil then
+            return {'refused', 'unknown-client'}
+        end
+        save(DIRECTS, id, {from = context.node, run = entry.run, claimed = false})
+        emit(context.node, 'direct', id, to, entry.node, message)
+        return {'ok'}
+    end
+
+    changes['claim-direct'] = function(context, id)
+        local direct = load(DIRECTS, id)
+        if direct == nil or direct.run ~= context.run or direct.claimed then
+            return {'refused', 'withdrawn'}
+        end
+        direct.claimed = true
+        save(DIRECTS, id, direct)
+        return {'ok'}
+    end
+
+    changes['finish-direct'] = function(context, id, delivered)
+        local direct = load(DIRECTS, id)
+        if direct and direct.run == context.run then
+            finish_direct(id, direct, delivered)
+        end
+        return {'ok'}
+    end
+
+    -- The sender waits no longer: it is not delivered, unless it is claimed already.
+    changes['withdraw-direct'] = function(context, id)
+        local direct = load(DIRECTS, id)
+        if direct and direct.claimed then
+            return {'refused', 'claimed'}
+        end
+        call('HDEL', DIRECTS, id)
+        return {'ok'}
+    end
+
+    -- Nodes ------------------------------------------------------------------------------------
+
+    local function expire(node, run)
+        call('HDEL', NODES, node)
+        call('SET', PREFIX .. 'fenced:' .. run, 1, 'EX', FENCED_SECONDS)
+        call('SADD', RUNS, run)
+        call('DEL', answer_of(run))
+        emit('', 'node-lost', node)
+        local directs = call('HGETALL', DIRECTS)
+        for index = 1, #directs, 2 do
+            local direct = unpacked(directs[index + 1])
+            if direct.run == run then
+                finish_direct(directs[index], direct, false)
+            end
+        end
+    end
+
+    -- Remove clients of expired runs; return whether any are left.
+    local function sweep(settings, most, reason)
+        for _, run in ipairs(call('SMEMBERS', RUNS)) do
+            while most > 0 do
+                local client = call('SPOP', clients_of(run))
+                if not client then
+                    call('SREM', RUNS, run)
+                    break
+                end
+                local entry = load(CLIENTS, client)
+                if entry and entry.run == run then
+                    client_lost(settings, tonumber(client), entry, reason)
+                end
+                most = most - 1
+            end
+        end
+        return call('SCARD', RUNS) > 0
+    end
+
+    -- Return an error unless that run of the node is valid.
+    local function invalid(node, run)
+        if call('HGET', NODES, node) == run then
+            return nil
+        end
+        if call('EXISTS', PREFIX .. 'fenced:' .. run) == 1 or call('HEXISTS', NODES, node) == 1 then
+            return redis.error_reply('FENCED the lease of this node has ended')
+        end
+        return redis.error_reply('UNREGISTERED the engine does not know this node')
+    end
+
+    -- NODE RUN SETTINGS: a node starts, or joins again; returns the number of the last event.
+    redis.register_function('multichat_join', function(keys, args)
+        local node, run, settings = args[1], args[2], unpacked(args[3])
+        if call('EXISTS', PREFIX .. 'fenced:' .. run) == 1 then
+            return redis.error_reply('FENCED the lease of this node has ended')
+        end
+        local known = call('HGET', NODES, node)
+        if known and known ~= run then
+            if call('EXISTS', lease_of(node)) == 1 then
+                return redis.error_reply('INUSE another node runs under this name')
+            end
+            expire(node, known)
+        end
+        call('HSET', NODES, node, run)
+        call('SET', lease_of(node), run, 'PX', settings.lease)
+        if not known or known ~= run then
+            emit(node, 'node-joined', node)
+        end
+        return tonumber(call('GET', COUNT) or '0')
+    end)
+
+    -- NODE RUN SETTINGS: renews the lease, and removes the clients of nodes whose lease has ended.
+    -- Returns the number of the last event, and 1 if it is to be called again at once.
+    redis.register_function('multichat_renew', function(keys, args)
+        local node, run, settings = args[1], args[2], unpacked(args[3])
+        local problem = invalid(node, run)
+        if problem then
+            return problem
+        end
+        call('SET', lease_of(node), run, 'PX', settings.lease)
+        local nodes = call('HGETALL', NODES)
+        for index = 1, #nodes, 2 do
+            if call('EXISTS', lease_of(nodes[index])) == 0 then
+                expire(nodes[index], nodes[index + 1])
+            end
+        end
+        local again = sweep(settings, MAX_REMOVED, LOST)
+        purge(settings, now(), MAX_REMOVED)
+        return {tonumber(call('GET', COUNT) or '0'), again and 1 or 0}
+    end)
+
+    -- NODE RUN SETTINGS REASON: the node ends in order; its clients may resume elsewhere.
+    redis.register_function('multichat_end_node', function(keys, args)
+        local node, run, settings = args[1], args[2], unpacked(args[3])
+        if call('HGET', NODES, node) == run then
+            expire(node, run)
+            call('DEL', lease_of(node))
+        end
+        return sweep(settings, MAX_REMOVED, args[4]) and 1 or 0
+    end)
+
+    -- NODE RUN SEQUENCE SETTINGS CHANGES: see above.  Returns the number of the last event and the
+    -- packed results.
+    redis.register_function('multichat_change', function(keys, args)
+        local node, run, sequence = args[1], args[2], tonumber(args[3])
+        local problem = invalid(node, run)
+        if problem then
+            return problem
+        end
+        local last = call('HMGET', answer_of(run), 'sequence', 'number', 'results')
+        if last[1] and sequence <= tonumber(last[1]) then
+            if sequence < tonumber(last[1]) then
+                return redis.error_reply('REPEATED this batch was answered long ago')
+            end
+            return {tonumber(last[2]), last[3]}
+        end
+        local context = {
+            node = node, run = run, settings = unpacked(args[4]), time = now(),
+        }
+        local results = {}
+        for index, change in ipairs(unpacked(args[5])) do
+            local apply = changes[change[1]]
+            local done, result
+            if apply then
+                done, result = pcall(apply, context, unpack(change, 2))
+            end
+            if not done then
+                local why = type(result) == 'table' and result.err or tostring(result)
+                result = {'refused', 'error', apply and why or 'unknown change'}
+            end
+            results[index] = result
+        end
+        local number, packed = tonumber(call('GET', COUNT) or '0'), pack(results)
+        call('HSET', answer_of(run), 'sequence', text(sequence), 'number', text(number),
+            'results', packed)
+        return {number, packed}
+    end)
+
+    -- Everything that a replica holds, and the number of the last event in it.
+    redis.register_function{
+        function_name = 'multichat_snapshot',
+        callback = function(keys, args)
+            return {
+                tonumber(call('GET', COUNT) or '0'), call('HGETALL', CLIENTS),
+                call('HGETALL', ACCOUNTS), call('HGETALL', TOPICS), call('HGETALL', BANS),
+            }
+        end,
+        flags = {'no-writes'},
+    }
+
+    -- AFTER COUNT: the events after that number, each with its number: {NUMBER, EVENT, …}; an error
+    -- if some of them are kept no longer.
+    redis.register_function{
+        function_name = 'multichat_events',
+        callback = function(keys, args)
+            local after = tonumber(args[1])
+            local found = call('XRANGE', LOG, '(' .. args[1] .. '-0', '+', 'COUNT', args[2])
+            local last = tonumber(call('GET', COUNT) or '0')
+            local events = {}
+            for index, entry in ipairs(found) do
+                local number = tonumber(string.match(entry[1], '^%d+'))
+                if number ~= after + index then
+                    return redis.error_reply('GAP these events are kept no longer')
+                end
+                events[#events + 1] = number
+                events[#events + 1] = entry[2][2]
+            end
+            if last < after or (last > after and #found == 0) then
+                return redis.error_reply('GAP these events are kept no longer')
+            end
+            return events
+        end,
+        flags = {'no-writes'},
+    }
+
+    -- SETTINGS DIGEST: {CLIENT, GENERATION, RECORD, AGE, NONCES} of a session, or nothing.
+    redis.register_function{
+        function_name = 'multichat_session',
+        callback = function(keys, args)
+            local session, age = session_of(args[2], unpacked(args[1]), now())
+            if session == nil then
+                return {}
+            end
+            local nonces = load_nonces(text(session.client))
+            return {session.client, session.generation, session.record, age, nonces}
+        end,
+        flags = {'no-writes'},
+    }
+end
