@@ -224,14 +224,13 @@ class Backend(ABC):
 
     *is_shared* says whether other nodes may use it, too.  If it is not, only the methods without
     "Shared" in their docstring are called.  *location* tells the operator where the data is stored;
-    it is empty in memory.  *clients_ever* is the highest client number that may have been assigned.
-    *accounts*, *topics* (by room, case-folded), *bans* and *clients* (those on other nodes) are
-    those that there were when `run` opened it; `receive` returns what changes from then on.
+    it is empty in memory.  *accounts*, *topics* (by room, case-folded), *bans* and *clients* (those
+    on other nodes) are those that there were when `run` opened it; `receive` returns what changes
+    from then on.
     """
 
     is_shared: bool = False
     location: str = ""
-    clients_ever: int = 0
     accounts: Sequence[AccountRecord] = ()
     topics: Mapping[str, str] = MappingProxyType({})
     bans: Sequence[BanRecord] = ()

@@ -17,7 +17,7 @@ from multichat.journal.base import (
 )
 from multichat.protocol.messages import Nonce, SaidBlock
 
-__all__ = ["LocalBackend"]
+__all__ = ["LocalBackend", "LocalLog"]
 
 
 class LocalBackend(Backend):
@@ -25,7 +25,7 @@ class LocalBackend(Backend):
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self.clients_ever = 0
+        self._given = 0  # the last client number
 
     @property
     def location(self) -> str:  # type: ignore[override]
@@ -44,10 +44,7 @@ class LocalBackend(Backend):
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the journal."""
-        async with trio.open_nursery() as nursery:
-            await nursery.start(self._journal.run)
-            self.clients_ever = self._journal.clients_ever
-            task_status.started()
+        await self._journal.run(task_status=task_status)
 
     def before_shutdown(self) -> None:
         """Stop deleting from the journal."""
@@ -55,12 +52,11 @@ class LocalBackend(Backend):
 
     def room(self, key: str) -> RoomLog:
         """Return the room's part of the journal, as a log."""
-        return _LocalLog(self._journal.room(key))
+        return LocalLog(self._journal.room(key))
 
     async def give_client_number(self) -> int:
         """Return the next number; the journal stores that it is taken."""
-        self.clients_ever += 1
-        number = self.clients_ever
+        self._given = number = max(self._given, self._journal.clients_ever) + 1
         with suppress(StorageFailed):  # the journal has logged it; a full disk refuses no client
             await self._journal.reserve_client_numbers(number)
         return number
@@ -97,7 +93,7 @@ async def _stored(pending: PendingWrite | None) -> None:
         await pending.wait()
 
 
-class _LocalLog(RoomLog):
+class LocalLog(RoomLog):
     """A room's part of a journal, which numbers messages at once."""
 
     __slots__ = ("_journal",)
@@ -107,19 +103,31 @@ class _LocalLog(RoomLog):
 
     @property
     def epoch(self) -> str:
+        """The journal's epoch."""
         return self._journal.epoch
 
     @property
     def first(self) -> int:
+        """The number of the oldest message in the journal."""
         return self._journal.first
 
     @property
     def next(self) -> int:
+        """The number after the last message that was appended."""
         return self._journal.next
 
     @property
     def earlier(self) -> Mapping[str, int]:
+        """The journal's earlier epochs."""
         return self._journal.earlier
+
+    def number_of(self, id_: str) -> int | None:
+        """Return the number of the message with that id, as the journal knows it."""
+        return self._journal.number_of(id_)
+
+    def id_of(self, number: int) -> str:
+        """Return the id of the message with that number, as the journal knows it."""
+        return self._journal.id_of(number)
 
     def propose(
         self,
@@ -128,10 +136,13 @@ class _LocalLog(RoomLog):
         checks: bytes = b"",
         generation: int = 1,
     ) -> Proposal:
+        """Append *draft* to the journal: it has its numbers already."""
         return Proposal(draft, self._journal.append(draft, nonces, checks))
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
+        """Read from the journal."""
         return await self._journal.read(start, stop, max_bytes=max_bytes)
 
     async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
+        """Read from the journal, backwards."""
         return await self._journal.read_before(stop, max_messages=max_messages, max_bytes=max_bytes)

@@ -102,16 +102,17 @@ async def _run(file: Path, action: Action, name: str, passphrase: str) -> list[s
     """Do as *action* says with the journal, and return what to print."""
     import trio
 
+    from multichat.backend.local import LocalBackend
     from multichat.errors import NameTaken, RemoteProtocolError, lone_exception
     from multichat.journal.sqlite.journal import SqliteJournal
     from multichat.server.accounts import Accounts
     from multichat.server.config import ServerConfig
 
-    journal = SqliteJournal(file)
+    backend = LocalBackend(SqliteJournal(file))
     with lone_exception():
         async with trio.open_nursery() as nursery:
-            await nursery.start(journal.run)
-            accounts = Accounts(ServerConfig(), journal)
+            await nursery.start(backend.run)
+            accounts = Accounts(ServerConfig(), backend)
             accounts.load()
             try:
                 return await _act(accounts, action, name, passphrase, file)

@@ -20,6 +20,7 @@ from hashlib import sha256
 
 import trio
 
+from multichat.backend.base import Backend
 from multichat.errors import (
     NameTaken,
     RegistrationClosed,
@@ -27,7 +28,7 @@ from multichat.errors import (
     TooManyRegistrations,
     WrongPassphrase,
 )
-from multichat.journal.base import AccountRecord, Journal, PendingWrite
+from multichat.journal.base import AccountRecord
 from multichat.protocol.lookalikes import NameIndex
 from multichat.protocol.names import fold_name, parse_person_name
 from multichat.server.config import Registration, ServerConfig
@@ -55,18 +56,23 @@ class Account:
         return fold_name(self.name)
 
     @property
+    def record(self) -> AccountRecord:
+        """What is stored of it."""
+        return AccountRecord(name=self.name, hash=self.hash)
+
+    @property
     def login(self) -> str:
         """A proof, for the session store, that its passphrase was given."""
         return f"{sha256(self.hash.encode()).hexdigest()[:_PROOF_DIGITS]} {self.key}"
 
 
 class Accounts:
-    """The accounts of one server; *journal* stores them, *hasher* hashes their passphrases."""
+    """The accounts of one server; *backend* stores them, *hasher* hashes their passphrases."""
 
     def __init__(
-        self, config: ServerConfig, journal: Journal, hasher: Hasher | None = None
+        self, config: ServerConfig, backend: Backend, hasher: Hasher | None = None
     ) -> None:
-        self._config, self._journal = config, journal
+        self._config, self._backend = config, backend
         self._accounts: dict[str, Account] = {}
         self._names: NameIndex[str] = NameIndex()
         self._operators: NameIndex[str] = NameIndex()
@@ -78,14 +84,14 @@ class Accounts:
         self._hasher = hasher or Hasher(config.accounts)
 
     def load(self) -> None:
-        """Load the accounts from the journal, which is open."""
-        for record in self._journal.accounts:
+        """Load the accounts from the backend, which is open."""
+        for record in self._backend.accounts:
             self._put(Account(record.name, record.hash))
 
     @property
     def are_lasting(self) -> bool:
         """Whether accounts survive a restart."""
-        return bool(self._journal.location)
+        return bool(self._backend.location)
 
     def __len__(self) -> int:
         """How many accounts there are."""
@@ -166,7 +172,7 @@ class Accounts:
         check()
         self._put(account)  # so that nobody else registers it meanwhile
         try:
-            await _stored(self._save(account))
+            await self._save(account, None)
         except Exception:
             self._discard(account)
             raise
@@ -194,7 +200,7 @@ class Accounts:
         check()
         self._accounts[account.key] = changed
         try:
-            await _stored(self._save(changed))
+            await self._save(changed, account)
         except Exception:
             if self._accounts.get(account.key) is changed:
                 self._accounts[account.key] = account
@@ -207,7 +213,7 @@ class Accounts:
         Raises `StorageFailed`.
         """
         while (account := self.find(name)) is not None:
-            await _stored(self._journal.save_account(account.key, None))
+            await self._backend.save_account(account.key, None, former=account.record)
             if self.find(name) is account:  # else it was stored again, with another passphrase
                 self._discard(account)
                 break
@@ -249,9 +255,9 @@ class Accounts:
         await trio.sleep(delay)
         return queue
 
-    def _save(self, account: Account) -> PendingWrite | None:
-        record = AccountRecord(name=account.name, hash=account.hash)
-        return self._journal.save_account(account.key, record)
+    async def _save(self, account: Account, former: Account | None) -> None:
+        replaced = None if former is None else former.record
+        await self._backend.save_account(account.key, account.record, former=replaced)
 
     def _put(self, account: Account) -> None:
         self._accounts[account.key] = account
@@ -261,8 +267,3 @@ class Accounts:
         if self._accounts.get(account.key) is account:
             del self._accounts[account.key]
             self._names.discard(account.key)
-
-
-async def _stored(pending: PendingWrite | None) -> None:
-    if pending is not None:
-        await pending.wait()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
+import trio
 
 from multichat.protocol.codec import Codec
 from multichat.protocol.ids import message_id
@@ -91,7 +92,8 @@ class Receipt:
     *delivered*: the operating system has all of it.  *queued*: it is in the member's send queue.
     *lagging*: the member gets it later, by replay.  *dropped*: the member missed it, or was
     disconnected because of it.  *epoch* and *first* make up the ids of the messages; *epoch* is
-    empty if nothing was published, or nothing that has an id.
+    empty if nothing was published, or nothing that has an id.  *ids* has one for each message if
+    some of them had been published before.
     """
 
     delivered: int = 0
@@ -100,10 +102,11 @@ class Receipt:
     dropped: int = 0
     epoch: str = field(default="", compare=False)
     first: int = field(default=0, compare=False)
+    ids: tuple[str, ...] = field(default=(), compare=False)
 
     def id_of(self, message: int) -> str:
         """Return the id of the message with that number in the publish, from 0."""
-        return message_id(self.epoch, self.first + message)
+        return self.ids[message] if self.ids else message_id(self.epoch, self.first + message)
 
     def __add__(self, other: "Receipt") -> "Receipt":
         """Return what became of the same message in two rooms."""
@@ -124,6 +127,9 @@ class Delivery:
     *to* are the members that get it, by codec, if these are not all live ones.  *messages* is how
     many there are; *submission* is set if they have nonces.  Until *free_until*, set by the first
     wait, waiting for slow members may be free.
+
+    With a log that has a feed, *applied* is set when it was delivered, or never will be, and it
+    *is_lost* if the log has lost it.
     """
 
     said: SaidBlock
@@ -138,6 +144,15 @@ class Delivery:
     queued: int = 0
     lagging: int = 0
     dropped: int = 0
+    is_lost: bool = False
+    _applied: trio.Event | None = None
+
+    @property
+    def applied(self) -> trio.Event:
+        """See above."""
+        if self._applied is None:
+            self._applied = trio.Event()
+        return self._applied
 
     def receipt(self) -> Receipt:
         """Return what became of it."""

@@ -5,12 +5,10 @@ Runs in the connection's own task, which is its boundary: nothing that goes wron
 
 import ssl
 import time
-from contextlib import suppress
 
 import trio
 
-from multichat.errors import StorageFailed
-from multichat.journal.base import Journal
+from multichat.backend.base import Backend
 from multichat.log import Log
 from multichat.net import transport
 from multichat.net.turns import Meter, Turns, current_meter
@@ -43,7 +41,7 @@ class Connections:
     """The connections to one server; each is served by `handle` or `handle_websocket`.
 
     *admission* counts them, *turns* schedules them, and *authentication* decides who may join.
-    *clients_before* is how many clients there were before this start, *refused* how many
+    *clients* is how many clients were admitted since the server started, *refused* how many
     connections were rejected.
     """
 
@@ -51,7 +49,7 @@ class Connections:
         self,
         config: ServerConfig,
         log: Log,
-        journal: Journal,
+        backend: Backend,
         registry: Registry,
         admin: AdminCommands,
         bans: Bans,
@@ -61,22 +59,12 @@ class Connections:
         authentication: Authentication,
         turns: Turns,
     ) -> None:
-        self._config, self._log, self._journal = config, log, journal
+        self._config, self._log, self._backend = config, log, backend
         self._registry, self._admin = registry, admin
         self._bans, self._filters = bans, filters
         self._admission, self._authentication = admission, authentication
         self._turns = turns
-        self._clients_ever = self._clients_before = 0
-        self.refused = 0
-
-    def load(self) -> None:
-        """Continue the clients' numbers from the journal, which MUST run."""
-        self._clients_ever = self._clients_before = self._journal.clients_ever
-
-    @property
-    def clients(self) -> int:
-        """How many clients were admitted since the server started."""
-        return self._clients_ever - self._clients_before
+        self.clients = self.refused = 0
 
     async def handle(
         self,
@@ -199,7 +187,8 @@ class Connections:
     ) -> Session:
         """Return a session for *connection*, to be run at once; raises `AdmissionRefused`."""
         self.check(address, too_many)
-        number = await self._give_number()  # which may wait for the disk
+        self.clients += 1
+        number = await self._backend.give_client_number()  # which may wait for the disk
         self.check(address, too_many)  # nothing waits from here on
         return Session(
             connection,
@@ -226,17 +215,6 @@ class Connections:
         """Count and log a connection from *address* that is refused."""
         self.refused += 1
         self._log.line("STATE", f"Refused {address or 'a client'}: {reason}")
-
-    async def _give_number(self) -> int:
-        """Return the number of a new client, which no client had before, also before a restart.
-
-        If the journal cannot store it, another client may get it after a restart.
-        """
-        self._clients_ever += 1
-        number = self._clients_ever
-        with suppress(StorageFailed):  # the journal has logged it; a full disk refuses no client
-            await self._journal.reserve_client_numbers(number)
-        return number
 
     def why_banned(self, address: str) -> str:
         """Return why *address* is banned; empty if it is not."""

@@ -1,8 +1,8 @@
-"""Answers to `history`: a page of earlier messages, from a room's ring and its journal."""
+"""Answers to `history`: a page of earlier messages, from a room's ring and its log."""
 
 from collections.abc import Iterator
 
-from multichat.journal.base import RoomJournal
+from multichat.backend.base import RoomLog
 from multichat.protocol.ids import message_id
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import HistoryPage, Nonce, Said, SaidBlock
@@ -16,21 +16,21 @@ MAX_HISTORY_BYTES = 256 * 1024
 
 
 async def read_history(
-    journal: RoomJournal, ring: Ring, stop: int, limit: int, nonce: Nonce | None = None
+    log: RoomLog, ring: Ring, stop: int, limit: int, nonce: Nonce | None = None
 ) -> HistoryPage:
     """Return the last messages before number *stop*, oldest first; at most *limit*.
 
     At most `MAX_HISTORY_MESSAGES`, and `MAX_HISTORY_BYTES` as JSON, but at least one.  The
-    *journal* is read only for what the *ring* does not have.  The page says how many messages after
-    its first one are missing.  Raises `NotRead` if the journal cannot be read.
+    *log* is read only for what the *ring* does not have.  The page says how many messages after
+    its first one are missing.  Raises `NotRead` if the log cannot be read.
     """
     limit = min(limit, MAX_HISTORY_MESSAGES)
     blocks = ring.newest(stop, max_messages=limit, max_bytes=MAX_HISTORY_BYTES)
     first = blocks[0].first if blocks else stop
     left = limit - sum(block.text.count("\n") + 1 for block in blocks)
     bytes_left = MAX_HISTORY_BYTES - sum(len(block.text.encode()) for block in blocks)
-    if first <= ring.first and first > journal.first and left and bytes_left > 0:
-        older = await journal.read_before(first, max_messages=left, max_bytes=bytes_left)
+    if first <= ring.first and first > log.first and left and bytes_left > 0:
+        older = await log.read_before(first, max_messages=left, max_bytes=bytes_left)
         blocks = [*older, *blocks]
     messages: list[Said] = []  # the newest first
     bytes_left = MAX_HISTORY_BYTES
@@ -40,10 +40,10 @@ async def read_history(
             break
         messages.append(said)
         first = number
-    oldest = journal.id_of(min(journal.first, ring.first))
+    oldest = log.id_of(min(log.first, ring.first))
     more = bool(messages) and messages[-1].id > oldest
     if not messages:  # nothing that is stored can be read
-        first = min(stop, journal.first, ring.first)
+        first = min(stop, log.first, ring.first)
     missed = stop - first - len(messages)
     return HistoryPage(messages[::-1], more, missed, nonce=nonce)
 

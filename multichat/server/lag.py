@@ -52,6 +52,14 @@ class Lag:
             count -= max(0, min(end, position) - max(first, self.position))
         return count
 
+    def go_back(self, position: int) -> None:
+        """Continue no later than at *position*: the messages from there on are other ones now."""
+        self.position, self.gap_end = min(self.position, position), min(self.gap_end, position)
+        while self._own and self._own[-1][1] > position:
+            first, _ = self._own.pop()
+            if first < position:
+                self._own.append((first, position))
+
     def skip_to(self, position: int) -> int:
         """Continue at *position*; return how many messages of others that skips."""
         missed = self.behind(position)

@@ -5,7 +5,7 @@ Changes only in functions without `await`.
 Invariants:
 
 1. No two rooms have the same folded name (`multichat.protocol.names.fold_name`).
-2. A room exists while it has members: an empty one takes no memory except its journal's.
+2. A room exists while it has members: an empty one takes no memory except its log's.
 """
 
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,8 +13,8 @@ from functools import partial
 
 import trio
 
+from multichat.backend.base import Backend
 from multichat.errors import InvalidName, InvalidRequest, TooManyRooms
-from multichat.journal.base import Journal
 from multichat.protocol.address import is_loopback
 from multichat.protocol.framing import clean
 from multichat.protocol.lookalikes import NameIndex, lookalike_keys
@@ -46,7 +46,7 @@ _MAX_TOPICS = 10_000
 class OpenRooms:
     """The open rooms of one server; iterating yields those with members, the oldest first.
 
-    *journal*, which is open, stores the messages and topics; *start_soon* starts tasks of the
+    *backend*, which is open, stores the messages and topics; *start_soon* starts tasks of the
     rooms, and *disconnect* disconnects a client.  *counts* is what all rooms have done, and *list*
     the answer to `rooms`.
     """
@@ -55,12 +55,12 @@ class OpenRooms:
         self,
         config: ServerConfig,
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
-        journal: Journal,
+        backend: Backend,
         disconnect: Callable[[Client, Goodbye], None],
     ) -> None:
         self.counts = Counts()
         self.list = CachedResponse(self._list)
-        self._config, self._journal = config, journal
+        self._config, self._backend = config, backend
         self._start_soon, self._disconnect = start_soon, disconnect
         self._closing: Goodbye | None = None
         self._rooms: dict[str, Room] = {}
@@ -72,8 +72,8 @@ class OpenRooms:
         self._new_rooms = HourlyLimit(config.max_new_rooms)
 
     def load(self) -> None:
-        """Load the topics from the journal, which is open."""
-        self._topics.update(self._journal.topics)
+        """Load the topics from the backend, which is open."""
+        self._topics.update(self._backend.topics)
 
     def __iter__(self) -> Iterator[Room]:
         return iter([room for room in self._rooms.values() if room])
@@ -114,22 +114,22 @@ class OpenRooms:
         key = fold_name(name)
         room = self._rooms.get(key)
         if room is None:
-            journal = self._journal.room(key)
+            log = self._backend.room(key)
             try:
                 name = LOBBY if key == LOBBY else parse_room_name(name)
             except InvalidName:
-                if not (journal.next or resuming):
+                if not (log.next or resuming):
                     raise
                 name = key
             if len(self._rooms) - closing >= self._config.max_rooms and name != LOBBY:
                 raise TooManyRooms(self._config.max_rooms)
             if name != LOBBY:
-                self._check_name(name, is_new=not journal.next)
-            if opener is not None and not journal.next and name != LOBBY:
+                self._check_name(name, is_new=not log.next)
+            if opener is not None and not log.next and name != LOBBY:
                 self._count_new_room(opener)
             room = self._rooms[key] = Room(
                 name,
-                journal=journal,
+                log=log,
                 config=self._config,
                 rings=self._rings,
                 pages=self._pages,
@@ -142,6 +142,8 @@ class OpenRooms:
                 self._names.add(room, name)
             if self._closing is not None:
                 room.shut_down(self._closing)
+            if room.feed is not None:
+                self._start_soon(room.feed.follow)
         return room
 
     async def set_topic(self, room: Room, topic: str, by: Client | None) -> TopicChanged:
@@ -155,13 +157,12 @@ class OpenRooms:
             raise InvalidRequest(f"a topic has at most {MAX_TOPIC_CHARACTERS} characters")
         if topic and room.key not in self._topics and len(self._topics) >= _MAX_TOPICS:
             raise InvalidRequest(f"too many rooms have a topic (limit: {_MAX_TOPICS})")
-        if (pending := self._journal.save_topic(room.key, topic)) is not None:
-            with trio.CancelScope(shield=True):  # the journal has it: the room must have it, too
-                await pending.wait()
+        number, name = (0, SERVER_NAME) if by is None else (by.number, by.name)
+        with trio.CancelScope(shield=True):  # it may be stored: the room must have it, too
+            await self._backend.save_topic(room.key, topic, number, name)
         self._topics[room.key] = topic
         if not topic:
             del self._topics[room.key]
-        number, name = (0, SERVER_NAME) if by is None else (by.number, by.name)
         changed = TopicChanged(room.name, topic, number, name)
         if (now_open := self._rooms.get(room.key)) is not None:
             now_open.set_topic(changed, by)

@@ -1,11 +1,11 @@
-"""Pages of earlier messages, read from the journals once for all clients that replay them."""
+"""Pages of earlier messages, read from the logs once for all clients that replay them."""
 
 from collections import OrderedDict
 
 import trio
 
+from multichat.backend.base import RoomLog
 from multichat.errors import NotRead
-from multichat.journal.base import RoomJournal
 from multichat.server.broadcast import MAX_BATCH_BYTES, Block
 from multichat.server.config import ReplayLimits
 
@@ -25,7 +25,7 @@ class _Page:
 
 
 class PageCache:
-    """Pages of messages from the journals of a server's rooms, shared by all replays.
+    """Pages of messages from the logs of a server's rooms, shared by all replays.
 
     A page begins where a replay is and ends at a multiple of *page_messages*, so that all replays
     continue with the same pages, unless long messages end a page sooner.  At most *max_pages* are
@@ -43,15 +43,15 @@ class PageCache:
         """Return where the page of the message with that *number* ends."""
         return number - number % self._page_messages + self._page_messages
 
-    async def read(self, journal: RoomJournal, start: int, delivered: int) -> list[Block]:
+    async def read(self, log: RoomLog, start: int, delivered: int) -> list[Block]:
         """Return messages from number *start* on, to the end of its page, but before *delivered*.
 
-        Messages that the journal has deleted are left out.  Raises `NotRead` if it cannot be read.
+        Messages that the log has deleted are left out.  Raises `NotRead` if it cannot be read.
         """
-        key = journal.epoch, start
+        key = log.epoch, start
         while True:
             if (page := self._pages.get(key)) is None:
-                return await self._read(key, journal, start, delivered)
+                return await self._read(key, log, start, delivered)
             self._pages.move_to_end(key)
             await page.done.wait()
             if page.failure:
@@ -60,14 +60,14 @@ class PageCache:
                 return page.blocks
 
     async def _read(
-        self, key: tuple[str, int], journal: RoomJournal, start: int, delivered: int
+        self, key: tuple[str, int], log: RoomLog, start: int, delivered: int
     ) -> list[Block]:
         page = self._pages[key] = _Page()
         if len(self._pages) > self._max_pages:
             self._pages.popitem(last=False)
         stop = min(delivered, self.page_end(start))
         try:
-            stored = await journal.read(start, stop, max_bytes=_PAGE_BYTES)
+            stored = await log.read(start, stop, max_bytes=_PAGE_BYTES)
             page.blocks = [Block(said, said.text.count("\n") + 1) for said in stored]
         except NotRead as error:
             page.failure = error.reason

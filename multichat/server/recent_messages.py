@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from itertools import takewhile
 from operator import attrgetter
 
-from multichat.journal.base import iterate_backwards, take_newest
+from multichat.journal.base import iterate_backwards, slice_block, take_newest
 from multichat.protocol.codec import Codec
 from multichat.protocol.messages import SaidBlock
 from multichat.server.broadcast import Block
@@ -74,6 +74,16 @@ class Ring:
         self._blocks.append(block)
         self.next = block.end
         self._count([block])
+
+    def truncate(self, next_: int) -> None:
+        """Forget the messages from number *next_* on: others will have these numbers."""
+        self.next = min(self.next, next_)
+        while self._blocks and self._blocks[-1].end > next_:
+            block = self._blocks.pop()
+            self.bytes -= block.counted_bytes
+            self._budget.grow(self, -block.counted_bytes)
+            if (kept := slice_block(block.said, block.said.first, next_)) is not None:
+                self.add(Block(kept, next_ - kept.first))
 
     def newest(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
         """Return the newest messages with numbers below *stop*; see `RoomJournal.read_before`."""

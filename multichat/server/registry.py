@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import trio
 
+from multichat.backend.base import Backend
 from multichat.errors import (
     InvalidName,
     LastRoom,
@@ -22,7 +23,6 @@ from multichat.errors import (
     RemoteProtocolError,
     TooManyRooms,
 )
-from multichat.journal.base import Journal
 from multichat.log import Log
 from multichat.net.memory_budget import MemoryBudget
 from multichat.protocol.goodbyes import TAKEN_OVER, TOO_FAR_BEHIND
@@ -73,8 +73,8 @@ class Registry:
     """The clients and rooms of one server.
 
     Any task may call any method; only async methods wait.  *start_soon* starts tasks of the rooms.
-    *journal*, which is open, stores the messages.  *is_banned* says whether a name is banned,
-    *on_join* is called for each join, and *hasher* hashes passphrases.
+    *backend*, which is open, decides what nodes decide together.  *is_banned* says whether a name
+    is banned, *on_join* is called for each join, and *hasher* hashes passphrases.
 
     *rooms* are the open rooms, *log_rates* the logs of all who speak.  *budget* is the memory for
     connected clients: above it, those that hold most are disconnected.  *web_url* is where the
@@ -86,16 +86,16 @@ class Registry:
         config: ServerConfig,
         log: Log,
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
-        journal: Journal,
+        backend: Backend,
         *,
         is_banned: Callable[[str], bool] = lambda _: False,
         on_join: OnJoin | None = None,
         hasher: Hasher | None = None,
     ) -> None:
         self._join_hook = JoinHook(on_join, log, start_soon)
-        self._journal = journal
+        self._backend = backend
         self.session_store = SessionStore(
-            self._journal,
+            backend,
             config.max_sessions,
             config.timeouts.session,
             max_bytes=config.sessions_bytes,
@@ -110,7 +110,7 @@ class Registry:
         self.log_rates = LogRates(log, config.log_rate, start_soon)
         self._start_soon = start_soon
         self._clients: dict[int, Client] = {}
-        self.accounts = Accounts(config, journal, hasher)
+        self.accounts = Accounts(config, backend, hasher)
         self._names = NameRegistry(
             config.away_seconds,
             is_banned,
@@ -118,10 +118,10 @@ class Registry:
             reserved=(WEBHOOK_NAME,) if config.web.webhook_tokens else (),
         )
         self.logins = Logins(self.accounts, self._names, self._renamed, start_soon)
-        self.rooms = OpenRooms(config, start_soon, journal, self.disconnect)
+        self.rooms = OpenRooms(config, start_soon, backend, self.disconnect)
 
     def load(self) -> None:
-        """Load the accounts and topics from the journal, which is open."""
+        """Load the accounts and topics from the backend, which is open."""
         self.accounts.load()
         self.rooms.load()
 
@@ -470,8 +470,7 @@ class Registry:
         A member that still lags then is told how many messages it missed, unless it can reconnect
         for them: it speaks JSON, and they are in a file.
 
-        Cancelled, it does the same, without the rest of the replays and what the journal has not
-        stored by then.
+        Cancelled, it does the same, without the rest of the replays and what is not stored by then.
         """
         try:
             await self._wait_delivered()
@@ -489,7 +488,7 @@ class Registry:
                         await self._emptied.wait()
             finally:
                 for client in self.clients:
-                    if not (self._journal.location and not client.codec.is_text):
+                    if not (self._backend.location and not client.codec.is_text):
                         for member in client.lagging():
                             client.send_queue.miss(member.behind, member.room.name)
                     self.disconnect(client, self._closing_goodbye)

@@ -1,7 +1,7 @@
 """Replays to lagging members of one room: part by part, at the pace of each.
 
 One task replays to a client, in all rooms in which it lags, and these take turns: see `replay`.
-Reads from the room's ring, or from its journal.  A replay has no rate: it refills its share of the
+Reads from the room's ring, or from its log.  A replay has no rate: it refills its share of the
 send queue whenever there is space.  Never acquires the room's order lock; membership is decided by
 the room.
 """
@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import trio
 
+from multichat.backend.base import RoomLog
 from multichat.errors import NotRead
-from multichat.journal.base import RoomJournal
 from multichat.net.send_queue import SendQueue, SendResult
 from multichat.net.turns import end_turn, next_turn
 from multichat.protocol.messages import Error, Missed
@@ -30,7 +30,7 @@ _CHECKS = 4
 class Replayer:
     """Replays the messages of one room, to any number of its members at once.
 
-    *ring* has the newest messages, *journal* all that are stored, read through *pages*.  A replay
+    *ring* has the newest messages, *log* all that are stored, read through *pages*.  A replay
     keeps at most *max_bytes* in a send queue.
 
     *is_here* returns whether a member is in the room.  *go_live* makes a fully caught-up member
@@ -40,7 +40,7 @@ class Replayer:
 
     def __init__(
         self,
-        journal: RoomJournal,
+        log: RoomLog,
         ring: Ring,
         pages: PageCache,
         *,
@@ -50,7 +50,7 @@ class Replayer:
         go_live: Callable[[Member], bool],
         too_slow: Callable[[Member], None],
     ) -> None:
-        self._journal, self._ring, self._pages = journal, ring, pages
+        self._log, self._ring, self._pages = log, ring, pages
         self._max_bytes = max_bytes
         self._stall_timeout = stall_timeout_seconds
         self._is_here, self._go_live, self._too_slow = is_here, go_live, too_slow
@@ -103,13 +103,13 @@ class Replayer:
         """Return what *member* gets next, and advance *lag*; empty if *lag* is not current."""
         ring, client = self._ring, member.client
         codec, room, send_queue = client.codec, member.named_room, member.send_queue
-        start = max(lag.position, lag.gap_end, min(self._journal.first, ring.first))
+        start = max(lag.position, lag.gap_end, min(self._log.first, ring.first))
         if start >= ring.first:
             missed = lag.skip_to(ring.first) if lag.position < ring.first else 0
             data = codec.encode(Missed(missed, room)) if missed else b""
             max_bytes = send_queue.replay_bound(self._max_bytes)
             return data + ring.encode(lag, codec, client.number, max_bytes=max_bytes, room=room)
-        blocks = await self._pages.read(self._journal, start, ring.next)
+        blocks = await self._pages.read(self._log, start, ring.next)
         if member.lag is not lag:
             return b""
         if blocks:  # encoded now, not while others wait for the same page
@@ -120,7 +120,7 @@ class Replayer:
 
     def _skip_page(self, lag: Lag) -> None:
         """Advance *lag* past its page, of which nothing can be read."""
-        start = max(lag.position, lag.gap_end, self._journal.first)
+        start = max(lag.position, lag.gap_end, self._log.first)
         lag.gap_end = min(self._ring.first, self._pages.page_end(start))
 
     async def _wait_for_space(self, member: Member) -> None:

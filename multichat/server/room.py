@@ -7,9 +7,11 @@ clients only what `Member` and `Client` hold.
 Invariants:
 
 1. All members get the same messages in the same order, except those that they are told they missed.
-2. The journal numbers a message at once and stores it; then it is delivered to the members, then
-   acknowledged to the sender.  Once it is numbered and stored, every member gets it, is told that
-   it missed it, or leaves, even if the sender is cancelled or leaves.
+2. Messages are proposed to the room's log, and applied in its order.  A local log numbers them at
+   once: they are applied in the task of their publisher, when they are stored and it is their turn.
+   A log with a feed is decided elsewhere: see `multichat.server.room_feed`.  Then they
+   are acknowledged to the sender.  Once they are in the log, every member gets them, is told that
+   it missed them, or leaves, even if the sender is cancelled or leaves.
 3. A member that leaves is out at once: nobody waits for it, and nothing is queued for it.
 4. A sender is announced before its first message to every live member that is told of joins; one
    whose send queue was full gets a `presence` summary later.
@@ -20,12 +22,13 @@ Invariants:
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import trio
 
+from multichat.backend.base import Lost, Proposal, RoomLog
 from multichat.errors import UnknownId
-from multichat.journal.base import PendingWrite, RoomJournal
 from multichat.net.send_queue import SendResult
 from multichat.protocol.codec import Codec
 from multichat.protocol.goodbyes import TOO_SLOW
@@ -52,6 +55,7 @@ from multichat.server.page_cache import PageCache
 from multichat.server.presence_announcer import PresenceAnnouncer
 from multichat.server.recent_messages import Ring, RingBudget
 from multichat.server.replay import Replayer
+from multichat.server.room_feed import RoomFeed
 from multichat.server.session_store import StoredSession, Submission
 from multichat.server.slow_clients import SlowClients
 
@@ -75,20 +79,21 @@ class Author(NamedTuple):
 class Room:
     """A room: members and one order of messages.
 
-    Any task may call any method; only async methods wait.  *journal* stores the messages; *rings*
-    bounds what all rooms keep in memory besides, and *pages* caches what replays read.
+    Any task may call any method; only async methods wait.  *log* orders and stores the messages;
+    *rings* bounds what all rooms keep in memory besides, and *pages* caches what replays read.
     *disconnect* disconnects a client, *start_soon* starts a task that outlives the call.
 
     *members*, by client id, are in the order in which they joined; only the room changes them.
     *presence* answers who is there, *slow_clients* does the waiting for full queues, *replayer*
-    replays to members that lag.
+    replays to members that lag.  *feed* applies what is decided elsewhere, None with a local log:
+    its `follow` MUST be started.
     """
 
     def __init__(
         self,
         name: str,
         *,
-        journal: RoomJournal,
+        log: RoomLog,
         config: ServerConfig,
         rings: RingBudget,
         pages: PageCache,
@@ -98,22 +103,25 @@ class Room:
     ) -> None:
         self.name, self.key = name, fold_name(name)
         self.topic = ""
-        self._journal = journal
+        self._log = log
         self._rings = rings
-        self._ring = Ring(rings, journal.next)  # its `next` is delivered next
+        self._ring = Ring(rings, log.next)  # its `next` is delivered next
         self._slow = config.slow
-        self._counts, self._disconnect = counts, disconnect
+        self._counts, self._disconnect, self._start_soon = counts, disconnect, start_soon
         self._closing: Goodbye | None = None
         self.members: dict[int, Member] = {}
         self._by_codec: dict[Codec, dict[int, Member]] = defaultdict(dict)
         self._order = trio.Lock()
         self._at_disk = False  # the publish whose turn it is waits for the disk
+        self.feed = (
+            RoomFeed(log, self._apply_in_turn, self._lose, start_soon) if log.has_feed else None
+        )
         self.slow_clients = SlowClients(
             self._by_codec, counts, timeout_seconds=config.slow_timeout_seconds
         )
         self._delivery: Delivery | None = None  # set while it waits for slow members
         self.replayer = Replayer(
-            journal,
+            log,
             self._ring,
             pages,
             max_bytes=config.replay.queue_bytes,
@@ -142,7 +150,7 @@ class Room:
     @property
     def last_id(self) -> str | None:
         """The id of the last message that was delivered, if there is one."""
-        return self._journal.id_of(self.next - 1) if self.next else None
+        return self._log.id_of(self.next - 1) if self.next else None
 
     @property
     def next(self) -> int:
@@ -151,14 +159,14 @@ class Room:
 
     def number_of(self, id_: str) -> int:
         """Return the number of the message that has that id; raises `UnknownId`."""
-        number = self._journal.number_of(id_)
+        number = self._log.number_of(id_)
         if number is None or number >= self.next:
             raise UnknownId
         return number
 
     def number_of_last(self, messages: int) -> int:
         """Return the number of the first of the last *messages* that are stored."""
-        return max(self._journal.first, self.next - messages)
+        return max(self._log.first, self.next - messages)
 
     def join(self, client: Client) -> None:
         """Let *client* in: it gets every message from now on.  The room is its current one."""
@@ -198,6 +206,9 @@ class Room:
 
     def close(self) -> None:
         """Release the memory of an empty room, which is not used after this."""
+        if self.feed is not None:
+            self.feed.close(f"the room {self.name} is closed")
+        self._log.close()
         self._rings.discard(self._ring)
 
     def change_codec(self, member: Member, codec: Codec) -> None:
@@ -215,30 +226,34 @@ class Room:
 
     @property
     def is_delivering(self) -> bool:
-        """Whether a message is being delivered."""
-        return self._order.locked()
+        """Whether a message is being delivered, or will be as soon as it is decided."""
+        return self._order.locked() or (self.feed is not None and self.feed.is_waiting)
 
     async def wait_delivered(self) -> None:
         """Wait until the messages under way are delivered.
 
-        Once the room is closed, it does not wait for the disk.
+        Once the room is closed, it does not wait for the disk, nor for what is not decided.
         """
         if not self._closing:
+            if self.feed is not None:
+                await self.feed.wait_applied()
             async with self._order:
                 return
-        while self.is_delivering and not self._at_disk:
+        while self._order.locked() and not self._at_disk:
             await trio.lowlevel.checkpoint()  # no member is waited for, so these are few
 
     async def publish(self, sender: Member, block: SayBlock, checks: bytes = b"") -> Receipt:
         """Publish the messages of *block*, clean and not empty, from *sender* to all others.
 
-        Returns when the journal has stored them and every live member has them in its send queue or
-        its socket, under `Slow.WAIT` after waiting for slow members.  If nobody has to be waited
-        for, it returns at once, without a checkpoint.  Cancelled, it still waits for the journal,
-        and for nobody else.  If the sender has left or the room is closed, nothing is published.
+        Returns when they are stored and every live member of this node has them in its send queue
+        or its socket, under `Slow.WAIT` after waiting for slow members.  With a local log, and if
+        nobody has to be waited for, it returns at once, without a checkpoint; cancelled, it still
+        waits until they are stored, and for nobody else.  With a log that has a feed it returns at
+        once when it is cancelled, and they may be delivered later.  If the sender has left or the
+        room is closed, nothing is published.
 
         If the messages have nonces, *checks* are theirs: the sender's session has them from the
-        step in which the messages are numbered.  Raises `StorageFailed` if nothing was published.
+        step in which the messages are proposed.  Raises `StorageFailed` if nothing was published.
         """
         if self._closing or sender not in self:
             await trio.lowlevel.checkpoint()
@@ -257,38 +272,37 @@ class Room:
     async def _publish(
         self, author: "Author", block: SayBlock, checks: bytes, sender: Member | None = None
     ) -> Receipt:
-        delivery, pending = self._number(author, block, checks)
+        delivery, proposal = self._propose(author, block, checks)
+        if self.feed is not None:
+            return await self.feed.wait(proposal, delivery, block, author.session)
         delivery.sender = sender
         try:
             self._order.acquire_nowait()
         except trio.WouldBlock:
-            with trio.CancelScope(shield=True):  # it is in the journal: it has to be delivered
+            with trio.CancelScope(shield=True):  # it is in the log: it has to be delivered
                 await self._order.acquire()
         try:
-            if pending is not None:
+            if proposal.pending is not None:
                 self._at_disk = True
                 try:
                     with trio.CancelScope(shield=True):
-                        await pending.wait()
+                        await proposal.pending.wait()
                 finally:
                     self._at_disk = False
-            said = delivery.said
-            self.presence.introduce(said.client, said.name)
-            codecs = [codec for codec, members in self._by_codec.items() if members]
-            return await self._deliver(encode_blocks(said, delivery.messages, codecs), delivery)
+            return await self._apply(delivery)
         finally:
             self._order.release()
             if delivery.submission is not None:
                 delivery.submission.settle()
 
-    def _number(
+    def _propose(
         self, author: "Author", block: SayBlock, checks: bytes
-    ) -> tuple[Delivery, PendingWrite | None]:
-        """Give messages their numbers, and pass them to the journal and the author's session."""
-        journal = self._journal
+    ) -> tuple[Delivery, Proposal]:
+        """Propose messages to the log, and note them in the author's session."""
+        log = self._log
         said = SaidBlock(
-            journal.epoch,
-            journal.next,
+            log.epoch,
+            log.next,
             utc_now(),
             self.name,
             author.number,
@@ -297,19 +311,55 @@ class Room:
             block.act,
         )
         nonces, session = block.nonces, author.session
-        pending = journal.append(said, nonces, checks) if author.number else journal.append(said)
-        delivery = Delivery(said, journal.next - said.first, log=author.log)
+        if author.number:
+            generation = 1 if session is None else session.generation
+            proposal = log.propose(said, nonces, checks, generation)
+        else:
+            proposal = log.propose(said)
+        delivery = Delivery(said, log.next - said.first, log=author.log)
+        if self.feed is not None:
+            self.feed.note(proposal, delivery)
         if nonces and session is not None:
             delivery.submission = Submission(
-                said.epoch,
+                said.epoch if self.feed is None else "",  # else it is numbered later
                 said.first,
                 room=self.key,
                 checks=checks,
-                pending=pending,
+                pending=proposal.pending,
                 delivered=trio.Event(),
             )
             session.remember(nonces, delivery.submission)
-        return delivery, pending
+        return delivery, proposal
+
+    def _apply(self, delivery: Delivery) -> Awaitable[Receipt]:
+        """Deliver messages whose turn it is in the order of the log, which the caller holds."""
+        said = delivery.said
+        self.presence.introduce(said.client, said.name)
+        codecs = [codec for codec, members in self._by_codec.items() if members]
+        return self._deliver(encode_blocks(said, delivery.messages, codecs), delivery)
+
+    async def _apply_in_turn(self, delivery: Delivery) -> None:
+        """Deliver what the log hands out."""
+        # The client may have resumed here, or elsewhere, since it said this.
+        delivery.sender = self.members.get(delivery.said.client)
+        async with self._order:
+            await self._apply(delivery)
+
+    def _lose(self, lost: Lost) -> None:
+        """Continue where the log continues, which has lost messages that were delivered."""
+        self._ring.truncate(lost.next)
+        for member in self.members.values():
+            if member.lag is not None:
+                member.lag.go_back(lost.next)
+        if lost.count:
+            are = "1 message was" if lost.count == 1 else f"{lost.count} messages were"
+            text = f"{are} lost in {self.name}: the newest data of the storage was lost"
+            self._start_soon(partial(self._tell_all, text))
+
+    async def _tell_all(self, text: str) -> None:
+        await self.notify(text, set())
+
+    # --- Delivery ---------------------------------------------------------------------------------
 
     async def notify(self, text: str, told: set[Client]) -> Receipt:
         """Send *text*, which is clean and not empty, to the members as the server; see `publish`.
@@ -467,7 +517,7 @@ class Room:
         Raises `UnknownId` and `NotRead`.
         """
         stop = self.next if before is None else self.number_of(before)
-        return await history_pages.read_history(self._journal, self._ring, stop, limit, nonce)
+        return await history_pages.read_history(self._log, self._ring, stop, limit, nonce)
 
     def start_replay(self, member: Member, position: int) -> None:
         """Replay messages to *member* from number *position* on, until it is live again.
@@ -486,9 +536,9 @@ class Room:
         self.start_replay(member, position)
         session = member.client.stored_session
         if member.lag is not None and session is not None:
-            journal = self._journal
+            log = self._log
             # A message that is not delivered yet is noted on delivery.
-            ends = {**journal.earlier, journal.epoch: self.next}
+            ends = {**log.earlier, log.epoch: self.next}
             for number in session.numbers(ends):
                 member.lag.note_own(number, number + 1)
 

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from multichat.backend.base import Backend
+from multichat.backend.local import LocalBackend
 from multichat.errors import (
     LocalProtocolError,
     MultichatError,
@@ -93,7 +95,8 @@ class Server:
     """A chat server; constructing it starts nothing.
 
     *journal* stores the messages; without one, they are in memory until the server ends.  The
-    server runs the journal, which no other may use.  *authenticate* decides who may join, and
+    server runs the journal, which no other may use.  With a *backend* instead, this server is a
+    node of a cluster.  *authenticate* decides who may join, and
     *on_join* is called for each client that joins; see `Authenticate` and `OnJoin`.  *shares* is
     how its connections share the event loop's time, and *hasher* how passphrases are hashed.
 
@@ -113,13 +116,18 @@ class Server:
         config: ServerConfig | None = None,
         *,
         journal: Journal | None = None,
+        backend: Backend | None = None,
         authenticate: Authenticate | None = None,
         on_join: OnJoin | None = None,
         shares: Shares | None = None,
         hasher: Hasher | None = None,
     ) -> None:
         self.config = config or ServerConfig()
-        self._journal = journal or MemoryJournal(max_bytes=self.config.history_bytes)
+        if journal is not None and backend is not None:
+            raise ValueError("a backend stores the messages itself: no journal beside it")
+        self._backend = backend or LocalBackend(
+            journal or MemoryJournal(max_bytes=self.config.history_bytes)
+        )
         self.port = 0
         self.addresses: list[str] = []
         self.web_url = ""
@@ -132,7 +140,7 @@ class Server:
             self.config,
             self._log,
             self._start_soon,
-            self._journal,
+            self._backend,
             is_banned=lambda name: self._bans.find_name(name, time.time()) is not None,
             on_join=on_join,
             hasher=hasher,
@@ -150,7 +158,7 @@ class Server:
         self._connections = Connections(
             self.config,
             self._log,
-            self._journal,
+            self._backend,
             self._registry,
             self.admin,
             self._bans,
@@ -215,7 +223,7 @@ class Server:
             # So that the chat port can tell browsers.
             self._registry.web_url = self._authentication.web_url = self.web_url
             # Before the first connection is accepted.
-            log_start(self._log, starting, self.config, self._journal.location, self.web_url)
+            log_start(self._log, starting, self.config, self._backend.location, self.web_url)
             self._start_soon(partial(trio.to_thread.run_sync, load_tables))
             await self._serve(tcp, listeners, pages, tls, task_status)
 
@@ -242,7 +250,7 @@ class Server:
                 task_status.started(self)
                 await self._shutdown.wait()
                 acceptors.cancel_scope.cancel(reason="the server is shutting down")
-            self._journal.before_shutdown()
+            self._backend.before_shutdown()
             self._log.line("stop", "Shutting down multi-chat server")
             deadline = trio.current_time() + self.config.grace_seconds
             with trio.move_on_at(deadline):
@@ -251,7 +259,7 @@ class Server:
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator["Server"]:
-        """Run the tasks that belong to no client: the journal, announcements, bots.
+        """Run the tasks that belong to no client: the backend, announcements, bots.
 
         Clients may be handled and bots started while the block runs.  At its end, bots may finish
         if `close` was called, and are cancelled otherwise.  `run` does this itself.
@@ -260,9 +268,8 @@ class Server:
         """
         with lone_exception():
             async with trio.open_nursery() as self._nursery:
-                await self._nursery.start(self._journal.run)
+                await self._nursery.start(self._backend.run)
                 try:
-                    self._connections.load()
                     self._registry.load()
                     self._warn_of_operators()
                     self._start_soon(self._turns.run)

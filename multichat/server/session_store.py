@@ -3,17 +3,17 @@
 Owns session tokens and each session's nonces.  A client resumes its session with the token; a
 message that is sent again is recognized by its nonce.  Knows nothing of connections and rooms.
 
-The sessions in memory are bounded; others are looked up in the journal, if that is a file.
+The sessions in memory are bounded; others are looked up in the backend.
 
 1. A token is 128 random bits.  Only its digest is kept, so that the token cannot be read from
-   memory or the journal, and the time of the answer tells nothing to somebody who guesses.
+   memory or the storage, and the time of the answer tells nothing to somebody who guesses.
 2. The session of a connected client stays in memory.  The others are bounded in number and in
    bytes: above that, sessions of the addresses that use most are evicted, those that have been in
-   memory for longest first.  Their nonces are in the journal by then.
+   memory for longest first.  Their nonces are stored by then.
 3. A session keeps its last `MAX_UNACCEPTED` nonces, each from the step in which its message is
    numbered (a private one: delivered), with a checksum of the text: a nonce that is used
    again for another message is refused.
-4. The journal has each change of a session before any message that is accepted after the change.
+4. The backend has each change of a session before any message that is accepted after the change.
 5. Times come from a clock that cannot be set.
 """
 
@@ -33,8 +33,9 @@ from zlib import crc32
 import msgspec
 import trio
 
+from multichat.backend.base import Backend
 from multichat.errors import NonceReused, StorageFailed
-from multichat.journal.base import Journal, PendingWrite, SavedSession, SessionRecord
+from multichat.journal.base import PendingWrite, SavedSession, SessionRecord
 from multichat.protocol.ids import message_id
 from multichat.protocol.messages import MAX_UNACCEPTED, Accepted, Nonce
 
@@ -81,13 +82,14 @@ def check_at(checks: bytes, message: int) -> bytes:
 class Submission:
     """Messages with nonces that were published together: their ids, and whether they are final.
 
-    *epoch* is empty for a private message, which has no id and has been delivered.  *room* is the
-    room's name, folded, empty if it is not known, and *checks* are those of the messages.
-    *pending* resolves when the journal has stored them, or a private one's nonce.  `settle` sets
-    *delivered* when the room has delivered them, which `accepted` means as well.
+    *epoch* is empty for messages that are not numbered yet (see `number`), and for a private one,
+    which has no id and has been delivered.  *room* is the room's name, folded, empty if it is not
+    known or there is none, and *checks* are those of the messages.  *pending* resolves when they
+    are stored, or a private one's nonce.  `settle` sets *delivered* when the room has delivered
+    them, which `accepted` means as well.
     """
 
-    __slots__ = ("_delivered", "_pending", "checks", "epoch", "first", "room")
+    __slots__ = ("_delivered", "_is_private", "_pending", "checks", "epoch", "first", "room")
 
     def __init__(
         self,
@@ -101,7 +103,17 @@ class Submission:
     ) -> None:
         self.epoch, self.first = epoch, first
         self.room, self.checks = room, checks
+        self._is_private = not (epoch or room)
         self._pending, self._delivered = pending, delivered
+
+    def number(self, epoch: str, first: int) -> None:
+        """Note the numbers that they have in their room's log."""
+        self.epoch, self.first = epoch, first
+
+    def lose(self, reason: str) -> None:
+        """Note that the log has lost them, after it had stored them."""
+        self._pending = PendingWrite()
+        self._pending.resolve(reason)
 
     async def wait_stored(self) -> bool:
         """Wait until they are stored and delivered; return whether they were published at all."""
@@ -109,13 +121,13 @@ class Submission:
             try:
                 await self._pending.wait()
             except StorageFailed:
-                if self.epoch:  # a private message has been delivered all the same
+                if not self._is_private:  # it has been delivered all the same
                     return False
             self._pending = None
         if self._delivered is not None:
             await self._delivered.wait()
             self._delivered = None
-        return True
+        return not self.has_failed
 
     def settle(self) -> None:
         """Note that they are delivered, or never will be, and release what is not needed."""
@@ -135,7 +147,7 @@ class Submission:
     @property
     def has_failed(self) -> bool:
         """Whether they could not be stored, and so were not published."""
-        return bool(self.epoch) and self._pending is not None and self._pending.failed
+        return not self._is_private and self._pending is not None and self._pending.failed
 
     def check_of(self, message: int) -> bytes:
         """Return the check of the message of that number among them; empty if it is not known."""
@@ -163,6 +175,7 @@ class StoredSession:
         "client",
         "counted_bytes",
         "digest",
+        "generation",
         "is_connected",
         "left_at",
         "login",
@@ -174,6 +187,7 @@ class StoredSession:
     def __init__(self, record: SessionRecord) -> None:
         self.digest, self.client = record.digest, record.client
         self.name, self.rooms, self.login = record.name, record.rooms, record.login
+        self.generation = record.generation
         self.is_connected = False
         self.address: Hashable = None
         self.left_at = 0.0
@@ -257,6 +271,7 @@ class StoredSession:
             name=self.name,
             rooms=self.rooms,
             login=self.login,
+            generation=self.generation,
         )
 
     def count_new(self, nonces: Sequence[Nonce | None]) -> int:
@@ -300,7 +315,7 @@ _decode = msgspec.msgpack.Decoder(
 
 
 class SessionStore:
-    """All sessions of a server; *journal* stores them, too.
+    """All sessions of a server; *backend* stores them, too.
 
     At most *max_disconnected* that are not connected are in memory, and take at most *max_bytes*.
     They can be resumed for *session_seconds*.
@@ -308,18 +323,18 @@ class SessionStore:
 
     def __init__(
         self,
-        journal: Journal,
+        backend: Backend,
         max_disconnected: int,
         session_seconds: float,
         max_bytes: float = math.inf,
     ) -> None:
-        self._journal = journal
+        self._backend = backend
         self._session_seconds = session_seconds
         self._max_disconnected, self._max_bytes = max_disconnected, max_bytes
         self._connected: dict[bytes, StoredSession] = {}
         # The one that was added last is last.
         self._disconnected: OrderedDict[bytes, StoredSession] = OrderedDict()
-        self._journal_lookup = trio.Lock()
+        self._lookup = trio.Lock()
         self.disconnected_bytes = 0
 
     def create(
@@ -335,7 +350,7 @@ class SessionStore:
         )
         session = self._connected[record.digest] = StoredSession(record)
         session.is_connected = True
-        self._journal.save_session(record, connected=True)
+        self._backend.save_session(record, connected=True)
         return token, session
 
     async def find(self, token: str) -> StoredSession | None:
@@ -346,9 +361,9 @@ class SessionStore:
         """
         digest = _digest(token)
         if (session := self._in_memory(digest)) is None and _TOKEN.fullmatch(token):
-            async with self._journal_lookup:  # so that no session is loaded twice
+            async with self._lookup:  # so that no session is loaded twice
                 if (session := self._in_memory(digest)) is None:
-                    session = self._restored(await self._journal.session(digest))
+                    session = self._restored(await self._backend.session(digest))
         if (
             session is None
             or session.is_connected
@@ -386,7 +401,7 @@ class SessionStore:
     ) -> None:
         """Store the present name, rooms and login of *session*."""
         session.name, session.rooms, session.login = name, rooms, login
-        self._journal.save_session(session.record(), connected=True)
+        self._backend.save_session(session.record(), connected=True)
 
     def disconnect(self, session: StoredSession, address: Hashable) -> None:
         """Note that *session*, which was connected from *address*, has disconnected.
@@ -397,7 +412,7 @@ class SessionStore:
             return
         session.is_connected, session.address, session.left_at = False, address, trio.current_time()
         self._add(session)
-        self._journal.save_session(session.record(), connected=False)
+        self._backend.save_session(session.record(), connected=False)
         self._evict()
 
     def _evict(self) -> None:
@@ -440,7 +455,7 @@ class SessionStore:
         Returns when the journal has stored that.  Raises `StorageFailed`: then the nonce is
         known for as long as the session is in memory.
         """
-        pending = self._journal.save_nonce(session.client, nonce, check)
+        pending = self._backend.save_nonce(session.client, nonce, check)
         submission = Submission(checks=check, pending=pending)
         self.remember(session, (nonce,), submission)
         if pending is not None:
@@ -463,7 +478,7 @@ class SessionStore:
         self._connected.pop(session.digest, None)
         self._remove(session)
         session.is_connected = False
-        self._journal.forget_session(session.digest)
+        self._backend.forget_session(session.digest)
 
     def _remove(self, session: StoredSession) -> None:
         if self._disconnected.pop(session.digest, None) is not None:

@@ -8,6 +8,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from multichat import ServerConfig
+from multichat.backend.local import LocalBackend
 from multichat.errors import (
     InvalidRequest,
     NameTaken,
@@ -46,7 +47,7 @@ async def register(
 
 
 async def test_only_the_right_passphrase_logs_in() -> None:
-    accounts = Accounts(CONFIG, MemoryJournal())
+    accounts = Accounts(CONFIG, LocalBackend(MemoryJournal()))
     alice = await register(accounts, "Alice")
     assert await accounts.log_in("ALICE", RIGHT, None) is alice
     for name, passphrase in (("alice", WRONG), ("alice", ""), ("bob", RIGHT), ("", RIGHT)):
@@ -74,7 +75,7 @@ async def test_no_passphrase_matches_a_damaged_hash(hash_: str) -> None:
 
 @pytest.mark.parametrize("name", ["alice", "ALICE", "aIice", "alіce"])
 async def test_a_name_that_is_or_looks_like_an_account_belongs_to_it(name: str) -> None:
-    accounts = Accounts(CONFIG, MemoryJournal())
+    accounts = Accounts(CONFIG, LocalBackend(MemoryJournal()))
     await register(accounts, "alice")
     with pytest.raises(NameTaken):
         await register(accounts, name)
@@ -85,7 +86,7 @@ async def test_a_name_that_is_or_looks_like_an_account_belongs_to_it(name: str) 
 
 
 async def test_of_two_concurrent_registrations_of_lookalikes_one_succeeds() -> None:
-    accounts = Accounts(CONFIG, MemoryJournal())
+    accounts = Accounts(CONFIG, LocalBackend(MemoryJournal()))
     errors: list[RemoteProtocolError] = []
 
     async def try_to_register(name: str) -> None:
@@ -101,7 +102,7 @@ async def test_of_two_concurrent_registrations_of_lookalikes_one_succeeds() -> N
 
 
 async def test_a_registration_that_is_obsolete_after_hashing_creates_no_account() -> None:
-    accounts = Accounts(CONFIG, MemoryJournal())
+    accounts = Accounts(CONFIG, LocalBackend(MemoryJournal()))
 
     def left() -> None:
         raise NameTaken("alice")
@@ -112,7 +113,7 @@ async def test_a_registration_that_is_obsolete_after_hashing_creates_no_account(
 
 
 async def test_a_letter_of_a_passphrase_may_be_typed_as_one_character_or_two() -> None:
-    accounts = Accounts(CONFIG, MemoryJournal())
+    accounts = Accounts(CONFIG, LocalBackend(MemoryJournal()))
     alice = await register(accounts, "alice", "caf\u00e9 au lait")
     assert await accounts.log_in("alice", "cafe\u0301 au lait", None) is alice
     with pytest.raises(WrongPassphrase):
@@ -120,7 +121,7 @@ async def test_a_letter_of_a_passphrase_may_be_typed_as_one_character_or_two() -
 
 
 async def test_changing_the_passphrase_ends_all_logins() -> None:
-    accounts = Accounts(CONFIG, MemoryJournal())
+    accounts = Accounts(CONFIG, LocalBackend(MemoryJournal()))
     alice = await register(accounts, "alice")
     assert accounts.logged_in(alice.login) is alice
     changed = await accounts.change(alice, "battery staple", None)
@@ -141,14 +142,14 @@ async def test_changing_the_passphrase_ends_all_logins() -> None:
     "login", ["", " alice", "x alice", "alice", "\ud800 alice", f"{'0' * 32} alice"]
 )
 async def test_a_login_cannot_be_forged(login: str) -> None:
-    accounts = Accounts(CONFIG, MemoryJournal())
+    accounts = Accounts(CONFIG, LocalBackend(MemoryJournal()))
     await register(accounts, "alice")
     assert accounts.logged_in(login) is None
 
 
 @pytest.mark.parametrize("passphrase", ["", "1234567", "x" * 1025])
 async def test_a_passphrase_that_is_too_short_or_long_is_refused(passphrase: str) -> None:
-    accounts = Accounts(CONFIG, MemoryJournal())
+    accounts = Accounts(CONFIG, LocalBackend(MemoryJournal()))
     alice = await register(accounts, "alice")
     for attempt in (
         register(accounts, "bob", passphrase),
@@ -161,7 +162,7 @@ async def test_a_passphrase_that_is_too_short_or_long_is_refused(passphrase: str
 
 async def test_where_registration_is_closed_only_the_operator_makes_accounts() -> None:
     config = ServerConfig(accounts=QUICK, registration=Registration.CLOSED)
-    accounts = Accounts(config, MemoryJournal())
+    accounts = Accounts(config, LocalBackend(MemoryJournal()))
     with pytest.raises(RegistrationClosed):
         await register(accounts, "alice")
     assert await accounts.add("alice", RIGHT) is accounts.find("alice")
@@ -169,7 +170,9 @@ async def test_where_registration_is_closed_only_the_operator_makes_accounts() -
 
 @pytest.mark.parametrize("name", ["alice", "ALICE", "aIice"])
 async def test_the_name_of_an_operator_cannot_be_registered_in_the_chat(name: str) -> None:
-    accounts = Accounts(ServerConfig(accounts=QUICK, operators=("alice", "bob")), MemoryJournal())
+    accounts = Accounts(
+        ServerConfig(accounts=QUICK, operators=("alice", "bob")), LocalBackend(MemoryJournal())
+    )
     with pytest.raises(RegistrationClosed):
         await register(accounts, name)
     assert accounts.missing_operators() == ["alice", "bob"]
@@ -185,7 +188,7 @@ async def test_the_name_of_an_operator_cannot_be_registered_in_the_chat(name: st
 
 
 async def test_an_address_registers_three_accounts_an_hour(thread_clock: MockClock) -> None:
-    accounts = Accounts(CONFIG, MemoryJournal())
+    accounts = Accounts(CONFIG, LocalBackend(MemoryJournal()))
     for number in range(3):
         await register(accounts, f"a{number}bc", origin=HERE)
     with pytest.raises(TooManyRegistrations, match="try again in 20 minutes"):
@@ -197,7 +200,7 @@ async def test_an_address_registers_three_accounts_an_hour(thread_clock: MockClo
 
 async def test_the_number_of_accounts_is_limited() -> None:
     limits = AccountLimits(hash_kib=8, hash_passes=1, max_accounts=2)
-    accounts = Accounts(ServerConfig(accounts=limits), MemoryJournal())
+    accounts = Accounts(ServerConfig(accounts=limits), LocalBackend(MemoryJournal()))
     await register(accounts, "alice")
     await register(accounts, "bob")
     for attempt in (register(accounts, "carol"), accounts.add("carol", RIGHT)):
@@ -223,7 +226,7 @@ async def guess(accounts: Accounts, name: str, origin: Origin | None, times: int
 async def test_each_wrong_passphrase_makes_the_next_attempt_wait_longer(
     thread_clock: MockClock,
 ) -> None:
-    accounts = Accounts(CONFIG, MemoryJournal())
+    accounts = Accounts(CONFIG, LocalBackend(MemoryJournal()))
     await register(accounts, "alice")
     began = trio.current_time()
     assert await guess(accounts, "alice", HERE, 10) == 10
@@ -236,7 +239,7 @@ async def test_each_wrong_passphrase_makes_the_next_attempt_wait_longer(
 async def test_a_login_to_another_account_does_not_reset_the_delay_of_wrong_passphrases(
     thread_clock: MockClock,
 ) -> None:
-    accounts = Accounts(CONFIG, MemoryJournal())
+    accounts = Accounts(CONFIG, LocalBackend(MemoryJournal()))
     for name in ("alice", "mallory"):
         await register(accounts, name)
     began = trio.current_time()
@@ -247,7 +250,7 @@ async def test_a_login_to_another_account_does_not_reset_the_delay_of_wrong_pass
 
 
 async def test_people_who_log_in_from_one_address_do_not_wait(thread_clock: MockClock) -> None:
-    accounts = Accounts(CONFIG, MemoryJournal())
+    accounts = Accounts(CONFIG, LocalBackend(MemoryJournal()))
     await register(accounts, "alice")
     began = trio.current_time()
     for _ in range(25):
@@ -258,7 +261,7 @@ async def test_people_who_log_in_from_one_address_do_not_wait(thread_clock: Mock
 async def test_of_many_attempts_at_once_from_one_address_most_are_refused(
     thread_clock: MockClock,
 ) -> None:
-    accounts = Accounts(CONFIG, MemoryJournal())
+    accounts = Accounts(CONFIG, LocalBackend(MemoryJournal()))
     compared: list[int] = []
 
     async def attack() -> None:
@@ -277,13 +280,13 @@ async def test_of_many_attempts_at_once_from_one_address_most_are_refused(
 async def test_accounts_survive_a_restart_if_the_journal_is_a_file(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     async with running(SqliteJournal(path)) as journal:
-        accounts = Accounts(CONFIG, journal)
+        accounts = Accounts(CONFIG, LocalBackend(journal))
         alice = await register(accounts, "Alice")
         await register(accounts, "bob")
         await accounts.remove("BOB")
         alice = await accounts.change(alice, "battery staple", None)
     async with running(SqliteJournal(path)) as journal:
-        accounts = Accounts(CONFIG, journal)
+        accounts = Accounts(CONFIG, LocalBackend(journal))
         accounts.load()
         assert [each.name for each in accounts] == ["Alice"]
         assert accounts.logged_in(alice.login) == alice
@@ -305,7 +308,7 @@ class FullJournal(MemoryJournal):
 
 async def test_a_change_that_cannot_be_stored_is_undone() -> None:
     journal = FullJournal()
-    accounts = Accounts(CONFIG, journal)
+    accounts = Accounts(CONFIG, LocalBackend(journal))
     with pytest.raises(StorageFailed):
         await register(accounts, "alice")
     assert len(accounts) == 0
@@ -342,7 +345,7 @@ class HeldJournal(MemoryJournal):
 
 async def test_an_account_whose_passphrase_changes_while_it_is_removed_is_removed() -> None:
     journal = HeldJournal()
-    accounts = Accounts(CONFIG, journal)
+    accounts = Accounts(CONFIG, LocalBackend(journal))
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(register, accounts, "alice")

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multichat.backend.local import LocalLog
 from multichat.journal.base import iterate_backwards
 from multichat.journal.memory import MemoryJournal
 from multichat.protocol.ids import message_id
@@ -61,7 +62,7 @@ def test_a_page_is_the_same_whether_the_ring_or_the_journal_has_it(
 ) -> None:
     async def main() -> None:
         journal, ring = made(blocks, ring_bytes=ring_bytes)
-        page = await read_history(journal, ring, min(stop, journal.next), limit, 7)
+        page = await read_history(LocalLog(journal), ring, min(stop, journal.next), limit, 7)
         said = [text for texts in blocks for text in texts][:stop]
         wanted: list[str] = []
         size = 0
@@ -85,7 +86,7 @@ def test_a_page_is_the_same_whether_the_ring_or_the_journal_has_it(
 async def test_a_page_of_long_messages_reads_and_encodes_only_its_content(in_ring: int) -> None:
     """Regression: for a page of four messages, 6.4 MB were read and encoded twice."""
     journal, ring = made([["x" * 63_000]] * 100, ring_bytes=in_ring * 64_000)
-    page = await read_history(journal, ring, 100, 100)
+    page = await read_history(LocalLog(journal), ring, 100, 100)
     assert len(page.messages) == 4
     assert journal.read_bytes <= (2 if in_ring <= 2 else 1 if in_ring == 3 else 0) * 63_000
     assert len(JSON.encode(page)) <= MAX_HISTORY_BYTES + 100
@@ -94,7 +95,7 @@ async def test_a_page_of_long_messages_reads_and_encodes_only_its_content(in_rin
 async def test_recent_history_is_not_read_from_the_journal() -> None:
     journal, ring = made([["short"]] * 300, ring_bytes=1 << 20)
     for stop, count in ((300, 100), (200, 100), (50, 50)):
-        page = await read_history(journal, ring, stop, 100)
+        page = await read_history(LocalLog(journal), ring, stop, 100)
         assert len(page.messages) == count
     assert journal.read_bytes == 0
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from trio._core import _run as trio_run
 
 from multichat import ServerConfig
+from multichat.backend.local import LocalBackend
 from multichat.errors import InvalidName, NameTaken, TooManyRooms
 from multichat.journal.memory import MemoryJournal
 from multichat.log import Log
@@ -57,7 +58,9 @@ async def registry_of(
     """A registry with members in its lobby, whose send queues are not emptied."""
     async with trio.open_nursery() as nursery:
         config = ServerConfig(**settings)  # type: ignore[arg-type]
-        registry = Registry(config, Log("server"), nursery.start_soon, MemoryJournal())
+        registry = Registry(
+            config, Log("server"), nursery.start_soon, LocalBackend(MemoryJournal())
+        )
         made: list[Client] = []
         for client in range(1, members + 1):
             made.append(make_client(client))

@@ -10,6 +10,7 @@ import trio
 import trio.testing
 from hypothesis import example, given
 
+from multichat.backend.local import LocalLog
 from multichat.errors import NotRead
 from multichat.journal.memory import MemoryJournal
 from multichat.protocol.codec import Codec
@@ -357,24 +358,24 @@ async def test_a_page_ends_at_a_multiple_of_its_size() -> None:
     """So that replays that start anywhere share the following pages."""
     room = await make_room(1300)
     pages = PageCache()
-    assert numbers(await pages.read(room, 20, 1300)) == [*range(20, 500)]
-    assert numbers(await pages.read(room, 500, 1300)) == [*range(500, 1000)]
+    assert numbers(await pages.read(LocalLog(room), 20, 1300)) == [*range(20, 500)]
+    assert numbers(await pages.read(LocalLog(room), 500, 1300)) == [*range(500, 1000)]
     assert room.reads == [(20, 500), (500, 1000)]
-    await pages.read(room, 300, 1300)
-    await pages.read(room, 500, 1300)
+    await pages.read(LocalLog(room), 300, 1300)
+    await pages.read(LocalLog(room), 500, 1300)
     assert room.reads == [(20, 500), (500, 1000), (300, 500)]
 
 
 async def test_undelivered_messages_are_in_no_page() -> None:
     room = await make_room(30)
-    assert numbers(await PageCache().read(room, 10, 20)) == [*range(10, 20)]
+    assert numbers(await PageCache().read(LocalLog(room), 10, 20)) == [*range(10, 20)]
 
 
 async def test_a_page_of_long_messages_is_bounded_by_its_size() -> None:
     room = await make_room(0)
     for _ in range(10):
         await say(room, "x" * 60_000)
-    read = await PageCache().read(room, 0, 10)
+    read = await PageCache().read(LocalLog(room), 0, 10)
     assert [(each.said.first, each.messages) for each in read] == [(0, 1), (1, 1)]
 
 
@@ -384,15 +385,15 @@ async def test_the_pages_of_two_rooms_are_two() -> None:
     await say(one, "1")
     await say(two, "2")
     pages = PageCache()
-    assert numbers(await pages.read(one, 0, 1)) == [1]
-    assert numbers(await pages.read(two, 0, 1)) == [2]
+    assert numbers(await pages.read(LocalLog(one), 0, 1)) == [1]
+    assert numbers(await pages.read(LocalLog(two), 0, 1)) == [2]
 
 
 async def test_the_number_of_cached_pages_is_limited() -> None:
     room = await make_room(10)
     pages = PageCache(max_pages=2)
     for start in (1, 2, 3, 2, 3, 2, 1, 2, 3):
-        await pages.read(room, start, 10)
+        await pages.read(LocalLog(room), start, 10)
     assert [start for start, _ in room.reads] == [1, 2, 3, 1, 3]
 
 
@@ -411,7 +412,7 @@ async def read_together(
     async def read(reader: int) -> None:
         with scopes[reader]:
             try:
-                got[reader] = numbers(await pages.read(room, 0, room.next))
+                got[reader] = numbers(await pages.read(LocalLog(room), 0, room.next))
             except NotRead as error:
                 got[reader] = error.reason
 
@@ -450,7 +451,7 @@ async def test_a_reader_that_is_cancelled_takes_nothing_from_the_others(
 async def test_a_reader_that_is_cancelled_leaves_nothing_behind() -> None:
     room = await make_room(3)
     await read_together(room, 1, then=lambda scopes: scopes[0].cancel())
-    assert numbers(await PageCache().read(room, 0, 3)) == [0, 1, 2]
+    assert numbers(await PageCache().read(LocalLog(room), 0, 3)) == [0, 1, 2]
 
 
 async def test_each_reader_of_an_unreadable_page_gets_the_error() -> None:
@@ -465,9 +466,9 @@ async def test_a_page_that_could_not_be_read_is_read_again() -> None:
     pages = PageCache()
     room.release("it cannot be read")
     with pytest.raises(NotRead):
-        await pages.read(room, 0, 3)
+        await pages.read(LocalLog(room), 0, 3)
     room.release()
-    assert numbers(await pages.read(room, 0, 3)) == [0, 1, 2]
+    assert numbers(await pages.read(LocalLog(room), 0, 3)) == [0, 1, 2]
 
 
 async def test_an_empty_page_is_not_cached() -> None:
@@ -476,7 +477,7 @@ async def test_an_empty_page_is_not_cached() -> None:
     for number in range(3):
         await say(room, str(number))
     pages = PageCache()
-    assert await pages.read(room, 0, 2) == []
-    assert await pages.read(room, 0, 2) == []
+    assert await pages.read(LocalLog(room), 0, 2) == []
+    assert await pages.read(LocalLog(room), 0, 2) == []
     assert len(room.reads) == 2
-    assert numbers(await pages.read(room, 0, 3)) == [2]
+    assert numbers(await pages.read(LocalLog(room), 0, 3)) == [2]

@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
+from multichat.backend.local import LocalBackend
 from multichat.journal.base import PendingWrite, SessionRecord
 from multichat.journal.memory import MemoryJournal, _MemoryRoom
 from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal
@@ -373,7 +374,7 @@ async def test_an_unknown_session_reveals_nothing(token: str) -> None:
 async def test_an_expired_session_is_unknown(
     autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
-    session_store = SessionStore(MemoryJournal(), 10, session_seconds=60)
+    session_store = SessionStore(LocalBackend(MemoryJournal()), 10, session_seconds=60)
     token, one = session_store.create(1, "alice", ("lobby",))
     await trio.sleep(100)  # a connected session does not age
     session_store.disconnect(one, "here")
@@ -426,7 +427,7 @@ class Visits:
     """Short sessions with *nonces* nonces each, in a session store."""
 
     def __init__(self, max_disconnected: int = 10_000, max_bytes: float = math.inf) -> None:
-        self.store = SessionStore(MemoryJournal(), max_disconnected, 60.0, max_bytes)
+        self.store = SessionStore(LocalBackend(MemoryJournal()), max_disconnected, 60.0, max_bytes)
         self._tokens: dict[int, str] = {}
 
     def visit(self, client: int, address: str | None, nonces: int = 0) -> None:

@@ -32,6 +32,7 @@ from hypothesis.stateful import (
 )
 from trio._core import _run as trio_run
 
+from multichat.backend.local import LocalBackend
 from multichat.errors import RemoteProtocolError
 from multichat.log import Log
 from multichat.net.send_queue import SendQueue
@@ -267,7 +268,9 @@ class RoomMachine(RuleBasedStateMachine):
             replay=self.limits,
         )
         self.journal = HeldJournal(max_room_bytes=self.room_bytes)
-        self.registry = Registry(config, Log("server"), self.loop.nursery.start_soon, self.journal)
+        self.registry = Registry(
+            config, Log("server"), self.loop.nursery.start_soon, LocalBackend(self.journal)
+        )
 
     def _order(self, room: str) -> list[str]:
         return self.witnesses[room].lines if room in self.witnesses else []

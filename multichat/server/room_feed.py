@@ -1,0 +1,163 @@
+"""A room whose log is decided elsewhere: what was proposed, and applying what comes back.
+
+One task (`RoomFeed.follow`) applies what the log hands out, in its order, whoever has proposed it;
+a publisher only waits for that.  A publisher that is cancelled goes; its messages are applied all
+the same, if the log has them.
+"""
+
+import itertools
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+
+import trio
+
+from multichat.backend.base import Entry, Lost, Proposal, RoomLog
+from multichat.errors import StorageFailed
+from multichat.protocol.ids import message_id, message_number
+from multichat.protocol.messages import SayBlock
+from multichat.server.broadcast import Delivery, Receipt
+from multichat.server.session_store import StoredSession, Submission
+
+__all__ = ["RoomFeed"]
+
+_LOST = "the newest data of the storage was lost"
+
+
+class RoomFeed:
+    """What a room has proposed to *log*, which has a feed, and has not applied yet.
+
+    *apply* delivers messages in the room, and *lose* takes back what the log has lost.
+    *start_soon* starts tasks that outlive the call.
+    """
+
+    def __init__(
+        self,
+        log: RoomLog,
+        apply: Callable[[Delivery], Awaitable[object]],
+        lose: Callable[[Lost], None],
+        start_soon: Callable[[Callable[[], Awaitable[None]]], None],
+    ) -> None:
+        self._log, self._apply, self._lose = log, apply, lose
+        self._start_soon = start_soon
+        self._proposed: dict[Proposal, Delivery] = {}
+        self._scope = trio.CancelScope()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the fate of something is unknown, or it is in the log and not applied yet."""
+        return bool(self._proposed)
+
+    async def wait_applied(self) -> None:
+        """Wait until all that was proposed so far is applied, or never will be."""
+        for delivery in list(self._proposed.values()):
+            await delivery.applied.wait()
+
+    def close(self, reason: str) -> None:
+        """End `follow`."""
+        self._scope.cancel(reason=reason)
+
+    async def follow(self) -> None:
+        """Apply what the log hands out until the room is closed; once, by one task."""
+        with self._scope:
+            while True:
+                fed = await self._log.receive()
+                if isinstance(fed, Lost):
+                    self._take_back(fed)
+                else:
+                    await self._take(fed)
+
+    async def _take(self, entry: Entry) -> None:
+        said, delivery = entry.said, None
+        messages = said.text.count("\n") + 1
+        if entry.proposal is not None:
+            delivery = self._proposed.get(entry.proposal)
+        if delivery is None:
+            delivery = Delivery(said, messages)
+        else:
+            delivery.said, delivery.messages = said, messages
+            if delivery.submission is not None:
+                delivery.submission.number(said.epoch, said.first)
+        try:
+            await self._apply(delivery)
+        finally:
+            if entry.proposal is not None:
+                self._settle(entry.proposal)
+
+    def _take_back(self, lost: Lost) -> None:
+        for proposal in lost.proposals:
+            if (delivery := self._proposed.get(proposal)) is not None:
+                delivery.is_lost = True
+                if delivery.submission is not None:
+                    delivery.submission.lose(_LOST)
+                self._settle(proposal)
+        self._lose(lost)
+
+    def _settle(self, proposal: Proposal) -> None:
+        """Note that *proposal* is applied, or never will be."""
+        if (delivery := self._proposed.pop(proposal, None)) is not None:
+            delivery.applied.set()
+            if delivery.submission is not None:
+                delivery.submission.settle()
+
+    def note(self, proposal: Proposal, delivery: Delivery) -> None:
+        """Note that *proposal* was made; its messages are to be applied as *delivery*."""
+        self._proposed[proposal] = delivery
+
+    async def wait(
+        self,
+        proposal: Proposal,
+        delivery: Delivery,
+        block: SayBlock,
+        session: StoredSession | None,
+    ) -> Receipt:
+        """Wait until *proposal*, of *block* by whoever has that *session*, is applied.
+
+        Returns what became of it.  Cancelled, it does not wait.  Raises `StorageFailed` if it is
+        not in the log.
+        """
+        try:
+            await self._wait_decided(proposal)
+        except trio.Cancelled:
+            self._start_soon(partial(self._watch, proposal))
+            raise
+        if proposal.earlier and len(proposal.earlier) == block.text.count("\n") + 1:
+            self._settle(proposal)
+        await delivery.applied.wait()
+        if delivery.is_lost:
+            raise StorageFailed(_LOST)
+        if not proposal.earlier:
+            return delivery.receipt()
+        numbers = itertools.count(delivery.said.first)
+        ids = [
+            proposal.earlier.get(i) or message_id(delivery.said.epoch, next(numbers))
+            for i in range(block.text.count("\n") + 1)
+        ]
+        if session is not None and delivery.submission is not None:
+            _remember(session, block, delivery.submission, ids)
+        return replace(delivery.receipt(), epoch=ids[0].partition("-")[0], ids=tuple(ids))
+
+    async def _wait_decided(self, proposal: Proposal) -> None:
+        if proposal.pending is not None:
+            try:
+                await proposal.pending.wait()
+            except StorageFailed:
+                self._settle(proposal)
+                raise
+
+    async def _watch(self, proposal: Proposal) -> None:
+        """Wait for the fate of a proposal for which nobody else waits."""
+        with suppress(StorageFailed):
+            await self._wait_decided(proposal)
+
+
+def _remember(
+    session: StoredSession, block: SayBlock, submission: Submission, ids: list[str]
+) -> None:
+    """Remember the *ids* of messages of which the log had some already, one by one."""
+    for i, (id_, nonce) in enumerate(zip(ids, block.nonces, strict=False)):
+        epoch = id_.partition("-")[0]
+        number = message_number(epoch, id_) or 0
+        kept = Submission(epoch, number, room=submission.room, checks=submission.check_of(i))
+        session.remember((nonce,), kept)
