@@ -1,0 +1,211 @@
+"""A node's replica of the directory: what it knows of the clients of other nodes, and so on.  Pure.
+
+Fed with the snapshot and the events of the feed, in any order and with repetitions; applies each
+event once, in the order of their numbers, and says what that means for this node.
+
+Invariants:
+
+1. After the events up to a number it has what a snapshot at that number has, less the clients of
+   this node.
+2. What it returns leads the node from what it had to what there is: also when a snapshot replaces
+   events that were missed.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple, TypeAlias
+
+import msgspec
+
+from multichat.backend.events import (
+    AccountChanged,
+    Announced,
+    BanAdded,
+    BanRecord,
+    BanRemoved,
+    ClientGone,
+    ClientPut,
+    ClientRecord,
+    DirectReceived,
+    DisconnectAsked,
+    Event,
+    NameLost,
+    Replaced,
+    TopicChanged,
+)
+from multichat.cluster.changes import (
+    Account,
+    AccountStored,
+    Announcement,
+    Banned,
+    ClientLeft,
+    DirectDone,
+    DirectSent,
+    Disconnect,
+    Fed,
+    Lost,
+    NodeJoined,
+    NodeLost,
+    Put,
+    Snapshot,
+    Taken,
+    TopicSet,
+    Unbanned,
+)
+from multichat.protocol.messages import Directed
+
+__all__ = ["DirectAnswered", "Replica", "Update"]
+
+# Why clients have left that were not in a snapshot any more.
+_LOST = "connection lost"
+
+
+class DirectAnswered(NamedTuple):
+    """A private message of this node, with that *id*, was delivered or was not."""
+
+    id: str
+    delivered: bool
+
+
+Update: TypeAlias = Event | DirectAnswered
+"""What an event of the feed means for this node."""
+
+
+class Replica:
+    """The replica of the node called *node*.
+
+    *number* is that of the last event that was applied, -1 before the first snapshot.  *clients*
+    are those of other nodes, by number.
+    """
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self.number = -1
+        self.clients: dict[int, ClientRecord] = {}
+        self.accounts: dict[str, Account] = {}
+        self.topics: dict[str, str] = {}
+        self.bans: dict[str, BanRecord] = {}
+
+    def offer(self, number: int, fed: Fed) -> list[Update] | None:
+        """Apply the event *fed* with that *number*, and return what it means for this node.
+
+        Returns None, with nothing changed, if events before it are missing: then read them, or a
+        snapshot.  An event that is known is ignored.
+        """
+        if number <= self.number:
+            return []
+        if number > self.number + 1:
+            return None
+        self.number = number
+        return list(self._apply(fed))
+
+    def load(self, snapshot: Snapshot) -> list[Update]:
+        """Take everything from *snapshot*, and return what is different."""
+        self.number = snapshot.number
+        return [
+            *self._load_clients(snapshot),
+            *self._load_accounts(snapshot),
+            *self._load_topics(snapshot),
+            *self._load_bans(snapshot),
+        ]
+
+    def _load_clients(self, snapshot: Snapshot) -> Iterator[Update]:
+        before = self.clients
+        self.clients = {
+            client: record
+            for client, (node, record) in snapshot.clients.items()
+            if node != self.node
+        }
+        for client, record in before.items():
+            if client not in snapshot.clients:
+                yield ClientGone(client, record.generation, _LOST, True)
+        for client, record in self.clients.items():
+            if before.get(client) != record:
+                yield ClientPut(record)
+
+    def _load_accounts(self, snapshot: Snapshot) -> Iterator[Update]:
+        before, self.accounts = self.accounts, dict(snapshot.accounts)
+        for key in before:
+            if key not in self.accounts:
+                yield AccountChanged(key)
+        for key, account in self.accounts.items():
+            if before.get(key) != account:
+                yield AccountChanged(key, account.name, account.hash)
+
+    def _load_topics(self, snapshot: Snapshot) -> Iterator[Update]:
+        before, self.topics = self.topics, dict(snapshot.topics)
+        for key in before.keys() | self.topics.keys():
+            topic = self.topics.get(key, "")
+            if before.get(key, "") != topic:
+                yield TopicChanged(key, topic, 0, "")
+
+    def _load_bans(self, snapshot: Snapshot) -> Iterator[Update]:
+        before, self.bans = self.bans, {ban.target: ban for ban in snapshot.bans}
+        for target in before:
+            if target not in self.bans:
+                yield BanRemoved(target)
+        for target, ban in self.bans.items():
+            if before.get(target) != ban:
+                yield BanAdded(ban)
+
+    def _apply(self, fed: Fed) -> Iterator[Update]:
+        """Change the state, and yield what is new to this node: not what it did itself."""
+        is_ours = fed.actor == self.node
+        match fed.event:
+            case Put(record=record):
+                if is_ours:  # it was resumed here
+                    self.clients.pop(record.client, None)
+                else:
+                    self.clients[record.client] = record
+                    yield ClientPut(record)
+            case ClientLeft(client=client, generation=generation, reason=reason, away=away):
+                if self.clients.pop(client, None) is not None:
+                    yield ClientGone(client, generation, reason, away)
+            case Taken(client=client, generation=generation, node=node):
+                if node == self.node and not is_ours:
+                    yield Replaced(client, generation)
+            case Lost(client=client, generation=generation, name=name, login=login, node=node):
+                if node == self.node:
+                    yield NameLost(client, generation, name, login)
+            case AccountStored(fold=fold, name=name, hash=hash_):
+                self.accounts.pop(fold, None)
+                if name:
+                    self.accounts[fold] = Account(name=name, hash=hash_)
+                if not is_ours:
+                    yield AccountChanged(fold, name, hash_)
+            case TopicSet(key=key, topic=topic, client=client, name=name):
+                self.topics.pop(key, None)
+                if topic:
+                    self.topics[key] = topic
+                if not is_ours:
+                    yield TopicChanged(key, topic, client, name)
+            case Banned(ban=ban):
+                self.bans[ban.target] = ban
+                if not is_ours:
+                    yield BanAdded(ban)
+            case Unbanned(target=target):
+                self.bans.pop(target, None)
+                if not is_ours:
+                    yield BanRemoved(target)
+            case _:
+                yield from self._tell(fed.event, is_ours=is_ours)
+
+    def _tell(
+        self,
+        event: Disconnect | Announcement | DirectSent | DirectDone | NodeJoined | NodeLost,
+        *,
+        is_ours: bool,
+    ) -> Iterator[Update]:
+        """Yield what concerns this node of an event that leaves nothing behind."""
+        match event:
+            case Disconnect(client=client, node=node, code=code, reason=reason):
+                if node == self.node:
+                    yield DisconnectAsked(client, code, reason)
+            case Announcement(text=text):
+                if not is_ours:
+                    yield Announced(text)
+            case DirectSent(id=id_, to=to, node=node, message=message):
+                if node == self.node:
+                    yield DirectReceived(id_, to, msgspec.json.decode(message, type=Directed))
+            case DirectDone(id=id_, node=node, delivered=delivered):
+                if node == self.node:
+                    yield DirectAnswered(id_, delivered)

@@ -1,0 +1,259 @@
+"""The replica of the directory, against a model: whatever is lost, repeated or early."""
+
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multichat.backend.events import (
+    AccountChanged,
+    Announced,
+    BanAdded,
+    BanRecord,
+    BanRemoved,
+    ClientGone,
+    ClientPut,
+    ClientRecord,
+    DirectReceived,
+    DisconnectAsked,
+    NameLost,
+    Replaced,
+    TopicChanged,
+)
+from multichat.cluster.changes import (
+    Account,
+    AccountStored,
+    Announcement,
+    Banned,
+    ClientLeft,
+    DirectDone,
+    DirectSent,
+    Disconnect,
+    Fed,
+    Lost,
+    NodeLost,
+    Put,
+    Snapshot,
+    Taken,
+    TopicSet,
+    Unbanned,
+)
+from multichat.cluster.replica import DirectAnswered, Replica, Update
+from multichat.protocol.messages import Directed
+
+pytestmark = pytest.mark.unit
+
+_NODES = st.sampled_from(("us", "b", "c"))
+_CLIENTS = st.integers(1, 4)
+_WORDS = st.sampled_from(("x", "y", "z"))
+_RECORDS = st.builds(
+    ClientRecord,
+    client=_CLIENTS,
+    generation=st.integers(1, 3),
+    name=st.sampled_from(("", "alice", "bob")),
+    rooms=st.sampled_from((("lobby",), ("lobby", "kitchen"))),
+)
+_TOPICS = st.sampled_from(("", "soup", "cake"))
+_BANS = st.builds(BanRecord, target=_WORDS, until=st.none() | st.just(5.0))
+_CHANGES = (
+    st.builds(Put, _RECORDS)
+    | st.builds(ClientLeft, _CLIENTS, st.just(9), st.just("gone"), st.booleans())
+    | st.builds(AccountStored, _WORDS, st.sampled_from(("", "X")), st.sampled_from(("1", "2")))
+    | st.builds(TopicSet, _WORDS, _TOPICS, _CLIENTS, st.just(""))
+    | st.builds(Banned, _BANS)
+    | st.builds(Unbanned, _WORDS)
+    | st.builds(Announcement, st.just("hello"))
+    | st.builds(NodeLost, st.just("c"))
+)
+_FEEDS = st.lists(st.builds(Fed, _NODES, _CHANGES), max_size=25)
+
+
+@dataclass
+class _Model:
+    """What the directory has, after some events."""
+
+    number: int = 0
+    clients: dict[int, tuple[str, ClientRecord]] = field(default_factory=dict)
+    accounts: dict[str, Account] = field(default_factory=dict)
+    topics: dict[str, str] = field(default_factory=dict)
+    bans: dict[str, BanRecord] = field(default_factory=dict)
+
+    @classmethod
+    def after(cls, feed: list[Fed]) -> "_Model":
+        model = cls(len(feed))
+        for fed in feed:
+            model.apply(fed)
+        return model
+
+    def apply(self, fed: Fed) -> None:
+        match fed.event:
+            case Put(record):
+                self.clients[record.client] = (fed.actor, record)
+            case ClientLeft(client):
+                self.clients.pop(client, None)
+            case AccountStored(fold, name, hash_):
+                self.accounts.pop(fold, None)
+                if name:
+                    self.accounts[fold] = Account(name, hash_)
+            case TopicSet(key, topic):
+                self.topics.pop(key, None)
+                if topic:
+                    self.topics[key] = topic
+            case Banned(ban):
+                self.bans[ban.target] = ban
+            case Unbanned(target):
+                self.bans.pop(target, None)
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            number=self.number,
+            clients=dict(self.clients),
+            accounts=dict(self.accounts),
+            topics=dict(self.topics),
+            bans=list(self.bans.values()),
+        )
+
+    def elsewhere(self) -> dict[int, ClientRecord]:
+        return {client: each for client, (node, each) in self.clients.items() if node != "us"}
+
+
+@dataclass
+class _Server:
+    """What a server knows that is told what the replica returns; its own changes it knows."""
+
+    clients: dict[int, ClientRecord] = field(default_factory=dict)
+    accounts: dict[str, Account] = field(default_factory=dict)
+    topics: dict[str, str] = field(default_factory=dict)
+    bans: dict[str, BanRecord] = field(default_factory=dict)
+    announced: int = 0
+
+    def hear(self, updates: list[Update]) -> None:
+        for update in updates:
+            match update:
+                case ClientPut(record):
+                    self.clients[record.client] = record
+                case ClientGone(client):
+                    assert self.clients.pop(client, None) is not None, "a client left twice"
+                case AccountChanged(key, name, hash_):
+                    self.accounts.pop(key, None)
+                    if name:
+                        self.accounts[key] = Account(name, hash_)
+                case TopicChanged(key, topic):
+                    self.topics.pop(key, None)
+                    if topic:
+                        self.topics[key] = topic
+                case BanAdded(ban):
+                    self.bans[ban.target] = ban
+                case BanRemoved(target):
+                    self.bans.pop(target, None)
+                case Announced():
+                    self.announced += 1
+
+    def did(self, fed: Fed) -> None:
+        """Note what this node asked for, in the order of the feed."""
+        own = _Model(accounts=self.accounts, topics=self.topics, bans=self.bans)
+        own.apply(fed)
+        if isinstance(fed.event, Put):
+            self.clients.pop(fed.event.record.client, None)
+
+
+@given(_FEEDS, st.data())
+def test_the_replica_is_the_directory_whatever_is_lost_repeated_or_early(
+    feed: list[Fed], data: st.DataObject
+) -> None:
+    replica, server = Replica("us"), _Server()
+    begin = data.draw(st.integers(0, len(feed)), label="joined at")
+    server.hear(replica.load(_Model.after(feed[:begin]).snapshot()))
+
+    def offer(number: int) -> bool:
+        fed = feed[number - 1]
+        is_next = number == replica.number + 1
+        if is_next and fed.actor == "us":
+            server.did(fed)
+        updates = replica.offer(number, fed)
+        assert (updates is None) == (number > replica.number)
+        server.hear(updates or [])
+        return updates is not None
+
+    while replica.number < len(feed):
+        number = data.draw(st.integers(1, len(feed)), label="pushed")
+        if not offer(number):  # some are missing
+            if data.draw(st.booleans(), label="read the events"):
+                for missing in range(replica.number + 1, number + 1):
+                    assert offer(missing)
+            else:
+                at = data.draw(st.integers(number, len(feed)), label="snapshot at")
+                for fed in feed[replica.number : at]:
+                    if fed.actor == "us":  # a server knows what it did itself
+                        server.did(fed)
+                server.hear(replica.load(_Model.after(feed[:at]).snapshot()))
+        model = _Model.after(feed[: replica.number])
+        assert replica.clients == model.elsewhere()
+        assert (replica.accounts, replica.topics) == (model.accounts, model.topics)
+        assert replica.bans == model.bans
+    assert server.clients == replica.clients
+
+
+@given(_FEEDS)
+def test_a_server_that_hears_each_event_knows_what_the_directory_has(feed: list[Fed]) -> None:
+    replica, server = Replica("us"), _Server()
+    server.hear(replica.load(_Model().snapshot()))
+    for number, fed in enumerate(feed, 1):
+        if fed.actor == "us":
+            server.did(fed)
+        server.hear(replica.offer(number, fed) or [])
+    model = _Model.after(feed)
+    assert server.clients == model.elsewhere()
+    assert (server.accounts, server.topics) == (model.accounts, model.topics)
+    assert server.bans == model.bans
+    announced = [each for each in feed if isinstance(each.event, Announcement)]
+    assert server.announced == sum(each.actor != "us" for each in announced)
+
+
+def _heard(*feed: Fed) -> list[Update]:
+    replica = Replica("us")
+    replica.load(_Model().snapshot())
+    return [update for n, fed in enumerate(feed, 1) for update in replica.offer(n, fed) or []]
+
+
+def test_what_concerns_one_node_is_heard_only_there() -> None:
+    message = Directed(client=1, name="alice", text="hello")
+    for node, heard in (("us", True), ("b", False)):
+        updates = _heard(
+            Fed("c", Disconnect(1, node, "kicked", "enough")),
+            Fed("c", Taken(2, 1, node)),
+            Fed("", Lost(3, 1, "alice", True, node)),
+            Fed("c", DirectDone("x", node, True)),
+            Fed("c", DirectSent("y", 2, node, msgspec.json.encode(message).decode())),
+        )
+        expected: list[Update] = [
+            DisconnectAsked(1, "kicked", "enough"),
+            Replaced(2, 1),
+            NameLost(3, 1, "alice", True),
+            DirectAnswered("x", True),
+            DirectReceived("y", 2, message),
+        ]
+        assert updates == (expected if heard else [])
+
+
+def test_a_client_of_another_node_that_is_resumed_here_is_none_of_others_any_more() -> None:
+    elsewhere = ClientRecord(client=1, generation=1)
+    here = ClientRecord(client=1, generation=2)
+    replica = Replica("us")
+    replica.load(_Model().snapshot())
+    assert replica.offer(1, Fed("b", Put(elsewhere))) == [ClientPut(elsewhere)]
+    assert replica.offer(2, Fed("us", Taken(1, 1, "b"))) == []
+    assert replica.clients == {1: elsewhere}
+    assert replica.offer(3, Fed("us", Put(here))) == []
+    assert replica.clients == {}
+    assert replica.offer(4, Fed("us", ClientLeft(1, 2, "quit", False))) == []
+
+
+def test_a_client_that_was_resumed_here_and_left_before_it_was_reported_is_gone() -> None:
+    elsewhere = ClientRecord(client=1, generation=1)
+    updates = _heard(
+        Fed("b", Put(elsewhere)), Fed("us", Taken(1, 1, "b")), Fed("us", ClientLeft(1, 2, "", True))
+    )
+    assert updates == [ClientPut(elsewhere), ClientGone(1, 2, "", True)]
