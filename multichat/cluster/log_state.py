@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -123,9 +122,7 @@ class RoomState(Generic[P]):
     def earlier(self) -> Mapping[str, int]:
         """The earlier epochs, each with the number at which the next one began."""
         if self._earlier is None:
-            self._earlier = MappingProxyType(
-                {epoch: start for (epoch, _), (_, start) in pairwise(self.epochs)}
-            )
+            self._earlier = {epoch: start for (epoch, _), (_, start) in pairwise(self.epochs)}
         return self._earlier
 
     @property
