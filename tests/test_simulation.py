@@ -21,7 +21,7 @@ from multichat.testing import ScriptedClient, memory_server
 
 from .simulation.broken import AT_SHUTDOWN, MUTATIONS, Break, echo
 from .simulation.invariants import INVARIANTS
-from .simulation.plan import Plan, make_plan
+from .simulation.plan import Plan, make_plan, with_slow_backend
 from .simulation.rooms.broken import ROOMS_MUTATIONS
 from .simulation.rooms.invariants import ROOMS_INVARIANTS
 from .simulation.rooms.plan import about_accounts, make_rooms_plan
@@ -58,6 +58,14 @@ def test_no_schedule_with_several_rooms_violates_an_invariant(seed: int) -> None
     assert simulate_rooms(make_rooms_plan(seed)).violations == []
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_schedule_with_a_backend_that_decides_late_violates_an_invariant(seed: int) -> None:
+    plan = with_slow_backend(make_plan(seed))
+    if len(plan.people) <= 30:
+        assert simulate(plan).violations == []
+    assert simulate_rooms(with_slow_backend(make_rooms_plan(seed))).violations == []
+
+
 @pytest.mark.parametrize("seed", SEEDS_WITH_A_COUNT_AT_SHUTDOWN)
 def test_a_count_of_missed_messages_at_shutdown_is_right(seed: int) -> None:
     assert simulate(make_plan(seed)).violations == []
@@ -76,6 +84,12 @@ def test_a_seed_is_a_run() -> None:
     assert len(set(digests)) == 3
 
 
+def test_a_seed_is_a_run_with_a_backend_that_decides_late() -> None:
+    digests = [simulate(with_slow_backend(make_plan(seed))).digest for seed in (1, 2, 1, 2)]
+    assert digests[:2] == digests[2:]
+    assert len(set(digests)) == 2
+
+
 def test_a_seed_is_a_run_with_several_rooms() -> None:
     digests = [simulate_rooms(make_rooms_plan(seed)).digest for seed in (8, 9, 8, 9)]
     assert digests[:2] == digests[2:]
@@ -83,10 +97,12 @@ def test_a_seed_is_a_run_with_several_rooms() -> None:
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("backend", ["local", "slow"])
 @pytest.mark.parametrize("kind", ["one", "several"])
-def test_a_seed_is_the_same_run_in_another_process(kind: str) -> None:
+def test_a_seed_is_the_same_run_in_another_process(kind: str, backend: str) -> None:
     """Independent of the hash seed."""
     command = [sys.executable, "-m", "tests.simulation", "--seed", "7", "--kind", kind]
+    command += ["--backend", backend]
     outputs = [
         subprocess.run(
             command,

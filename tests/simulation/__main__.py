@@ -5,8 +5,9 @@
     python -m tests.simulation --seed N               one, with its log
 
 There are two kinds of schedules for each seed: clients in one room each, and clients in several,
-with accounts (`rooms`).  `--kind one` or `--kind several` runs one kind only; so does `--seed`,
-which means `one` by default.
+with accounts (`rooms`).  Each runs with two backends: the local one, and one that decides late
+(`slow_backend`).  `--kind one` or `--kind several` runs one kind only, and `--backend local` or
+`--backend slow` one backend only; so does `--seed`, which means the first of each by default.
 
 Each schedule that violates an invariant is printed with the command that replays it, and repeated.
 The exit status is 1 if any schedule also fails the second time.
@@ -21,8 +22,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
+from typing import NamedTuple
 
-from .plan import Plan, make_plan
+from .plan import Plan, make_plan, with_slow_backend
 from .rooms.plan import make_rooms_plan
 from .rooms.world import simulate_rooms
 from .world import Outcome, simulate
@@ -41,12 +43,41 @@ _KINDS: dict[str, tuple[Callable[[int], Plan], Callable[[Plan], Outcome]]] = {
     "several": (make_rooms_plan, simulate_rooms),
 }
 
+_BACKENDS: dict[str, Callable[[Plan], Plan]] = {
+    "local": lambda plan: plan,
+    "slow": with_slow_backend,
+}
+
+
+class Variant(NamedTuple):
+    """A kind of schedules with a backend."""
+
+    kind: str = "one"
+    backend: str = "local"
+
+    @property
+    def options(self) -> str:
+        """The options that choose it, as far as they are no defaults."""
+        kind = "" if self.kind == "one" else f" --kind {self.kind}"
+        return kind + ("" if self.backend == "local" else f" --backend {self.backend}")
+
+    def make(self, seed: int) -> Plan:
+        """Return the plan of *seed*."""
+        return _BACKENDS[self.backend](_KINDS[self.kind][0](seed))
+
+    def run(self, plan: Plan) -> Outcome:
+        """Run *plan*."""
+        return _KINDS[self.kind][1](plan)
+
+
+VARIANTS = [Variant(kind, backend) for kind in _KINDS for backend in _BACKENDS]
+
 
 @dataclass(frozen=True)
 class Figures:
-    """The result of one seed of a kind, small enough to pass between processes."""
+    """The result of one seed of a variant, small enough to pass between processes."""
 
-    kind: str
+    variant: Variant
     seed: int
     seconds: float
     people: int
@@ -59,11 +90,11 @@ class Figures:
     violations: tuple[str, ...]
 
 
-def _figures(kind: str, outcome: Outcome) -> Figures:
+def _figures(variant: Variant, outcome: Outcome) -> Figures:
     history = outcome.history
     reasons = [departure.reason for departure in history.chronicle.departures.values()]
     return Figures(
-        kind=kind,
+        variant=variant,
         seed=history.plan.seed,
         seconds=history.seconds,
         people=len(history.visits),
@@ -77,29 +108,28 @@ def _figures(kind: str, outcome: Outcome) -> Figures:
     )
 
 
-def _run_seed(kind: str, seed: int) -> Figures:
+def _run_seed(variant: Variant, seed: int) -> Figures:
     def give_up(number: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"no end after {_RUN_SECONDS} s of work")
 
     signal.signal(signal.SIGVTALRM, give_up)
     signal.setitimer(signal.ITIMER_VIRTUAL, _RUN_SECONDS)
     try:
-        make, run = _KINDS[kind]
-        return _figures(kind, run(make(seed)))
+        return _figures(variant, variant.run(variant.make(seed)))
     except Exception as error:  # noqa: BLE001 - a seed that we cannot judge has failed
-        return Figures(kind, seed, 0, 0, 0, 0, 0, 0, 0, 0, (f"ends_in_time: {error!r}",))
+        return Figures(variant, seed, 0, 0, 0, 0, 0, 0, 0, 0, (f"ends_in_time: {error!r}",))
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
-def _run_seeds(seeds: range, jobs: int, kinds: Sequence[str]) -> Iterator[Figures]:
-    of_kind = [kind for _ in seeds for kind in kinds]
-    of_seed = [seed for seed in seeds for _ in kinds]
+def _run_seeds(seeds: range, jobs: int, variants: Sequence[Variant]) -> Iterator[Figures]:
+    each = [variant for _ in seeds for variant in variants]
+    of_seed = [seed for seed in seeds for _ in variants]
     if jobs == 1:
-        yield from map(_run_seed, of_kind, of_seed)
+        yield from map(_run_seed, each, of_seed)
         return
     with ProcessPoolExecutor(jobs) as pool:
-        yield from pool.map(_run_seed, of_kind, of_seed, chunksize=_CHUNK)
+        yield from pool.map(_run_seed, each, of_seed, chunksize=_CHUNK)
 
 
 def _tell(text: object) -> None:
@@ -110,8 +140,8 @@ def _tell(text: object) -> None:
 def _tell_failure(figures: Figures) -> None:
     for violation in figures.violations:
         _tell(f"seed {figures.seed}: {violation}")
-    kind = "" if figures.kind == "one" else f" --kind {figures.kind}"
-    _tell(f"replay it: python -m tests.simulation --seed {figures.seed}{kind}")
+    options = figures.variant.options
+    _tell(f"replay it: python -m tests.simulation --seed {figures.seed}{options}")
 
 
 def _summary(all_figures: list[Figures], seconds: float) -> str:
@@ -129,16 +159,16 @@ def _summary(all_figures: list[Figures], seconds: float) -> str:
     )
 
 
-def run_many(seeds: range, jobs: int, kinds: Sequence[str] = ("one",)) -> int:
-    """Run all *seeds* of these *kinds*; return the exit status."""
+def run_many(seeds: range, jobs: int, variants: Sequence[Variant] = (Variant(),)) -> int:
+    """Run all *seeds* of these *variants*; return the exit status."""
     failed = False
     started = told_at = time.perf_counter()
     done: list[Figures] = []
-    for figures in _run_seeds(seeds, jobs, kinds):
+    for figures in _run_seeds(seeds, jobs, variants):
         done.append(figures)
         if figures.violations:
             _tell_failure(figures)
-            if _run_seed(figures.kind, figures.seed).violations:
+            if _run_seed(figures.variant, figures.seed).violations:
                 failed = True
             else:
                 _tell(f"seed {figures.seed}: no violation the second time: see why they differ")
@@ -150,13 +180,14 @@ def run_many(seeds: range, jobs: int, kinds: Sequence[str] = ("one",)) -> int:
     return int(failed)
 
 
-def replay(seed: int, kind: str = "one") -> int:
+def replay(seed: int, variant: Variant) -> int:
     """Run one *seed* and print its log and result; return the exit status."""
-    make, run = _KINDS[kind]
-    plan = make(seed)
+    plan = variant.make(seed)
     _tell(plan.config)
     _tell(f"rooms {', '.join(plan.rooms)}; {plan.server_ending.name}; eager: {plan.eager}")
-    outcome = run(plan)
+    outcome = variant.run(plan)
+    if plan.link is not None:
+        _tell(plan.link)
     _tell(f"{plan.journal.name}, {plan.faults}, killed at {plan.kills}, restores {plan.restores}")
     for history in outcome.history.branches:
         _tell("--- undone by a restore:" if history is not outcome.history else "---")
@@ -167,7 +198,7 @@ def replay(seed: int, kind: str = "one") -> int:
             _tell(f"{position:5} {entry.seconds:9.4f} {entry.text}")
     _tell(f"digest {outcome.digest}")
     if outcome.violations:
-        _tell_failure(_figures(kind, outcome))
+        _tell_failure(_figures(variant, outcome))
     return int(bool(outcome.violations))
 
 
@@ -179,11 +210,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="replay this one alone, with its log")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many processes")
     parser.add_argument("--kind", choices=[*_KINDS], help="this kind of schedules only")
+    parser.add_argument("--backend", choices=[*_BACKENDS], help="this backend only")
     options = parser.parse_args()
     if options.seed is not None:
-        return replay(options.seed, options.kind or "one")
+        return replay(options.seed, Variant(options.kind or "one", options.backend or "local"))
     seeds = range(options.start, options.start + options.seeds)
-    return run_many(seeds, options.jobs, [options.kind] if options.kind else [*_KINDS])
+    variants = [
+        each
+        for each in VARIANTS
+        if options.kind in (None, each.kind) and options.backend in (None, each.backend)
+    ]
+    return run_many(seeds, options.jobs, variants)
 
 
 if __name__ == "__main__":

@@ -384,7 +384,8 @@ class History:
     *peak_bytes* is the maximum observed size of each send queue, by client number; *left_behind*
     names what the server did not release; *cancelled_seconds* is when its sessions were cancelled,
     if at all.  *messages* and *too_slow* are the server's statistics.  *connected* has all client
-    numbers.
+    numbers.  *handed_out* has the messages that the rooms of the last server were given by a
+    backend that decides late, by room and first number.
     """
 
     plan: Plan
@@ -403,6 +404,7 @@ class History:
     crash: str = ""
     messages: int = 0
     too_slow: int = 0
+    handed_out: set[tuple[str, int]] | None = None
     connected: set[int] = field(default_factory=set)
     lost: list["History"] = field(default_factory=list)
 
@@ -431,6 +433,16 @@ class History:
             too_slow=too_slow,
             connected={*self.connected},
         )
+
+    @property
+    def never_told(self) -> list[Taken]:
+        """What is stored, and was never delivered, although the server had it before its end."""
+        return [
+            taken
+            for taken in self.chronicle.never_told
+            if self.handed_out is None
+            or (taken.said.room.lower(), taken.said.first) in self.handed_out
+        ]
 
     @property
     def branches(self) -> "list[History]":

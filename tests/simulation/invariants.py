@@ -364,7 +364,7 @@ def all_is_said(history: History) -> Iterator[str]:
     From the start of the shutdown, the server publishes nothing that was not in progress.
     """
     plan = history.plan
-    for taken in history.chronicle.never_told:
+    for taken in history.never_told:
         yield f"{taken.said.text[:20]} was taken, and nobody was told"
     shutdown = inf if plan.server_ending is ServerEnding.OUTLIVES else plan.server_ends_seconds
     said = set(history.chronicle.order)

@@ -34,10 +34,33 @@ from multichat.journal.base import (
 from multichat.protocol.messages import MAX_UNACCEPTED, Nonce, SaidBlock
 from tests.support.journals import DelegatingRoom
 
-__all__ = ["AccountSaved", "Disk", "Faults", "FaultyJournal", "Taken", "Witness"]
+__all__ = ["AccountSaved", "Disk", "Fate", "Faults", "FaultyJournal", "Pending", "Taken", "Witness"]
 
 # Real epochs rise with time; here it is enough that no two rooms have the same.
 _FIRST_EPOCH = 0x18BCFE56800
+
+
+@dataclass(eq=False)
+class Fate(PendingWrite):
+    """What becomes of a write that is proposed to an engine.
+
+    Once that *is_written*, *written* is the pending write there, None if it was stored at once.
+    """
+
+    is_written: bool = False
+    written: PendingWrite | None = None
+
+    @property
+    def kept(self) -> bool | None:
+        """Whether it is stored; None as long as that is not known."""
+        if isinstance(self.written, Pending):
+            return self.written.kept
+        return True if self.is_written else None
+
+    @property
+    def known_seconds(self) -> float:
+        """When that was known."""
+        return self.written.known_seconds if isinstance(self.written, Pending) else 0.0
 
 
 @dataclass(frozen=True)
@@ -52,18 +75,18 @@ class Taken:
     @property
     def kept(self) -> bool | None:
         """Whether the journal has reported them as stored."""
-        return self.pending.kept if isinstance(self.pending, _Pending) else True
+        return self.pending.kept if isinstance(self.pending, Pending) else True
 
     @property
     def known_seconds(self) -> float:
         """When that was reported; 0 if immediately."""
-        return self.pending.known_seconds if isinstance(self.pending, _Pending) else 0.0
+        return self.pending.known_seconds if isinstance(self.pending, Pending) else 0.0
 
     def as_of_backup(self) -> "Taken":
         """Return its state in a backup that is taken now, without pending messages."""
         if self.kept is not None:
             return self
-        missing = _Pending()
+        missing = Pending()
         missing.become(kept=False)
         return replace(self, pending=missing)
 
@@ -81,19 +104,19 @@ class AccountSaved:
     @property
     def kept(self) -> bool | None:
         """Whether the journal has reported it as stored."""
-        return self.pending.kept if isinstance(self.pending, _Pending) else True
+        return self.pending.kept if isinstance(self.pending, Pending | Fate) else True
 
     @property
     def known_seconds(self) -> float:
         """When that was reported."""
-        known = self.pending.known_seconds if isinstance(self.pending, _Pending) else 0.0
+        known = self.pending.known_seconds if isinstance(self.pending, Pending | Fate) else 0.0
         return max(self.seconds, known)
 
     def as_of_backup(self) -> "AccountSaved":
         """Return its state in a backup that is taken now, without pending writes."""
         if self.kept is not None:
             return self
-        missing = _Pending()
+        missing = Pending()
         missing.become(kept=False)
         return replace(self, pending=missing)
 
@@ -120,7 +143,7 @@ class Faults:
     damaged_reads: float = 0.0
 
 
-class _Pending(PendingWrite):
+class Pending(PendingWrite):
     """A pending write; *kept* is whether it reached the disk, and when that was known."""
 
     __slots__ = ("kept", "known_seconds")
@@ -187,7 +210,7 @@ class _Write:
     """One write; a *lasting* one is retried if it fails."""
 
     apply: Callable[[Disk], None]
-    pending: _Pending
+    pending: Pending
     lasting: bool = False
 
 
@@ -265,9 +288,9 @@ class FaultyJournal(Journal):
             write.lasting = False
         self._fail("the server was killed")
 
-    def take(self, apply: Callable[[Disk], None], *, lasting: bool = False) -> _Pending:
+    def take(self, apply: Callable[[Disk], None], *, lasting: bool = False) -> Pending:
         """Queue a write."""
-        pending = _Pending()
+        pending = Pending()
         if self._dead:
             pending.become(kept=False)
             pending.resolve("the server was killed")

@@ -16,9 +16,11 @@ from multichat import ServerConfig, Slow
 from multichat.server.config import Message, ReplayLimits
 
 from .journal import Faults
+from .link import LinkFaults
 from .returning import Return, make_returns
 
 __all__ = [
+    "AWAY_SECONDS",
     "HUSH",
     "SHOUT",
     "SHOUTED",
@@ -30,6 +32,7 @@ __all__ = [
     "Reading",
     "ServerEnding",
     "make_plan",
+    "with_slow_backend",
 ]
 
 # Marks in a message to which the filters of a run react.
@@ -37,6 +40,9 @@ HUSH, SHOUT, SLEEPY = "(hush)", "(shout)", "(sleepy)"
 SHOUTED = "(SHOUTED)"
 
 _FILTER_SECONDS = 0.2
+
+# Without an engine for this long, a server refuses messages; see docs/cluster.md.
+AWAY_SECONDS = 3.0
 
 
 class Reading(enum.Enum):
@@ -124,12 +130,25 @@ class Plan:
     restores: tuple[tuple[float, int], ...]  # times of backups, and the kill after which to restore
     session_seconds: float  # the lifetime of sessions of disconnected clients
     hash_seconds: float = 0.0  # the longest time that hashing a passphrase takes
+    link: LinkFaults | None = None  # to an engine; without one, the backend is the local one
+
+    @property
+    def link_seconds(self) -> float:
+        """The longest time that a call and its answer take while the link is up."""
+        link = self.link
+        return 0.0 if link is None else link.up_seconds + link.down_seconds
+
+    @property
+    def away(self) -> tuple[tuple[float, float], ...]:
+        """When the engine was away for so long that new messages may have been refused."""
+        cuts = () if self.link is None else self.link.cuts
+        return tuple((start, start + time) for start, time in cuts if time >= AWAY_SECONDS)
 
     @property
     def patient_seconds(self) -> float:
         """The time after which a run must have ended: the sum of all slow clients and limits."""
         each = self.config.slow_timeout_seconds + self.config.filter_seconds + 1
-        slow = sum(10 * each.slow_seconds for each in (self.faults,)) * len(self.people)
+        slow = 10 * (self.faults.slow_seconds + self.link_seconds) * len(self.people)
         return 1200 + slow + self.seconds + len(self.people) * each + self.config.grace_seconds
 
 
@@ -361,3 +380,25 @@ def _with_replays(plan: Plan, rng: Random) -> Plan:
 def _some_time(rng: Random, seconds: float) -> float:
     # Most events are near the beginning.
     return seconds * math.pow(rng.random(), 3)
+
+
+# --- The link to an engine ------------------------------------------------------------------------
+
+
+def with_slow_backend(plan: Plan) -> Plan:
+    """Return *plan* with a backend that decides late; see `slow_backend`."""
+    rng = Random(f"multichat link {plan.seed}")
+    slow = rng.choice([0.0, 0.001, 0.01, 0.1, 0.5])
+    cuts = [
+        (rng.uniform(0, plan.seconds), rng.choice([0.0, 0.1, 1.0, 2.9, 3.1, 8.0]))
+        for _ in range(rng.choice([0, 0, 1, 3, 6]))
+    ]
+    link = LinkFaults(
+        up_seconds=slow,
+        down_seconds=rng.choice([0.0, slow]),
+        push_seconds=rng.choice([0.0, slow, 3 * slow]),
+        bursts=rng.choice([0.0, 0.0, 0.1]),
+        burst_seconds=rng.choice([0.1, 1.0]),
+        cuts=tuple(sorted(cuts)),
+    )
+    return replace(plan, link=link)

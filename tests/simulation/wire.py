@@ -101,13 +101,15 @@ class Connection:
 class End(trio.abc.HalfCloseableStream):
     """One end of a `Connection`.
 
-    *cut_off_at* is when a partial write was cancelled.
+    *cut_off_at* is when a partial write was cancelled.  While the process at this end is frozen
+    (`freeze`), nothing is read or written here.
     """
 
     def __init__(self, connection: Connection, *, reads: _Pipe, writes: _Pipe) -> None:
         self.closed = False
         self.cut_off_at: float | None = None
         self.number = -1
+        self._is_frozen = False
         self._connection = connection
         self._reads = reads
         self._writes = writes
@@ -142,10 +144,16 @@ class End(trio.abc.HalfCloseableStream):
             # The peer has closed; the next write reports it.
             self._connection.reset(self._peer())
             return len(data)
-        taken = self._writes.put(data)
+        taken = 0 if self._is_frozen else self._writes.put(data)
         if data and not taken:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return taken
+
+    def freeze(self, *, frozen: bool) -> None:
+        """Stop reading and writing at this end, or continue."""
+        self._is_frozen = frozen
+        for pipe in (self._reads, self._writes):
+            pipe.changed.unpark_all()
 
     def _peer(self) -> "End":
         connection = self._connection
@@ -192,7 +200,9 @@ class End(trio.abc.HalfCloseableStream):
         with self._alone("_sending"):
             await trio.lowlevel.checkpoint()
             self._write(b"")
-            while self._writes.full and not (self.closed or self._writes.broken):
+            while (self._writes.full or self._is_frozen) and not (
+                self.closed or self._writes.broken
+            ):
                 await self._writes.changed.park()
             self._write(b"")
 
@@ -205,6 +215,9 @@ class End(trio.abc.HalfCloseableStream):
             while True:
                 if self.closed:
                     raise trio.ClosedResourceError("this end was closed")
+                if self._is_frozen:
+                    await self._reads.changed.park()
+                    continue
                 if self._reads.waiting_bytes:
                     return self._reads.take(max_bytes or _READ_BYTES)
                 if self._reads.broken:

@@ -7,56 +7,60 @@ mock clock's, and nothing iterates over objects that are hashed by identity.
 import contextlib
 import hashlib
 import logging
-import os
 import re
-import secrets
-import time
 import traceback
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from random import Random
-from typing import TypeVar
 from unittest import mock
 
 import trio
 import trio.testing
-from trio._core import _run as trio_run
 
 from multichat import Server
+from multichat.backend.base import Backend
+from multichat.backend.local import LocalBackend
 from multichat.errors import UnknownClient
 from multichat.journal.base import AccountRecord, Journal, PendingWrite
 from multichat.journal.memory import MemoryJournal
-from multichat.log import LogWriter
 from multichat.net.fair_share import NO_PAUSES
 from multichat.net.transport import LINGER_SECONDS
 from multichat.protocol.messages import Nonce, SaidBlock
 from multichat.server.config import ServerTimeouts
-from multichat.server.passphrases import Hasher, is_passphrase
+from multichat.server.passphrases import is_passphrase
 from multichat.server.room import Room
 
 from .chronicle import KILLED, Kill, LogEntry
 from .clients import Client
-from .history import DAY_BEGINS_SECONDS, Heard, History, Visit
+from .history import Heard, History, Visit
 from .invariants import Violation, violations
 from .journal import AccountSaved, Disk, FaultyJournal, Taken, Witness
+from .local_engine import LocalEngine
 from .plan import JournalKind, PersonPlan, Plan, ServerEnding
 from .replays import NOTICE, WaitMeter, watch_rooms
 from .returning import Notebook, Return
+from .slow_backend import SlowBackend
+from .surroundings import (
+    StandstillGuard,
+    VirtualHasher,
+    direct_writes,
+    log_on_full_disk,
+    log_to,
+    numbered,
+    same_schedule,
+    seeded_tokens,
+    time_of_day,
+    watch_numbers,
+)
 from .wire import Connection, Kernel
 
 __all__ = ["Family", "Outcome", "simulate"]
-
-T = TypeVar("T")
 
 # How long the remaining clients continue after the server's end.
 _AFTERMATH_SECONDS = 2.0
 
 # The listener's connections: each becomes a client, or is refused, before the next one.
 _MOST_STEPS_TO_ACCEPT = 100
-
-
-# The most scheduler steps at one virtual time; the busiest runs take a few thousand.
-_MOST_STEPS_AT_ONCE = 100_000
 
 
 _CONNECTED = re.compile(r"\[STATE\] Client (\d+) connected")
@@ -87,19 +91,20 @@ def simulate(plan: Plan, family: Family = Family()) -> Outcome:
     is_passphrase("", "", plan.config.accounts)
     clock = trio.testing.MockClock(autojump_threshold=0)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_same_schedule(plan.seed))
-        stack.enter_context(_time_of_day(clock))
-        stack.enter_context(_tokens(plan.seed))
+        stack.enter_context(same_schedule(plan.seed))
+        stack.enter_context(time_of_day(clock))
+        stack.enter_context(seeded_tokens(plan.seed))
         world = _World(plan, family)
-        stack.enter_context(_log_to(_Recorder(world)))
+        stack.enter_context(log_to(_Recorder(world)))
+        stack.enter_context(watch_numbers())
         stack.enter_context(watch_rooms(lambda: world.history, lambda: world.killed))
         stack.enter_context(
             mock.patch("multichat.net.send_queue.unsent_bytes", world.kernel.unsent_bytes)
         )
         if plan.full_disk:
-            stack.enter_context(_log_on_full_disk())
+            stack.enter_context(log_on_full_disk())
         if plan.eager:
-            stack.enter_context(_kernel(world.kernel))
+            stack.enter_context(direct_writes(world.kernel))
         try:
             trio.run(world.run, clock=clock)
         except Exception:  # noqa: BLE001 - that is what we are here to find
@@ -109,72 +114,6 @@ def simulate(plan: Plan, family: Family = Family()) -> Outcome:
     for visit in (visit for each in history.branches for visit in each.visits):
         visit.read(cache, plan.config.max_line_bytes)
     return Outcome(history, family.check(history), _digest(history))
-
-
-@contextlib.contextmanager
-def _same_schedule(seed: int) -> Iterator[None]:
-    with mock.patch.object(trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", new=True):
-        trio_run._r.seed(seed)
-        yield
-
-
-@contextlib.contextmanager
-def _time_of_day(clock: trio.testing.MockClock) -> Iterator[None]:
-    def now() -> float:
-        return DAY_BEGINS_SECONDS + clock.current_time()
-
-    with mock.patch.object(time, "time", now):
-        yield
-
-
-@contextlib.contextmanager
-def _tokens(seed: int) -> Iterator[None]:
-    """Make session tokens depend on the seed."""
-    rng = Random(f"{seed} tokens")
-
-    with (
-        mock.patch.object(secrets, "token_hex", lambda size=16: rng.randbytes(size).hex()),
-        mock.patch.object(secrets, "token_bytes", rng.randbytes),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def _log_to(handler: logging.Handler) -> Iterator[None]:
-    logger = logging.getLogger("multichat")
-    level, propagate = logger.level, logger.propagate
-    logger.setLevel(logging.DEBUG)  # tracebacks are logged at that level
-    logger.propagate = False
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _log_on_full_disk() -> Iterator[None]:
-    fd = os.open("/dev/full", os.O_WRONLY)
-    writer = LogWriter(fd)
-    writer.start()
-    try:
-        with _log_to(writer):
-            yield
-    finally:
-        writer.close()
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def _kernel(kernel: Kernel) -> Iterator[None]:
-    """Let send queues write directly to simulated connections, as to sockets."""
-    with (
-        mock.patch("multichat.net.send_queue.eager_fileno", kernel.eager_fileno),
-        mock.patch("multichat.net.send_queue.write", kernel.write),
-    ):
-        yield
 
 
 def _digest(history: History) -> str:
@@ -211,37 +150,6 @@ class _Recorder(logging.Handler):
         self._world.note(record.levelno, text)
 
 
-class _StandstillGuard(trio.abc.Instrument):
-    """Cancels *scope* when tasks run endlessly while the clock stands still."""
-
-    def __init__(self, scope: trio.CancelScope) -> None:
-        self._scope = scope
-        self._seconds = 0.0
-        self._steps = 0
-
-    def before_io_wait(self, timeout: float) -> None:
-        now = trio.current_time()
-        self._steps = self._steps + 1 if now == self._seconds else 0
-        self._seconds = now
-        if self._steps > _MOST_STEPS_AT_ONCE:
-            self._scope.cancel(reason="the clock stands still")
-
-
-class _VirtualHasher(Hasher):
-    """Hashes at once, and takes up to *seconds* of the virtual time for it."""
-
-    def __init__(self, plan: Plan, rng: Random) -> None:
-        super().__init__(plan.config.accounts)
-        self._seconds, self._rng = plan.hash_seconds, rng
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """Return what *work* returns, after a while, also if it is cancelled meanwhile."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        with trio.CancelScope(shield=True):
-            await trio.sleep(self._rng.uniform(0, self._seconds))
-        return work()
-
-
 class _World:
     """One run of a plan."""
 
@@ -255,6 +163,7 @@ class _World:
             int, tuple[Disk, History]
         ] = {}  # by the kill after which each is restored
         self._faulty: FaultyJournal | None = None
+        self._slow: SlowBackend | None = None
         self._server = self._start_server()
         self._numbers_before = 0
         self._sessions: trio.Nursery
@@ -270,12 +179,31 @@ class _World:
     def _open_rooms(self) -> list[Room]:
         return [] if self.killed else list(self._server._registry.rooms)
 
+    def _all_rooms(self) -> list[Room]:
+        return list(self._server._registry.rooms._rooms.values())
+
     def _start_server(self) -> Server:
-        self._journal = Witness(self._make_journal(), self._note_taken, self._note_account)
+        backend = self._make_backend()
         timeouts = ServerTimeouts(session=self._plan.session_seconds)
         config = replace(self._plan.config, timeouts=timeouts)
-        hasher = _VirtualHasher(self._plan, Random(f"{self._plan.seed} {len(self.history.kills)}"))
-        return Server(config, journal=self._journal, shares=NO_PAUSES, hasher=hasher)
+        rng = Random(f"{self._plan.seed} {len(self.history.kills)}")
+        hasher = VirtualHasher(config.accounts, self._plan.hash_seconds, rng)
+        return Server(config, backend=backend, shares=NO_PAUSES, hasher=hasher)
+
+    def _make_backend(self) -> Backend:
+        plan, journal = self._plan, self._make_journal()
+        self._journal = Witness(journal, self._note_taken, self._note_account)
+        if plan.link is None:
+            return LocalBackend(self._journal)
+        rng = Random(f"{plan.seed} link {len(self.history.kills)}")
+        self._slow = SlowBackend(
+            LocalEngine(journal, self._note_taken),
+            plan.link,
+            rng,
+            position=lambda: len(self.history.log),
+            note_account=self._note_account,
+        )
+        return self._slow
 
     def _make_journal(self) -> Journal:
         plan = self._plan
@@ -304,10 +232,15 @@ class _World:
             self._sample()
 
     def _note_taken(
-        self, said: SaidBlock, nonces: tuple[Nonce | None, ...], pending: PendingWrite | None
+        self,
+        said: SaidBlock,
+        nonces: tuple[Nonce | None, ...],
+        pending: PendingWrite | None,
+        position: int | None = None,
     ) -> None:
         history = self.history
-        history.taken.append(Taken(len(history.log), said, nonces, pending))
+        at = len(history.log) if position is None else position
+        history.taken.append(Taken(at, said, nonces, pending))
 
     def _note_account(
         self, key: str, record: AccountRecord | None, pending: PendingWrite | None
@@ -329,7 +262,7 @@ class _World:
         plan = self._plan
         tasks = trio.lowlevel.current_statistics().tasks_living
         with trio.move_on_after(plan.patient_seconds) as timeout:
-            trio.lowlevel.add_instrument(_StandstillGuard(timeout))
+            trio.lowlevel.add_instrument(StandstillGuard(timeout))
             trio.lowlevel.add_instrument(WaitMeter(lambda: self.history, self._open_rooms))
             async with trio.open_nursery() as world:
                 await self._serve(world)
@@ -343,13 +276,16 @@ class _World:
         counts = self._server.statistics()
         history.messages += counts.messages
         history.too_slow += counts.too_slow
+        if self._slow is not None:
+            history.handed_out = self._slow.handed_out
 
     def _look_for_what_is_left(self, tasks_before: int) -> None:
         counts = self._server.statistics()
         found = {
             "tasks": trio.lowlevel.current_statistics().tasks_living - tasks_before,
             "clients": counts.clients,
-            "rooms": len(self._server._registry.rooms),
+            # One may be kept for messages whose fate the server did not live to know.
+            "rooms": sum(not room.is_delivering for room in self._all_rooms()),
             "waiting bytes": counts.waiting_bytes,
             "connections open": sum(
                 visit.connection is not None and not visit.connection.server.closed
@@ -399,6 +335,8 @@ class _World:
         self._admissions = trio.Event()
         if self._faulty is not None:
             self._faulty.kill()
+        if self._slow is not None:
+            self._slow.end("the server was killed")
         self._note_kill()
         counts = self._server.statistics()
         history.messages += counts.messages
@@ -545,7 +483,10 @@ class _World:
         if self._plan.eager:
             self.kernel.register(connection.server)
         before = self._server.statistics()
-        self._sessions.start_soon(self._handle, visit, connection, self._server)
+        with numbered(visit):
+            self._sessions.start_soon(self._handle, visit, connection, self._server)
+        if self._plan.link is not None:  # its number may take a while
+            return
         for _ in range(_MOST_STEPS_TO_ACCEPT):
             now = self._server.statistics()
             if now.clients_ever > before.clients_ever:
@@ -559,6 +500,8 @@ class _World:
     async def _handle(self, visit: Visit, connection: Connection, server: Server) -> None:
         try:
             await server.handle(connection.server)
+            if self._plan.link is not None and visit.server_number is None:
+                visit.refused = not visit.killed
             if (
                 visit.server_number is not None
                 and visit.server_number not in self.history.connected

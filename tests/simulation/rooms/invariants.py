@@ -128,7 +128,7 @@ def sender_order(history: History) -> Iterator[str]:
 def all_is_said(history: History) -> Iterator[str]:
     """If a client left by itself and everything was read, all its requests were answered."""
     plan = history.plan
-    for taken in history.chronicle.never_told:
+    for taken in history.never_told:
         yield f"{taken.said.text[:20]} was taken, and nobody was told"
     for visit, walk in _walks(history):
         departure = history.departure(visit)

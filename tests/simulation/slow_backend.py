@@ -1,0 +1,476 @@
+"""A backend that decides late: a node of an engine that is reached over a simulated `Link`.
+
+What is proposed is decided elsewhere, and comes back as entries of a feed and as answers, in either
+order, late, in bursts, or after the link was cut and the calls were sent again.  While the engine
+has been away for `AWAY_SECONDS`, new proposals are refused with `StorageFailed`; what was proposed
+before stays pending until its fate is known.
+
+The engine is in memory and decides in the step in which a call comes; see `engine`.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import Any
+
+import trio
+
+from multichat.backend.base import Backend, Claim, Entry, Fed, Proposal, RoomLog
+from multichat.backend.events import (
+    AvailabilityChanged,
+    BanRecord,
+    ClientRecord,
+    DirectReceived,
+    Event,
+    NodeFenced,
+)
+from multichat.errors import MultichatError, NotRead, StorageFailed
+from multichat.journal.base import (
+    AccountRecord,
+    PendingWrite,
+    SavedSession,
+    SessionRecord,
+)
+from multichat.protocol.messages import Directed, Nonce, SaidBlock
+
+from .engine import Append, Ask, Engine, Fenced, LogState, Stored
+from .journal import Fate
+from .link import Call, Link, LinkFaults
+from .plan import AWAY_SECONDS
+
+__all__ = ["SlowBackend"]
+
+# How often a node renews its lease.
+_RENEW_SECONDS = 3.0
+
+_ENDED = "the server has ended"
+
+# What is told of an account: its key, what is stored, and what becomes of that.
+NoteAccount = Callable[[str, AccountRecord | None, PendingWrite], None]
+
+
+class SlowBackend(Backend):
+    """The backend of one node, called *node*, of *engine*, with the *faults* of its link.
+
+    With *runs_engine*, the engine is this node's alone, and ends with it.  *position* returns the
+    number of log records now, and *note_account* is told of the accounts that are to be stored.
+
+    *handed_out* has the messages that rooms were given, by room and first number.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        faults: LinkFaults,
+        rng: Random,
+        *,
+        node: object = 0,
+        runs_engine: bool = True,
+        position: Callable[[], int] = lambda: 0,
+        note_account: NoteAccount = lambda *_: None,
+    ) -> None:
+        self._engine, self._faults, self._rng = engine, faults, rng
+        self._node, self._runs_engine, self._position = node, runs_engine, position
+        self._note_account = note_account
+        self._run = 0
+        self.handed_out: set[tuple[str, int]] = set()
+        self.link = Link(
+            engine, faults, rng, answered=self._answered, pushed=self._pushed, changed=self._changed
+        )
+        self._waiting: dict[int, PendingWrite] = {}  # by the number of the call
+        self._proposals: dict[int, Proposal] = {}  # that may still be handed out, by call
+        self._logs: dict[str, _SlowLog] = {}
+        self._ends: dict[str, LogState] = {}  # of logs of which entries have come, by room
+        # What comes for rooms that are being loaded, and their states as the engine has answered.
+        self._loading: dict[str, list[Entry]] = {}
+        self._loaded: dict[str, LogState] = {}
+        self._send_events, self._events = trio.open_memory_channel[Event](1_000_000)
+        self._was_available = True
+        self._is_over = False
+        self._link_changed = trio.Event()
+
+    @property
+    def is_shared(self) -> bool:  # type: ignore[override]
+        """As the engine."""
+        return self._engine.is_shared
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Open the engine, and carry what is called until cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                if self._runs_engine:
+                    await nursery.start(self._engine.run)
+                opened = self._engine.open(self.link, self._node)
+                self.accounts, self.topics = opened.accounts, opened.topics
+                self.bans, self.clients = opened.bans, opened.clients
+                nursery.start_soon(self.link.run)
+                nursery.start_soon(self._watch_availability)
+                if self.is_shared:
+                    nursery.start_soon(self._renew)
+                task_status.started()
+        finally:
+            self.end(_ENDED)
+
+    def end(self, failure: str) -> None:
+        """Stop at once: what is pending fails here, whatever its fate is in the engine."""
+        self._is_over = True
+        self.link.drop()
+        for waiting in list(self._waiting.values()):
+            if not waiting.resolved:
+                waiting.resolve(failure)
+        self._waiting.clear()
+
+    # --- The link ---------------------------------------------------------------------------------
+
+    @property
+    def available(self) -> bool:
+        """Whether the link is up, or has been down for a moment only."""
+        since = self.link.away_since
+        return since is None or trio.current_time() - since < AWAY_SECONDS
+
+    def _check(self) -> None:
+        if self._is_over or not self.available:
+            raise StorageFailed("the engine cannot be reached")
+
+    async def _watch_availability(self) -> None:
+        while True:
+            changed = self._link_changed
+            timeout = AWAY_SECONDS if self.link.away_since is not None and self.available else None
+            with trio.move_on_after(float("inf") if timeout is None else timeout):
+                await changed.wait()
+            if self.available != self._was_available:
+                self._was_available = self.available
+                reason = "" if self.available else "the engine cannot be reached"
+                self._tell(AvailabilityChanged(self.available, reason))
+
+    def _changed(self) -> None:
+        self._link_changed.set()
+        self._link_changed = trio.Event()
+
+    async def _renew(self) -> None:
+        while True:
+            await trio.sleep(_RENEW_SECONDS)
+            self._ask("renew")
+
+    def _answered(self, call: Call) -> None:
+        waiting, answer = self._waiting.pop(call.number), call.answer
+        if isinstance(waiting, _Answer):
+            waiting.answer = StorageFailed("fenced") if isinstance(answer, Fenced) else answer
+            if isinstance(answer, LogState) and call.request.arguments[0] not in self._logs:
+                self._loaded[call.request.arguments[0]] = answer
+            waiting.resolve(
+                str(waiting.answer) if isinstance(waiting.answer, StorageFailed) else ""
+            )
+            return
+        failure = "fenced" if isinstance(answer, Fenced) else answer.failure
+        earlier = {} if isinstance(answer, Fenced) else answer.earlier
+        proposal = self._proposals.get(call.number)  # None if it was handed out already
+        if proposal is not None:
+            proposal.earlier = earlier
+            if failure or len(earlier) == _messages(call.request.draft):
+                del self._proposals[call.number]  # no entry comes
+        if not waiting.resolved:
+            waiting.resolve(failure)
+
+    def _pushed(self, item: Any) -> None:
+        if isinstance(item, Stored):
+            self._put(item)
+            return
+        if isinstance(item, NodeFenced):
+            self._run += 1
+        self._tell(item)
+
+    def _put(self, stored: Stored) -> None:
+        said, key, proposal = stored.said, stored.room, None
+        if stored.node == self._node:
+            proposal = self._proposals.pop(stored.number, None)
+            if proposal is not None:
+                proposal.earlier = stored.earlier
+        entry = Entry(said, proposal)
+        self._ends[key] = _after(self._ends.get(key), said)
+        if (loading := self._loading.get(key)) is not None:
+            loading.append(entry)
+        if (log := self._logs.get(key)) is not None:
+            log.put(entry)
+
+    def _tell(self, event: Event) -> None:
+        self._send_events.send_nowait(event)
+
+    def _ask(self, method: str, *arguments: Any) -> "_Answer":
+        answer = _Answer()
+        call = self.link.call(Ask(method, arguments), self._run)
+        self._waiting[call.number] = answer
+        if self._is_over:
+            answer.resolve(_ENDED)
+        return answer
+
+    async def _get(self, method: str, *arguments: Any) -> Any:
+        """Ask the engine, and return its answer; raises what it answers with, `StorageFailed`."""
+        self._check()
+        return await self._ask(method, *arguments).get()
+
+    # --- Rooms ------------------------------------------------------------------------------------
+
+    def load_room(self, key: str) -> PendingWrite | None:
+        """Ask the engine for the state of the log, if others may have written to it."""
+        if not self.is_shared or key in self._logs or key in self._loaded:
+            return None
+        self._check()
+        self._loading.setdefault(key, [])
+        return self._ask("load_room", key)
+
+    def room(self, key: str) -> RoomLog:
+        """Return the log as this node knows it."""
+        if self.is_shared:
+            if (state := self._loaded.pop(key, None)) is None:
+                raise StorageFailed("the room is not loaded")
+        else:
+            state = self._ends.get(key) or self._engine.state(key)
+        self._ends[key] = state
+        log = self._logs[key] = _SlowLog(self, key, state)
+        for entry in self._loading.pop(key, ()):
+            log.put(entry)
+        return log
+
+    def propose(
+        self,
+        key: str,
+        draft: SaidBlock,
+        nonces: tuple[Nonce | None, ...],
+        checks: bytes,
+        generation: int,
+    ) -> Proposal:
+        """See `RoomLog.propose`."""
+        self._check()
+        pending = PendingWrite()
+        call = self.link.call(
+            Append(
+                room=key,
+                draft=draft,
+                nonces=nonces,
+                checks=checks,
+                generation=generation,
+                position=self._position(),
+            ),
+            self._run,
+        )
+        self._waiting[call.number] = pending
+        proposal = self._proposals[call.number] = Proposal(None, pending)
+        return proposal
+
+    def closed(self, log: "_SlowLog") -> None:
+        """Note that *log* is closed."""
+        if self._logs.get(log.key) is log:
+            del self._logs[log.key]
+
+    async def wait_up(self) -> None:
+        """Wait as long as a read takes to come to the engine and back."""
+        faults = self._faults
+        while True:
+            await trio.sleep(self._rng.uniform(0, faults.up_seconds + faults.down_seconds))
+            if self.link.away_since is None:
+                return
+            await self._link_changed.wait()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine."""
+        return self._engine
+
+    # --- Clients, sessions, and the rest ----------------------------------------------------------
+
+    async def give_client_number(self) -> int:
+        """Ask the engine for a number; if it is not shared, wait for it as long as it takes."""
+        if self.is_shared:
+            self._check()
+        try:
+            number: int = await self._ask("give_client_number").get()
+        except StorageFailed:
+            if self.is_shared:
+                raise
+            await trio.sleep_forever()  # the server has ended
+            raise
+        return number
+
+    def save_session(self, record: SessionRecord, *, connected: bool) -> None:
+        """Call the engine."""
+        self._ask("save_session", record, connected)
+
+    def forget_session(self, digest: bytes) -> None:
+        """Call the engine."""
+        self._ask("forget_session", digest)
+
+    def save_nonce(self, client: int, nonce: Nonce, check: bytes) -> PendingWrite | None:
+        """Call the engine."""
+        self._check()
+        return self._ask("save_nonce", client, nonce, check)
+
+    async def session(self, digest: bytes) -> SavedSession | None:
+        """Ask the engine, once it can be reached."""
+        try:
+            found: SavedSession | None = await self._ask("session", digest).get()
+        except StorageFailed as error:
+            raise NotRead(str(error)) from None
+        return found
+
+    async def take_session(self, digest: bytes, generation: int) -> SavedSession | None:
+        """Ask the engine."""
+        taken: SavedSession | None = await self._get("take_session", digest, generation)
+        return taken
+
+    async def claim(self, claim: Claim) -> None:
+        """Ask the engine."""
+        await self._get("claim", claim)
+
+    def put_client(self, record: ClientRecord) -> None:
+        """Call the engine."""
+        self._ask("put_client", record)
+
+    def remove_client(
+        self, client: int, generation: int, reason: str, *, keep_seconds: float | None
+    ) -> None:
+        """Call the engine."""
+        self._ask("remove_client", client, generation, reason, keep_seconds)
+
+    async def save_account(
+        self, key: str, record: AccountRecord | None, *, former: AccountRecord | None
+    ) -> None:
+        """Ask the engine."""
+        self._check()
+        fate = Fate()
+        self._note_account(key, record, fate)
+        await self._get("save_account", key, record, former, fate)
+
+    async def save_topic(self, room: str, topic: str, client: int, name: str) -> None:
+        """Ask the engine."""
+        await self._get("save_topic", room, topic, client, name)
+
+    def add_ban(self, ban: BanRecord) -> None:
+        """Call the engine."""
+        self._ask("add_ban", ban)
+
+    def remove_ban(self, target: str) -> None:
+        """Call the engine."""
+        self._ask("remove_ban", target)
+
+    def disconnect(self, client: int, code: str, reason: str) -> None:
+        """Call the engine."""
+        self._ask("disconnect", client, code, reason)
+
+    def announce(self, text: str) -> None:
+        """Call the engine."""
+        self._ask("announce", text)
+
+    async def send_direct(self, to: int, message: Directed) -> bool:
+        """Ask the engine."""
+        return bool(await self._get("send_direct", to, message))
+
+    def answer_direct(self, received: DirectReceived, *, delivered: bool) -> None:
+        """Call the engine."""
+        self._ask("answer_direct", received.request, delivered)
+
+    async def receive(self) -> Event:
+        """Return what came next."""
+        return await self._events.receive()
+
+
+class _Answer(PendingWrite):
+    """The answer to an `Ask`, once it came."""
+
+    __slots__ = ("answer",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer: Any = None
+
+    async def get(self) -> Any:
+        """Return the answer; raises it if it is an error."""
+        await self.wait()
+        if isinstance(self.answer, MultichatError):
+            raise self.answer
+        return self.answer
+
+
+def _messages(said: SaidBlock) -> int:
+    return said.text.count("\n") + 1
+
+
+def _after(state: LogState | None, said: SaidBlock) -> LogState:
+    """Return the state of a log after *said*."""
+    end = said.first + _messages(said)
+    if state is None:
+        return LogState(said.epoch, end, {})
+    earlier = state.earlier
+    if said.epoch != state.epoch:
+        earlier = {**earlier, state.epoch: said.first} if said.first else {}
+    return LogState(said.epoch, end, earlier)
+
+
+class _SlowLog(RoomLog):
+    """A room's log as one node knows it; entries wait until the room receives them."""
+
+    has_feed = True
+
+    def __init__(self, backend: SlowBackend, key: str, state: LogState) -> None:
+        self.key = key
+        self._backend, self._state = backend, state
+        self._fed: deque[Entry] = deque()
+        self._more = trio.Event()
+
+    @property
+    def epoch(self) -> str:
+        return self._state.epoch
+
+    @property
+    def first(self) -> int:
+        return min(self._backend.engine.first(self.key), self._state.next)
+
+    @property
+    def next(self) -> int:
+        return self._state.next
+
+    @property
+    def earlier(self) -> Mapping[str, int]:
+        return self._state.earlier
+
+    def propose(
+        self,
+        draft: SaidBlock,
+        nonces: tuple[Nonce | None, ...] = (),
+        checks: bytes = b"",
+        generation: int = 1,
+    ) -> Proposal:
+        return self._backend.propose(self.key, draft, nonces, checks, generation)
+
+    def put(self, entry: Entry) -> None:
+        """Hand out *entry*, after what is waiting, unless the log was opened behind it."""
+        if entry.said.first >= self._state.next:
+            self._fed.append(entry)
+            self._more.set()
+
+    async def receive(self) -> Fed:
+        await trio.lowlevel.checkpoint()
+        while not self._fed:
+            self._more = trio.Event()
+            await self._more.wait()
+        entry = self._fed.popleft()
+        assert entry.said.first == self.next, f"{self.key}: {entry.said} after {self.next}"
+        self._state = _after(self._state, entry.said)
+        self._backend.handed_out.add((self.key, entry.said.first))
+        pending = None if entry.proposal is None else entry.proposal.pending
+        if pending is not None and not pending.resolved:
+            pending.resolve()
+        return entry
+
+    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
+        await self._backend.wait_up()
+        return await self._backend.engine.read(self.key, start, stop, max_bytes=max_bytes)
+
+    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
+        await self._backend.wait_up()
+        return await self._backend.engine.read_before(
+            self.key, stop, max_messages=max_messages, max_bytes=max_bytes
+        )
+
+    def close(self) -> None:
+        self._backend.closed(self)
