@@ -20,8 +20,8 @@ LAYERS = (
     ("web",),
     ("journal",),
     ("backend",),
-    ("cluster",),  # needs the extra `cluster`
     ("client",),
+    ("cluster",),  # needs the extra `cluster`, and dials as a client does
     ("server",),  # a bot in a server is a client
     ("terminal", "testing"),
     ("cli",),
@@ -49,6 +49,7 @@ ALLOWED = {
     "h11",  # HTTP without I/O
     "hashlib",
     "heapq",
+    "hiredis",  # RESP without I/O
     "hmac",
     "http",
     "ipaddress",

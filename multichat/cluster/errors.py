@@ -1,0 +1,87 @@
+"""The errors of a cluster's engine.  Pure.
+
+Text that came from the engine is cleaned and shortened before it is part of a message.
+"""
+
+from typing import Self
+
+from multichat.errors import MultichatError
+from multichat.protocol.framing import clean
+
+__all__ = [
+    "BadReply",
+    "EngineAway",
+    "EngineBusy",
+    "EngineRefused",
+    "EngineUnavailable",
+    "FateUnknown",
+    "shorten",
+]
+
+# Enough for the engine's longest useful sentence; an error of a function contains its arguments.
+_MAX_REASON = 300
+
+
+class EngineUnavailable(MultichatError):
+    """No usable connection to the engine: unreachable, another program, or it does not admit us.
+
+    *reason* says what to do.  *lasting* means that a retry cannot succeed without the operator;
+    *is_loading* that the engine has started, and only needs time.
+    """
+
+    def __init__(
+        self, where: str, reason: str, *, lasting: bool = False, is_loading: bool = False
+    ) -> None:
+        super().__init__(f"cannot use the engine at {where}: {reason}")
+        self.where, self.reason = where, reason
+        self.lasting, self.is_loading = lasting, is_loading
+
+
+class EngineAway(MultichatError):
+    """There is no connection to the engine: the request was not sent."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the engine is away: {reason}")
+        self.reason = reason
+
+
+class EngineBusy(MultichatError):
+    """Too much waits for the engine: the request was not sent."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine does not keep up")
+
+
+class FateUnknown(MultichatError):
+    """The connection ended before the reply: the engine may have done it, or may still do it.
+
+    The caller repeats the request, under its sequence, on the next connection.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the connection to the engine ended before its reply: {reason}")
+        self.reason = reason
+
+
+class EngineRefused(MultichatError):
+    """The engine replied with an error: *code* is its first word, such as OOM; *text* the rest."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(f"the engine refuses: {text or code}")
+        self.code, self.text = code, text
+
+    @classmethod
+    def parse(cls, line: str) -> Self:
+        """Return the error for the *line* of an error reply."""
+        code, _, text = shorten(line).partition(" ")
+        return cls(code, text)
+
+
+class BadReply(MultichatError):
+    """The peer sent bytes that are no reply of an engine, or are above a limit."""
+
+
+def shorten(text: str) -> str:
+    """Return *text* from the engine as one short line without control characters."""
+    line = clean(text[: 4 * _MAX_REASON].replace("\n", " ").replace("\r", " ")).strip()
+    return line if len(line) <= _MAX_REASON else f"{line[: _MAX_REASON - 1]}…"

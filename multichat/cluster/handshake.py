@@ -1,0 +1,160 @@
+"""The first requests on a connection to the engine, and what their replies mean.  Pure.
+
+`HELLO 3` with the password, `SELECT`, and `INFO`.  A reply is judged once, here: every fault ends
+as one line that says what to do.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from multichat.cluster.errors import EngineRefused
+from multichat.cluster.resp import Value, Word
+
+__all__ = ["EngineInfo", "NotUsable", "hello", "judge", "judge_error"]
+
+# What `FUNCTION` and sharded channels need.
+_LEAST_VERSION = 7
+
+CLIENT_NAME = "multichat"
+
+
+class NotUsable(Exception):
+    """The engine cannot be used; *lasting* as in `EngineUnavailable`.
+
+    *code* is that of its error, if it has sent one.
+    """
+
+    def __init__(self, reason: str, *, lasting: bool = False, code: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.lasting, self.code = reason, lasting, code
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineInfo:
+    """An engine as it was when the connection was made.
+
+    *run_id* is new with each start of its process.  *replication_id* is that of its data, and new
+    for a replica that was promoted, which keeps the one from before as *previous_replication_id*,
+    valid up to *previous_offset*.  *where* is its address.
+    """
+
+    where: str
+    program: str
+    version: str
+    run_id: str
+    replication_id: str
+    previous_replication_id: str = ""
+    previous_offset: int = -1
+    offset: int = 0
+    replicas: int = 0
+    aof: bool = False
+    maxmemory: int = 0
+    maxmemory_policy: str = "noeviction"
+
+    def __str__(self) -> str:
+        """Return the program, its version and its address."""
+        return f"{self.program.capitalize()} {self.version} at {self.where}"
+
+
+def hello(user: str, password: str, database: int) -> list[tuple[Word, ...]]:
+    """Return the requests to send first."""
+    login: tuple[Word, ...] = ("AUTH", user or "default", password) if password else ()
+    requests: list[tuple[Word, ...]] = [("HELLO", 3, *login, "SETNAME", CLIENT_NAME)]
+    if database:
+        requests.append(("SELECT", database))
+    requests.append(("INFO",))
+    return requests
+
+
+def judge(where: str, replies: Sequence[Value]) -> EngineInfo:
+    """Return the primary that has sent *replies* to the requests of `hello`.
+
+    Raises `NotUsable` for one that cannot be used.
+    """
+    for reply in replies:
+        if isinstance(reply, EngineRefused):
+            raise judge_error(reply)
+    greeting, info = replies[0], replies[-1]
+    if not isinstance(greeting, dict) or not isinstance(info, bytes):
+        raise NotUsable(_NO_RESP3, lasting=True)
+    if greeting.get(b"mode") == b"sentinel":
+        raise NotUsable("it is a Sentinel: write valkey+sentinel://HOST:PORT/NAME", lasting=True)
+    fields = _fields(info)
+    if greeting.get(b"mode") == b"cluster" or fields.get("cluster_enabled") == "1":
+        raise NotUsable(
+            "it is a part of a Redis Cluster: a single primary is needed (cluster-enabled no)",
+            lasting=True,
+        )
+    program = "valkey" if "valkey_version" in fields else "redis"
+    version = fields.get(f"{program}_version", "")
+    leading = re.match(r"\d{1,4}", version)
+    if leading is None or int(leading[0]) < _LEAST_VERSION:
+        raise NotUsable(
+            f"it is {program.capitalize()} {version[:20] or 'without a version'}: "
+            f"Valkey, or Redis {_LEAST_VERSION} or later, is needed",
+            lasting=True,
+        )
+    if fields.get("loading", "0") != "0":
+        raise NotUsable("it is loading its data", code="LOADING")
+    if fields.get("role") != "master":
+        primary = ":".join(filter(None, map(fields.get, ("master_host", "master_port"))))
+        raise NotUsable(
+            f"it is a replica of {primary or 'another engine'}: "
+            "give the address of the primary, or those of the Sentinels"
+        )
+    return EngineInfo(
+        where=where,
+        program=program,
+        version=version,
+        run_id=fields.get("run_id", ""),
+        replication_id=fields.get("master_replid", ""),
+        previous_replication_id=fields.get("master_replid2", ""),
+        previous_offset=_number(fields.get("second_repl_offset", "")),
+        offset=_number(fields.get("master_repl_offset", "")),
+        replicas=_number(fields.get("connected_slaves", "")),
+        aof=fields.get("aof_enabled") == "1",
+        maxmemory=_number(fields.get("maxmemory", "")),
+        maxmemory_policy=fields.get("maxmemory_policy", ""),
+    )
+
+
+_NO_RESP3 = "it does not speak RESP3: Valkey, or Redis 7 or later, is needed"
+
+# By the code of the error: what it means for the whole connection, and whether that is lasting.
+_MEANINGS = {
+    "NOAUTH": ("it asks for a password: give --cluster-password-file", True),
+    "WRONGPASS": ("it does not accept the user and password", True),
+    "NOPROTO": (_NO_RESP3, True),
+    "LOADING": ("it is loading its data", False),
+    "READONLY": ("it is a replica now", False),
+    "MASTERDOWN": ("it is a replica without its primary", False),
+    "DENIED": ("it admits only its own machine (protected-mode): set a password there", True),
+}
+
+
+def judge_error(error: EngineRefused) -> NotUsable:
+    """Return what an *error* means for the whole connection."""
+    code = error.code
+    if code in _MEANINGS:
+        reason, lasting = _MEANINGS[code]
+    elif code == "NOPERM":
+        reason, lasting = f"its user lacks a right: {error.text}", True
+    elif "unknown command" in error.text and "HELLO" in error.text.upper():
+        reason, lasting = _NO_RESP3, True
+    else:
+        reason, lasting = f"it says: {code} {error.text}", False
+    return NotUsable(reason, lasting=lasting, code=code)
+
+
+def _fields(info: bytes) -> dict[str, str]:
+    """Return the fields of INFO."""
+    lines = info.decode("utf-8", "replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def _number(text: str) -> int:
+    digits = text.removeprefix("-")
+    if digits.isascii() and digits.isdigit() and len(digits) < 20:
+        return int(text)
+    return -1

@@ -1,0 +1,452 @@
+"""One connection to the engine, from its handshake to its end.
+
+A link is never mended: when it ends, all its requests do, and `connection.Connection` makes the
+next one.
+
+Invariants:
+
+1. Requests are sent and answered in the order of the calls of `request`, whichever tasks make them.
+2. A request whose caller was cancelled stays in flight, and its reply is read.
+3. Reading never waits for a task: replies go to their requests, and messages to a bounded queue,
+   above which they are dropped and counted.
+4. What waits to be sent is bounded by `LinkLimits`.
+"""
+
+import ssl
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from multichat.client.connect import dial
+from multichat.client.timeouts import ClientTimeouts
+from multichat.cluster.address import format_host
+from multichat.cluster.errors import (
+    BadReply,
+    EngineAway,
+    EngineBusy,
+    EngineRefused,
+    EngineUnavailable,
+    FateUnknown,
+)
+from multichat.cluster.handshake import EngineInfo, NotUsable, hello, judge, judge_error
+from multichat.cluster.pipeline import Answer, Message, Pipeline
+from multichat.cluster.resp import Push, ReplyDecoder, ReplyLimits, Value, Word, pack
+from multichat.errors import ConnectFailed, Remedy
+from multichat.net import transport
+
+__all__ = [
+    "EngineTimeouts",
+    "Link",
+    "LinkLimits",
+    "Login",
+    "MessagesDropped",
+    "Request",
+    "ask",
+    "open_link",
+    "open_stream",
+]
+
+_RECEIVE_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineTimeouts:
+    """The timeouts of a connection to the engine, in seconds."""
+
+    # Time limit for the TCP connection, and again for the TLS handshake.
+    connect: float = 3.0
+
+    # Time limit for the replies to the first requests.
+    answer: float = 5.0
+
+    # Interval in which a link without requests is pinged.
+    ping: float = 3.0
+
+    # Silence after which a link with requests in flight is given up.  An engine whose disk stalls
+    # is silent for seconds, and a new connection would not help then.
+    silence: float = 10.0
+
+    # Delay before the first attempt to reconnect; it doubles with each attempt.
+    first_retry: float = 0.1
+
+    # The longest delay between attempts: the nodes are few, and everybody waits for them.
+    longest_retry: float = 2.0
+
+    # Interval in which the Sentinels are asked whether the primary is still the same.
+    sentinel: float = 1.0
+
+    # Time limit for the answer of one Sentinel: without it, one that hangs delays a failover.
+    sentinel_answer: float = 1.5
+
+    def for_dialing(self) -> ClientTimeouts:
+        """Return those that `dial` and `backoff` use."""
+        return ClientTimeouts(
+            connect=self.connect,
+            handshake=self.connect,
+            first_retry=self.first_retry,
+            longest_retry=self.longest_retry,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinkLimits:
+    """How much may wait on a link: *unsent* bytes, *requests* in flight, and messages to take.
+
+    At 100,000 messages a second, four thousand requests are what is under way in 40 ms.
+    """
+
+    unsent: int = 8 * 1024 * 1024
+    requests: int = 4096
+    messages: int = 10_000
+    message_bytes: int = 16 * 1024 * 1024
+    reply: ReplyLimits = field(default_factory=ReplyLimits)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Login:
+    """How a connection is made: *user* and *password*, *database*, and TLS if there is *tls*.
+
+    The certificate must be valid for *tls_name*, by default for the host.
+    """
+
+    user: str = ""
+    password: str = ""
+    database: int = 0
+    tls: ssl.SSLContext | None = None
+    tls_name: str | None = None
+
+    def __repr__(self) -> str:
+        """Return it without the password."""
+        return f"Login(user={self.user!r}, database={self.database})"
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesDropped:
+    """*count* messages of channels were dropped, because they were not taken in time."""
+
+    count: int
+
+
+class Request:
+    """A request on a link; `reply` returns what the engine answers."""
+
+    __slots__ = ("_done", "_reply", "sent_at")
+
+    def __init__(self, sent_at: float) -> None:
+        self.sent_at = sent_at
+        self._done = trio.Event()
+        self._reply: Value | FateUnknown = None
+
+    def finish(self, reply: Value | FateUnknown) -> None:
+        """Note the reply, or that there will be none."""
+        self._reply = reply
+        self._done.set()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `reply` returns without waiting."""
+        return self._done.is_set()
+
+    async def reply(self) -> Value:
+        """Return the reply.
+
+        Raises `EngineRefused` for an error, and `FateUnknown` if the link has ended.  Cancelling
+        this loses only the result.
+        """
+        await self._done.wait()
+        # A new one for each call: a raised exception refers to the frames that it has passed.
+        if isinstance(self._reply, EngineRefused):
+            raise EngineRefused(self._reply.code, self._reply.text)
+        if isinstance(self._reply, FateUnknown):
+            raise FateUnknown(self._reply.reason)
+        return self._reply
+
+
+class Link:
+    """A connection on which the engine has admitted us; `run` serves it."""
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        engine: EngineInfo,
+        decoder: ReplyDecoder,
+        *,
+        timeouts: EngineTimeouts,
+        limits: LinkLimits,
+    ) -> None:
+        self.engine = engine
+        self._stream = stream
+        self._timeouts = timeouts
+        self._limits = limits
+        self._pipeline: Pipeline[Request] = Pipeline(decoder)
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
+        self._more_to_send = trio.Event()
+        self._has_room = trio.Event()
+        self._messages: deque[Message] = deque()
+        self._message_bytes = 0
+        self._dropped = 0
+        self._something_to_take = trio.Event()
+        self._received_at = trio.current_time()
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+        self.reason = ""  # why it has ended
+
+    # --- Requests ---------------------------------------------------------------------------------
+
+    def request(self, *words: Word) -> Request:
+        """Send a request without waiting; its reply comes after those of all requests before it.
+
+        Raises `EngineAway` or `EngineBusy`, and then sends nothing.
+        """
+        return self._request(words)
+
+    def subscribe(self, *channels: Word, sharded: bool = False) -> Request:
+        """Subscribe to *channels*; the reply is None once all are confirmed."""
+        return self._request(("SSUBSCRIBE" if sharded else "SUBSCRIBE", *channels), len(channels))
+
+    def unsubscribe(self, *channels: Word, sharded: bool = False) -> Request:
+        """End the subscription of *channels*; the reply is None."""
+        return self._request(
+            ("SUNSUBSCRIBE" if sharded else "UNSUBSCRIBE", *channels), len(channels)
+        )
+
+    async def call(self, *words: Word) -> Value:
+        """Send a request once there is room, and return the reply.
+
+        Raises `EngineAway` if it was not sent; see also `Request.reply`.
+        """
+        while self._is_full and not self.reason:
+            self._has_room = trio.Event() if self._has_room.is_set() else self._has_room
+            await self._has_room.wait()
+        return await self._request(words).reply()
+
+    @property
+    def unanswered_seconds(self) -> float:
+        """How long the oldest request has waited for its reply; 0 if none waits."""
+        oldest = self._pipeline.oldest
+        return 0.0 if oldest is None else max(0.0, trio.current_time() - oldest.sent_at)
+
+    @property
+    def _is_full(self) -> bool:
+        limits = self._limits
+        return len(self._pipeline) >= limits.requests or self._unsent_bytes >= limits.unsent
+
+    def _request(self, words: tuple[Word, ...], channels: int = 0) -> Request:
+        if self.reason:
+            raise EngineAway(self.reason)
+        if self._is_full:
+            raise EngineBusy
+        return self._send(words, channels)
+
+    def _send(self, words: tuple[Word, ...], channels: int = 0) -> Request:
+        data = pack(words)
+        request = Request(trio.current_time())
+        self._pipeline.add(request, channels)
+        self._unsent.append(data)
+        self._unsent_bytes += len(data)
+        self._more_to_send.set()
+        return request
+
+    # --- Messages of channels ---------------------------------------------------------------------
+
+    async def receive(self) -> Message | MessagesDropped:
+        """Return the next message of a channel.
+
+        After messages were dropped, the next one is `MessagesDropped`.  Raises `EngineAway` when
+        the link has ended; what had arrived is dropped, too.  For one task at a time.
+        """
+        while not self._messages and not self._dropped and not self.reason:
+            self._something_to_take = trio.Event()
+            await self._something_to_take.wait()
+        if self.reason:
+            raise EngineAway(self.reason)
+        if self._messages:
+            message = self._messages.popleft()
+            self._message_bytes -= len(message.payload)
+            return message
+        dropped, self._dropped = self._dropped, 0
+        return MessagesDropped(dropped)
+
+    def _take_message(self, message: Message) -> None:
+        limits = self._limits
+        # After a drop everything is dropped until the user knows.
+        if self._dropped or (
+            len(self._messages) >= limits.messages
+            or self._message_bytes + len(message.payload) > limits.message_bytes
+        ):
+            self._dropped += 1
+        else:
+            self._messages.append(message)
+            self._message_bytes += len(message.payload)
+        self._something_to_take.set()
+
+    # --- Its life ---------------------------------------------------------------------------------
+
+    def end(self, reason: str) -> None:
+        """End the link; its requests end with `FateUnknown`.  Without effect if it has ended."""
+        if self.reason:
+            return
+        self.reason = reason
+        for request in self._pipeline.end():
+            request.finish(FateUnknown(reason))
+        self._messages.clear()
+        self._unsent.clear()
+        for event in self._has_room, self._something_to_take, self._ended:
+            event.set()
+        self._scope.cancel(reason=reason)
+
+    async def run(self) -> str:
+        """Serve the link until it ends, close it, and return the reason."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._read)
+                    nursery.start_soon(self._write)
+                    nursery.start_soon(self._watch)
+        finally:
+            self.end("the node shuts down")
+            await transport.close(self._stream)
+        return self.reason
+
+    async def _read(self) -> None:
+        try:
+            while data := await transport.receive_some(self._stream, _RECEIVE_BYTES):
+                self._received_at = trio.current_time()
+                was_full = self._is_full
+                for event in self._pipeline.receive(data):
+                    if isinstance(event, Message):
+                        self._take_message(event)
+                    else:
+                        self._finish(event)
+                if was_full and not self._is_full:
+                    self._has_room.set()
+            self.end("the engine has closed the connection")
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self.end(transport.describe_error(error))
+        except BadReply as error:
+            self.end(str(error))
+
+    def _finish(self, answer: Answer[Request]) -> None:
+        answer.request.finish(answer.reply)
+        if isinstance(answer.reply, EngineRefused) and answer.reply.code == "READONLY":
+            # The primary has changed: no request that writes succeeds here again.
+            self.end(judge_error(answer.reply).reason)
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                await self._more_to_send.wait()
+                self._more_to_send = trio.Event()
+                data, self._unsent = b"".join(self._unsent), []
+                was_full = self._is_full
+                self._unsent_bytes = 0
+                if was_full and not self._is_full:
+                    self._has_room.set()
+                await transport.send_all(self._stream, data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self.end(transport.describe_error(error))
+
+    async def _watch(self) -> None:
+        """Ping the engine, and end the link if it is silent."""
+        while True:
+            await trio.sleep(self._timeouts.ping)
+            oldest = self._pipeline.oldest
+            if oldest is None:
+                self._send(("PING",))
+                continue
+            waited = trio.current_time() - max(oldest.sent_at, self._received_at)
+            if waited >= self._timeouts.silence:
+                self.end(f"the engine did not answer in {self._timeouts.silence:g} s")
+
+
+async def open_link(
+    host: str,
+    port: int,
+    login: Login,
+    *,
+    timeouts: EngineTimeouts | None = None,
+    limits: LinkLimits | None = None,
+) -> Link:
+    """Connect to the primary at *host* and *port*; the caller runs the link.
+
+    Raises `EngineUnavailable`.
+    """
+    timeouts, limits = timeouts or EngineTimeouts(), limits or LinkLimits()
+    where = format_host(host, port)
+    stream = await open_stream(host, port, login, timeouts)
+    decoder = ReplyDecoder(limits.reply)
+    requests = hello(login.user, login.password, login.database)
+    try:
+        replies = await ask(stream, decoder, requests, timeouts.answer)
+        engine = judge(where, replies)
+    except BaseException as error:
+        await transport.close(stream)
+        if isinstance(error, NotUsable):
+            raise EngineUnavailable(
+                where,
+                error.reason,
+                lasting=error.lasting,
+                is_loading=error.code == "LOADING",
+            ) from None
+        raise
+    return Link(stream, engine, decoder, timeouts=timeouts, limits=limits)
+
+
+async def open_stream(
+    host: str, port: int, login: Login, timeouts: EngineTimeouts
+) -> trio.abc.Stream:
+    """Connect to *host* and *port*, with TLS if there is some; raises `EngineUnavailable`."""
+    try:
+        return await dial(
+            host, port, tls=login.tls, tls_name=login.tls_name, timeouts=timeouts.for_dialing()
+        )
+    except ConnectFailed as error:
+        reason = error.reason + _REMEDIES.get(error.remedy, "")
+        raise EngineUnavailable(format_host(host, port), reason, lasting=error.lasting) from None
+
+
+_REMEDIES: dict[Remedy | None, str] = {
+    Remedy.OMIT_TLS: ": write valkey:// instead of valkeys://",
+    Remedy.PERHAPS_OMIT_TLS: "; if it does not use TLS, write valkey:// instead of valkeys://",
+    Remedy.TRUST_ISSUER: "; trust it with --cluster-ca FILE",
+}
+
+
+async def ask(
+    stream: trio.abc.Stream,
+    decoder: ReplyDecoder,
+    requests: Sequence[tuple[Word, ...]],
+    seconds: float,
+) -> list[Value]:
+    """Send *requests* and return their replies, on a stream that nobody else uses.
+
+    Raises `NotUsable` for the first error, for a peer that is no engine, and after *seconds*.
+    """
+    replies: list[Value] = []
+    try:
+        with trio.fail_after(seconds):
+            await transport.send_all(stream, b"".join(map(pack, requests)))
+            while len(replies) < len(requests):
+                data = await transport.receive_some(stream, _RECEIVE_BYTES)
+                if not data:
+                    raise NotUsable(_closed(replies))
+                for reply in decoder.feed(data):
+                    if isinstance(reply, EngineRefused):
+                        raise judge_error(reply)
+                    if not isinstance(reply, Push):
+                        replies.append(reply)
+    except trio.TooSlowError:
+        raise NotUsable(f"no answer in {seconds:g} s") from None
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        raise NotUsable(_closed(replies)) from None
+    except BadReply as error:
+        raise NotUsable(str(error), lasting=True) from None
+    return replies
+
+
+def _closed(replies: Sequence[Value]) -> str:
+    closed = "it closes the connection"
+    return closed if replies else f"{closed}; if it uses TLS, write valkeys://"
