@@ -11,7 +11,10 @@ const whole = (make) => (rest) => (rest ? make(rest) : null);
 const alone = (make) => (rest) => (rest.trim() ? null : make());
 const room = (text) => text.trim().replace(/^#+/u, "");
 
-/** The commands in the order of the help. */
+/**
+ * The commands in the order of the help: `help` says what everybody can do, `operators` what only
+ * they can; one without either is not listed.
+ */
 export const COMMANDS = Object.freeze([
   { name: "/name", aliases: ["/nick"], arguments: "NAME", help: "change your name", parse: word((name) => ({ type: "name", name })) },
   { name: "/me", arguments: "TEXT", help: "say what you do: * NAME TEXT", parse: whole((text) => ({ type: "act", text })) },
@@ -32,11 +35,11 @@ export const COMMANDS = Object.freeze([
   { name: "/quit", aliases: ["/exit"], help: "leave the chat", parse: alone(() => ({ type: "quit" })) },
   { name: "/say", arguments: "TEXT", parse: whole((text) => ({ type: "say", text })) },
   { name: "/ping", parse: () => ({ local: "ping" }) },
-  { name: "/kick", arguments: "WHO [REASON]", completes: "name", parse: word((rest) => target("kick", "who", rest, "reason")) },
-  { name: "/ban", arguments: "WHAT [TIME] [REASON]", completes: "name", parse: word(parseBan) },
-  { name: "/unban", arguments: "WHAT", parse: word((what) => ({ type: "unban", what })) },
-  { name: "/bans", parse: alone(() => ({ type: "bans" })) },
-  { name: "/announce", arguments: "TEXT", parse: word((text) => ({ type: "announce", text })) },
+  { name: "/kick", arguments: "WHO [REASON]", operators: "disconnect somebody", completes: "name", parse: word((rest) => target("kick", "who", rest, "reason")) },
+  { name: "/ban", arguments: "WHAT [TIME] [REASON]", operators: "disconnect and keep out a name or address, for 10m, 2h, 7d or for ever", completes: "name", parse: word(parseBan) },
+  { name: "/unban", arguments: "WHAT", operators: "lift a ban", parse: word((what) => ({ type: "unban", what })) },
+  { name: "/bans", operators: "list the bans", parse: alone(() => ({ type: "bans" })) },
+  { name: "/announce", arguments: "TEXT", operators: "tell everybody, in all rooms", parse: word((text) => ({ type: "announce", text })) },
 ]);
 
 const BY_NAME = new Map(COMMANDS.flatMap((each) => [each.name, ...(each.aliases ?? [])].map((name) => [name, each])));

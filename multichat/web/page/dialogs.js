@@ -197,7 +197,10 @@ export class Dialogs {
 
   _fillHelp() {
     const listed = (pairs) => pairs.flatMap(([term, meaning]) => [element("dt", {}, term), element("dd", {}, meaning)]);
-    byId("help-commands").append(...listed(COMMANDS.filter((each) => each.help).map((each) => [usage(each), each.help])));
+    for (const kind of ["help", "operators"]) {
+      const lines = COMMANDS.filter((each) => each[kind]).map((each) => [usage(each), each[kind]]);
+      byId(kind === "help" ? "help-commands" : "help-operators").append(...listed(lines));
+    }
     byId("help-keys").append(...listed(KEYS));
   }
 }

@@ -39,6 +39,7 @@ export class Log {
     this._name = "";
     this._ignored = null;
     this._goTo = null;
+    this._stuckAt = 0; // where the end was when the log followed last
     this._scroller.addEventListener("scroll", oncePerFrame(() => this._scrolled()), { passive: true });
     this._newest.addEventListener("click", () => this.toEnd());
     new ResizeObserver(() => this._stick()).observe(this._scroller);
@@ -61,6 +62,7 @@ export class Log {
         this._goTo = conversation.unread > 0 ? "divider" : null;
       }
       this._name = name;
+      this._stuckAt = 0;
       this._drawn.clear();
       this._list.replaceChildren();
     }
@@ -82,6 +84,7 @@ export class Log {
 
   toEnd() {
     this._window.follow();
+    this._stuckAt = 0;
     this._render();
     this._scroller.scrollTop = this._scroller.scrollHeight;
     this._actions.changed();
@@ -149,8 +152,16 @@ export class Log {
     this._scroller.scrollTop += textOf(row).getBoundingClientRect().top - top - offset;
   }
 
+  /** Follow the end, unless somebody has just scrolled up: the event of that may be yet to come. */
   _stick() {
-    if (this._window.isFollowing && !this._goTo) this._scroller.scrollTop = this._scroller.scrollHeight;
+    if (!this._window.isFollowing || this._goTo) return;
+    const { scrollHeight, scrollTop, clientHeight } = this._scroller;
+    if (scrollTop < this._stuckAt - 1 && scrollHeight - scrollTop - clientHeight >= AT_END_PIXELS) {
+      this._window.hold(this._conversation.items);
+      return;
+    }
+    this._scroller.scrollTop = scrollHeight;
+    this._stuckAt = this._scroller.scrollTop;
   }
 
   _showDivider() {
@@ -172,8 +183,12 @@ export class Log {
     const { scrollHeight, scrollTop, clientHeight } = this._scroller;
     const below = scrollHeight - scrollTop - clientHeight;
     const isAtEnd = below < AT_END_PIXELS && this._window.range(conversation.items)[1] === conversation.items.length;
-    if (isAtEnd) this._window.follow(Math.max(this._window.size, 100));
-    else this._window.hold(conversation.items);
+    if (isAtEnd) {
+      this._window.follow(Math.max(this._window.size, 100));
+      this._stuckAt = scrollTop;
+    } else {
+      this._window.hold(conversation.items);
+    }
     conversation.isHeld = !isAtEnd;
     if (!isAtEnd && below < NEAR_PIXELS) this._extend("down");
     this._fill();

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
@@ -12,13 +13,13 @@ pytestmark = pytest.mark.process
 
 Visit = Callable[..., Visitor]
 
-LAYOUTS = {
+DARK = {"color_scheme": "dark"}
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
+LAYOUTS: dict[str, dict[str, Any]] = {
     "light": {},
-    "dark phone": {
-        "color_scheme": "dark",
-        "viewport": {"width": 390, "height": 844},
-        "has_touch": True,
-    },
+    "dark": DARK,
+    "light phone": PHONE,
+    "dark phone": DARK | PHONE,
 }
 
 
@@ -59,6 +60,7 @@ def states(visitor: Visitor, proxy: Switch, bob: Line, *, is_phone: bool) -> Ite
 
     visitor.open()
     page.wait_for_selector("#join-dialog[open]")
+    yield "joining"
     click("#join-account")
     yield "joining with an account"
     click("#join-account")
@@ -88,7 +90,28 @@ def states(visitor: Visitor, proxy: Switch, bob: Line, *, is_phone: bool) -> Ite
     page.fill("#field", "/")
     page.wait_for_selector(".completion")
     yield "completions"
+    page.fill("#field", "x" * 70_000)
+    page.wait_for_selector("#rest.over")
+    yield "a message that is too long"
     page.fill("#field", "")
+
+    bob.say(*(f"line {number}" for number in range(40)))
+    visitor.hears("line 39")
+    page.evaluate("() => document.getElementById('log').scrollTo(0, 0)")
+    page.wait_for_selector("#newest")
+    page.wait_for_timeout(100)  # until the page has noted that nobody reads the end
+    bob.say("newer")
+    page.wait_for_selector("#newest:has-text('1 new message')")
+    yield "reading old messages while new ones come"
+    click("#newest")
+    visitor.hears("newer")
+    visitor.say("/msg nobody-here hello")
+    if is_phone:
+        click("#menu")
+    visitor.show("nobody-here")
+    page.wait_for_selector(".failure")
+    yield "a message that could not be sent"
+    page.keyboard.press("Alt+1")
     if is_phone:
         click("#people-toggle")
         yield "people"
@@ -138,6 +161,13 @@ def states(visitor: Visitor, proxy: Switch, bob: Line, *, is_phone: bool) -> Ite
     yield "offline, a pending message"
     page.evaluate("() => document.getElementById('password-dialog').showModal()")
     yield "the password"
+    page.keyboard.press("Escape")
+    proxy.on()
+    visitor.try_now()
+    visitor.online()
+    visitor.say("/quit")
+    page.wait_for_selector("#banner:has-text('Disconnected')")
+    yield "after leaving"
 
 
 def test_log_is_announced_politely_and_history_is_not(server: WebServer, visit: Visit) -> None:

@@ -106,6 +106,24 @@ def test_whoever_reads_is_not_moved_by_what_others_write(server: WebServer, visi
         )
 
 
+def test_scrolling_up_counts_before_the_browser_has_told_of_it(
+    server: WebServer, visit: Visit
+) -> None:
+    fill(server, 150)
+    alice = visit().join("alice").online()
+    page = alice.page
+    page.wait_for_function("() => document.querySelectorAll('.said').length > 50")
+    page.wait_for_function(
+        "() => { const log = document.getElementById('log');"
+        "return log.scrollHeight - log.scrollTop - log.clientHeight < 3; }"
+    )
+    page.evaluate(
+        "() => { document.getElementById('log').scrollTop -= 1500;"
+        "document.querySelector('.open').click(); }"  # draws at once
+    )
+    page.wait_for_selector("#newest")
+
+
 def test_whoever_reads_is_not_moved_by_a_lost_connection(visit: Visit, tmp_path: Path) -> None:
     with WebServer(tmp_path) as server, Switch(server.web) as switch, Line(server.port) as bob:
         bob.say(*(f"message {number}" for number in range(150)), "/ping done")
