@@ -205,7 +205,9 @@ def test_options_named_in_documents_exist(page: Path) -> None:
         "--start",
         "--seconds",
         "--minutes",
-    }  # of the simulation, fuzzing, the soak
+        "--kills",
+        "--rooms",
+    }  # of the simulation, fuzzing, the soak, kills
     known |= set(re.findall(r'"(--[a-z-]+)"', (ROOT / "benchmarks/__main__.py").read_text("utf-8")))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text("utf-8")))
     named -= {option for option in named if f"pip install {option}" in page.read_text("utf-8")}
