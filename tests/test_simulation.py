@@ -41,6 +41,10 @@ SEEDS_WITH_A_COUNT_AT_SHUTDOWN = (1334, 1380, 1836)
 # In this one a session that knows one room comes back to that which was refused twice before.
 SEED_WITH_A_ROOM_REFUSED_TWICE = 1501
 
+# In these a client lags behind its own messages only at the shutdown; messages under way then, and
+# one with the same nonce behind them; and a bare `since` about a room that is refused again.
+SEEDS_WITH_SEVERAL_ROOMS = (2446, 2527, 4601, 4648)
+
 # Most mutations are caught by the first or second seed.
 SEEDS_FOR_A_MUTATION = range(100, 1100)
 MOST_PEOPLE = 12
@@ -73,6 +77,11 @@ def test_a_count_of_missed_messages_at_shutdown_is_right(seed: int) -> None:
 
 def test_a_room_that_was_refused_twice_is_still_the_session_s() -> None:
     assert simulate_rooms(make_rooms_plan(SEED_WITH_A_ROOM_REFUSED_TWICE)).violations == []
+
+
+@pytest.mark.parametrize("seed", SEEDS_WITH_SEVERAL_ROOMS)
+def test_a_schedule_that_once_violated_an_invariant_does_not(seed: int) -> None:
+    assert simulate_rooms(make_rooms_plan(seed)).violations == []
 
 
 # --- Reproducible runs ----------------------------------------------------------------------------

@@ -228,10 +228,12 @@ class SendQueue:
                 self._space_callbacks.remove(space.set)
 
     def miss(self, messages: int, room: str) -> None:
-        """Record that the client misses that many *messages* of *room*.
+        """Record that the client misses that many *messages* of *room*, perhaps none.
 
         It is told so in their place.
         """
+        if not messages:
+            return
         missed = self._missed = self._missed or {}
         missed[room] = missed.get(room, 0) + messages
 

@@ -122,7 +122,9 @@ class Walk:
             starts[current] = bare  # unless the session's current room was refused, see below
         for room in last:
             start = starts.get(room, {})
-            self._begin(room, last[room], start, errors if self.has_all_errors else None)
+            # The bare `since` may be about the session's current room, which was refused again.
+            is_known = self.has_all_errors and not (full and not wanted)
+            self._begin(room, last[room], start, errors if is_known else None)
             if room == "lobby" and not self.is_resumed and not start:  # it was there before
                 section = self._open[room]
                 section.starts |= {*range(section.told + 1)}

@@ -116,4 +116,16 @@ class Talk:
             if not of_nonce or event["type"] == "goodbye":
                 yield event, None
             else:
-                yield event, of_nonce.pop(0)
+                yield event, of_nonce.pop(_place(event, of_nonce))
+
+
+def _place(event: dict[str, Any], waiting: list[Request]) -> int:
+    """Return which of the requests *waiting*, which have one nonce, *event* answers: the first.
+
+    But a server that shuts down publishes nothing more and leaves those messages unanswered, and
+    may still answer a later one that it refuses.
+    """
+    if event.get("code") == "not-in-room" and waiting[0].room is None:
+        room = event["text"].rpartition(" ")[2]
+        return next((at for at, each in enumerate(waiting) if each.room == room), 0)
+    return 0
