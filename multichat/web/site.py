@@ -60,8 +60,12 @@ class Site:
             _check_method(request, *_PAGE_METHODS)
             return self._page.answer(request, scheme)
         if path == WEBSOCKET:
-            _check_method(request, "GET")
             self._check_origin(request, WebAddress.of(scheme, host))
+            _check_method(request, "GET", "OPTIONS")
+            if request.method == "OPTIONS":
+                # How a page asks why its WebSocket failed, which the browser does not tell it.  Not
+                # by GET, because with that the browser sends no origin.
+                return Response.of_text(200, "a WebSocket", {"Allow": "GET, OPTIONS"})
             return Upgrade()
         if (found := _MESSAGES.fullmatch(path)) is not None:
             if not self._has_webhook:
@@ -96,7 +100,8 @@ class Site:
             return
         raise HttpError(
             403,
-            "a page from elsewhere cannot connect here",
+            "a page from elsewhere cannot connect here: open the server's own page; if this is it, "
+            "its operator can set --web-url to the address that you have opened",
             logged="a page of another origin; if it is this server's behind a proxy, set --web-url",
         )
 

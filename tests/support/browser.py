@@ -41,7 +41,9 @@ CHROMIUM = "chromium"
 PAGE_MILLISECONDS = 45_000
 
 # A connection that the test has cut, or a server that it has ended.
-_CONNECTION_FAILED = re.compile(r"WebSocket connection to .* failed|ERR_CONNECTION_REFUSED")
+_CONNECTION_FAILED = re.compile(
+    "WebSocket connection to .* failed|Failed to load resource: net::ERR_|ERR_CONNECTION_REFUSED"
+)
 
 
 def wait_until(what: Callable[[], Any], reason: str = "") -> None:

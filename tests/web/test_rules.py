@@ -386,6 +386,16 @@ def test_a_page_from_elsewhere_cannot_connect() -> None:
     assert route(own, url="https://localhost:8080") == Upgrade()
 
 
+def test_a_page_can_ask_why_its_websocket_is_refused() -> None:
+    answer = route(request("/ws", "OPTIONS", origin="http://localhost:8080"))
+    assert isinstance(answer, Response)
+    assert answer.status == 200
+    assert not any("access-control" in name.lower() for name in answer.headers)
+    with pytest.raises(HttpError, match="--web-url") as refused:
+        route(request("/ws", "OPTIONS", origin="http://evil.example"))
+    assert refused.value.status == 403
+
+
 def test_without_tokens_there_is_no_webhook() -> None:
     site = Site(PageFiles({}), WebConfig())
     with pytest.raises(HttpError, match="has no webhook"):

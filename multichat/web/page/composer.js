@@ -13,11 +13,12 @@ const COMPOSING_KEY_CODE = 229;
 
 export class Composer {
   /**
-   * *send* takes a line, and returns whether it was taken; *ask* takes pasted lines, and returns
-   * what was chosen; *words* returns what can be completed; *limit* the bytes in a line.
+   * *send* takes a line and the conversation that it is for, and returns whether it was taken;
+   * *place* returns the conversation that is shown; *ask* takes pasted lines, and returns what was
+   * chosen; *words* returns what can be completed; *limit* the bytes in a line.
    */
-  constructor({ send, ask, words, limit, typed }) {
-    this._actions = { send, ask, words, limit, typed };
+  constructor({ send, place, ask, words, limit, typed }) {
+    this._actions = { send, place, ask, words, limit, typed };
     this._field = byId("field");
     this._options = byId("completions");
     this._rest = byId("rest");
@@ -100,7 +101,7 @@ export class Composer {
   _submit() {
     const lines = typedLines(this._field.value);
     if (lines.length === 0) return;
-    const rest = this._sendLines(lines);
+    const rest = this._sendLines(lines, this._actions.place());
     this._field.value = rest.join("\n");
     this._at = null;
     this._changed();
@@ -108,10 +109,10 @@ export class Composer {
     this._field.focus();
   }
 
-  /** Send *lines* in order; return those that were not taken. */
-  _sendLines(lines) {
+  /** Send *lines* in order in the conversation *place*; return those that were not taken. */
+  _sendLines(lines, place) {
     for (let at = 0; at < lines.length; at++) {
-      if (!this._actions.send(lines[at])) return lines.slice(at);
+      if (!this._actions.send(lines[at], place)) return lines.slice(at);
       if (!SECRET.test(lines[at])) this._history.push(lines[at]);
     }
     this._history.splice(0, this._history.length - 100);
@@ -124,12 +125,17 @@ export class Composer {
     event.preventDefault();
     const { selectionStart, selectionEnd, value } = this._field;
     const lines = typedLines(value.slice(0, selectionStart) + pasted.replace(/[\r\n]+$/u, "") + value.slice(selectionEnd));
+    const place = this._actions.place();
     const answer = await this._actions.ask(lines);
+    let text = null;
     if (answer === "lines") {
-      this._field.value = this._sendLines(lines.map((line) => (line.startsWith("/") ? `/${line}` : line))).join("\n");
+      text = this._sendLines(lines.map((line) => (line.startsWith("/") ? `/${line}` : line)), place).join("\n");
     } else if (answer === "one") {
-      this._field.value = lines.map((line) => line.trim()).join(" ");
+      text = lines.map((line) => line.trim()).join(" ");
     }
+    // A notification may have led to another conversation meanwhile.
+    if (text !== null && this._actions.place() === place) this._field.value = text;
+    else if (text !== null) place.draft = text;
     this._changed();
     this._close();
     this._field.focus();

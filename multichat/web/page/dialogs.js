@@ -5,7 +5,6 @@
 
 import { COMMANDS, NOT_PRIVATE, usage } from "./commands.js";
 import { byId, element, nameElement } from "./dom.js";
-import { lastName } from "./tab.js";
 
 const MIN_PASSPHRASE = 8;
 
@@ -115,10 +114,8 @@ export class Dialogs {
 
   /** Ask who is there, before the first connection. */
   join() {
-    byId("join-name").value = lastName();
     this._withAccount(false);
     this.open("join");
-    byId("join-name").value = lastName();
   }
 
   _withAccount(isShown) {
@@ -176,10 +173,10 @@ export class Dialogs {
 
   // Several lines ----------------------------------------------------------------------------------
 
-  /** Ask what to do with pasted *lines*: "lines", "one", or "" for nothing. */
-  pasted(lines) {
+  /** Ask what to do with *lines* pasted in *conversation*: "lines", "one", or "" for nothing. */
+  pasted(lines, { kind, title }) {
     const dialog = byId("paste-dialog");
-    byId("paste-title").textContent = `Send ${lines.length} lines?`;
+    byId("paste-title").textContent = `Send ${lines.length} lines to ${kind === "room" ? "#" : ""}${title}?`;
     byId("paste-lines").textContent = lines.slice(0, 12).map((line) => line.slice(0, 200)).join("\n") + (lines.length > 12 ? "\n…" : "");
     byId("paste-send").textContent = `Send ${lines.length} messages`;
     return new Promise((resolve) => {

@@ -37,7 +37,8 @@ const log = new Log({
 const sidebar = new Sidebar({ show, leave: (key) => run(chat.leave(chat.conversations.get(key))), write });
 const composer = new Composer({
   send,
-  ask: (lines) => dialogs.pasted(lines),
+  place: () => chat.shown,
+  ask: (lines) => dialogs.pasted(lines, chat.shown),
   words: () => ({ names: [...chat.shown.members.values()].filter((name) => name !== chat.me.name), rooms: chat.rooms.map((each) => each.title) }),
   limit: () => chat.session.limits.line,
   typed: (text) => {
@@ -60,7 +61,8 @@ const dialogs = new Dialogs({
   prepare: (name, form) => {
     byId("name-account").hidden = Boolean(chat.me.account);
     const field = form?.elements.namedItem("name");
-    if (field && name !== "join") field.value = chat.me.client === null || /^Client \d+$/u.test(chat.me.name) ? lastName() : chat.me.name;
+    const isUnnamed = chat.me.client === null || /^Client \d+$/u.test(chat.me.name);
+    if (field) field.value = isUnnamed ? offeredName(name) : chat.me.name;
   },
 });
 const socket = new Socket(chat, (effects) => run(effects));
@@ -111,6 +113,11 @@ function carryOut(effect) {
   }
 }
 
+/** The name that a dialog offers: in a duplicated tab, the first one has that which was used last. */
+function offeredName(dialog) {
+  return tab.isDuplicate && dialog !== "login" ? "" : lastName();
+}
+
 /** Say something in the status line for a while. */
 function tell(text, isError = false) {
   const place = byId("told");
@@ -130,13 +137,13 @@ function join(name, passphrase) {
   composer.focus();
 }
 
-/** Send a typed line; return whether it was taken. */
-function send(line) {
+/** Send a line that was typed in *conversation*; return whether it was taken. */
+function send(line, conversation) {
   tell(""); // about the line before
-  const effects = chat.typed(chat.shown, line);
+  const effects = chat.typed(conversation, line);
   run(effects);
   const isTaken = !effects.some((effect) => effect.isError);
-  if (isTaken) log.toEnd();
+  if (isTaken && conversation === chat.shown) log.toEnd();
   return isTaken;
 }
 

@@ -5,6 +5,7 @@
 // Whether to come back is the server's decision (`reconnect` and `after` of its goodbye); a
 // connection that ends without a goodbye is lost, and another one is made.
 
+import { clean } from "./text.js";
 import { encodeHello, parseEvent } from "./wire.js";
 
 export const STATES = Object.freeze({
@@ -65,6 +66,7 @@ export class Session {
     this._asked = false;
     this._goodbye = null;
     this._hello = null;
+    this._isUnreached = false; // the last connection could not be made
   }
 
   /** A connection is being made. */
@@ -168,9 +170,20 @@ export class Session {
     if (isLost && now - this._welcomed >= this._timeouts.steady) this._failures = 0;
     this.state = STATES.waiting;
     this.reason = goodbye ? goodbye.reason : isLost ? "the connection is lost" : "the server cannot be reached";
+    this._isUnreached = !goodbye && !isLost;
     const after = Math.min(goodbye?.after ?? 0, this._timeouts.longestAfter);
     this.retryAt = now + Math.max(after, backoff(this._failures, this._random, this._timeouts));
     this._failures += 1;
+  }
+
+  /**
+   * The server answered a plain request in place of the WebSocket that could not be made: note why,
+   * from the *status* and, if it is ours, the *text*.
+   */
+  explain(status, text) {
+    if (this.state !== STATES.waiting || !this._isUnreached || (status >= 200 && status < 300)) return;
+    const reason = clean(text.slice(0, 300).trim());
+    this.reason = reason || `the server, or a proxy in front of it, answers with status ${status}`;
   }
 
   /** Somebody comes back to the page, or the network does: ask at once whether the server is there. */

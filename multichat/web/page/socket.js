@@ -14,6 +14,11 @@ const MESSAGE_CHARACTERS = 16 * 1024;
 
 const TICK_MILLISECONDS = 500;
 
+// A server that does not answer by then cannot be reached.
+const EXPLAIN_MILLISECONDS = 5000;
+
+const webSocketAddress = () => new URL("ws", document.baseURI);
+
 const seconds = () => performance.now() / 1000;
 
 export class Socket {
@@ -22,6 +27,7 @@ export class Socket {
     this._chat = chat;
     this._told = told;
     this._socket = null;
+    this._wasOpen = false;
     setInterval(() => this._tick(), TICK_MILLISECONDS);
     window.addEventListener("online", () => this._back());
     window.addEventListener("pageshow", (event) => event.persisted && this._back());
@@ -51,7 +57,8 @@ export class Socket {
   _connect() {
     const { session } = this._chat;
     session.connecting(seconds());
-    const address = new URL("ws", document.baseURI);
+    this._wasOpen = false;
+    const address = webSocketAddress();
     address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
     let socket;
     try {
@@ -63,7 +70,11 @@ export class Socket {
     }
     this._socket = socket;
     const isOurs = () => this._socket === socket;
-    socket.onopen = () => isOurs() && this.send(this._chat.opened(seconds()));
+    socket.onopen = () => {
+      if (!isOurs()) return;
+      this._wasOpen = true;
+      this.send(this._chat.opened(seconds()));
+    };
     socket.onmessage = (message) => isOurs() && this._received(message.data);
     socket.onclose = () => isOurs() && this._ended();
     this._told([]);
@@ -111,6 +122,20 @@ export class Socket {
     if (!this._socket) return;
     this._socket = null;
     this._told(this._chat.closed(seconds()));
+    if (!this._wasOpen) void this._askWhy();
+  }
+
+  /** Ask the server why it refuses the WebSocket: the browser does not say. */
+  async _askWhy() {
+    try {
+      const signal = AbortSignal.timeout(EXPLAIN_MILLISECONDS);
+      const response = await fetch(webSocketAddress(), { method: "OPTIONS", cache: "no-store", signal });
+      const isText = response.headers.get("Content-Type")?.startsWith("text/plain");
+      this._chat.session.explain(response.status, isText ? await response.text() : "");
+      this._told([]);
+    } catch {
+      // It cannot be reached.
+    }
   }
 
   _tick() {

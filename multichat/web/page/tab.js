@@ -23,6 +23,7 @@ export class Tab {
     this._storage = null;
     this._plan = 0;
     this._keep = null;
+    this.isDuplicate = false; // another page has the session, and its name
   }
 
   /** Return what this tab has kept, or null; *keep* returns what is to be kept. */
@@ -30,6 +31,7 @@ export class Tab {
     this._keep = keep;
     const kept = this._read();
     const isOurs = kept ? await this._claim(kept.tab) : false;
+    this.isDuplicate = kept !== null && !isOurs;
     if (!isOurs) {
       this._id = random();
       await this._claim(this._id);

@@ -127,6 +127,8 @@ def test_duplicated_tab_has_a_session_of_its_own(server: WebServer, visit: Visit
         alice.page.evaluate("() => void window.open(location.href)")
     copy = Visitor(opened.value, alice.url)
     assert copy.page.evaluate("() => sessionStorage.getItem('multichat') !== null")
+    copy.page.wait_for_selector("#join-dialog[open]")
+    assert copy.page.input_value("#join-name") == ""  # the name is the first tab's
     copy.page.fill("#join-name", "alice-2")
     copy.page.click("#join-submit")
     copy.online()
@@ -157,6 +159,21 @@ def test_duplicated_tab_is_found_without_web_locks(server: WebServer, visit: Vis
     opened.value.wait_for_selector("#join-dialog[open]")
     alice.say("still here")
     alice.hears("still here")
+
+
+def test_page_says_why_the_server_refuses_the_connection(visit: Visit, tmp_path: Path) -> None:
+    with WebServer(tmp_path) as server:
+        alice = visit(server.url).join("alice").online()
+        ports = {"port": server.port, "web": server.web}
+    bans = tmp_path / "bans.txt"
+    bans.write_text("127.0.0.0/8 because maintenance\n", "utf-8")
+    with WebServer(tmp_path, "--ban-file", str(bans), **ports):
+        alice.page.wait_for_selector("#me .state.waiting", state="attached")
+        alice.try_now()
+        alice.page.wait_for_selector("#banner-text:has-text('maintenance')")
+        refused = "the server responded with a status of 403"
+        assert all(refused in each for each in alice.complaints)
+        alice.complaints.clear()
 
 
 def test_visitor_who_left_stays_away_until_the_button(server: WebServer, visit: Visit) -> None:

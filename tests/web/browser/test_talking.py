@@ -108,27 +108,31 @@ def test_line_break_of_a_phone_keyboard_sends(server: WebServer, visit: Visit) -
     assert alice.page.evaluate(width) == phone["width"]
 
 
+def paste_into(visitor: Visitor, text: str) -> None:
+    visitor.page.evaluate(
+        """text => {
+          const data = new DataTransfer();
+          data.setData("text/plain", text);
+          const init = {clipboardData: data, bubbles: true, cancelable: true};
+          const event = new ClipboardEvent("paste", init);
+          document.getElementById("field").dispatchEvent(event);
+        }""",
+        text,
+    )
+
+
 def test_paste_of_several_lines_is_one_question(server: WebServer, visit: Visit) -> None:
     alice = visit().join("alice").online()
     page = alice.page
 
     def paste(text: str) -> None:
-        page.evaluate(
-            """text => {
-              const data = new DataTransfer();
-              data.setData("text/plain", text);
-              const init = {clipboardData: data, bubbles: true, cancelable: true};
-              const event = new ClipboardEvent("paste", init);
-              document.getElementById("field").dispatchEvent(event);
-            }""",
-            text,
-        )
+        paste_into(alice, text)
 
     with Line(server.port) as bob:
         bob.say("/ping")
         bob.hears("pong")
         paste("one\r\n\r\n/two\nthree\n")
-        assert page.text_content("#paste-title") == "Send 3 lines?"
+        assert page.text_content("#paste-title") == "Send 3 lines to #lobby?"
         assert page.text_content("#paste-lines") == "one\n/two\nthree"
         page.click("#paste-dialog >> text=Cancel")
         assert alice.texts() == []
@@ -141,6 +145,31 @@ def test_paste_of_several_lines_is_one_question(server: WebServer, visit: Visit)
         page.click("#paste-dialog >> text=Edit as one line")
         assert page.input_value("#field") == "a b"
         assert alice.texts() == ["one", "/two", "three"]
+
+
+@pytest.mark.parametrize("answer", ["Send 2 messages", "Edit as one line"])
+def test_pasted_lines_go_where_they_were_pasted(
+    server: WebServer, visit: Visit, answer: str
+) -> None:
+    """A click on a notification shows another conversation while the question is open."""
+    alice = visit().join("alice").online()
+    page = alice.page
+    with Line(server.port).named("bob") as bob:
+        bob.say("/msg alice psst")
+        wait_until(lambda: alice.badge("bob") == "1")
+        paste_into(alice, "one\ntwo")
+        page.wait_for_selector("#paste-dialog[open]")
+        # As the notification does it; the dialog keeps the mouse out.
+        page.evaluate("() => document.querySelector(\".open[data-key='@bob']\").click()")
+        page.click(f"#paste-dialog >> text={answer}")
+        assert page.input_value("#field") == ""
+        alice.show("lobby")
+        if "Send" in answer:
+            bob.hears("[alice] one\n")
+            bob.hears("[alice] two\n")
+            alice.hears("two")
+        else:
+            assert page.input_value("#field") == "one two"
 
 
 def test_commands_and_names_are_completed_by_keyboard(server: WebServer, visit: Visit) -> None:

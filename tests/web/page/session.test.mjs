@@ -48,6 +48,21 @@ test("a server that welcomes and drops us at once is not hammered", () => {
   assert.deepEqual([delay(0), delay(0), delay(0), delay(5)], [0.75, 1.5, 3, 0.75]);
 });
 
+test("why a WebSocket is refused is said as the server has it", () => {
+  const reason = (status, text, isLost = false) => {
+    const session = started();
+    if (isLost) session.received(WELCOME, 0);
+    session.closed(0);
+    session.explain(status, text);
+    return session.reason;
+  };
+  assert.equal(reason(403, "your address is banned\u202e\n"), "your address is banned");
+  assert.match(reason(502, ""), /status 502/u);
+  assert.equal(reason(200, "a WebSocket"), "the server cannot be reached");
+  assert.equal(reason(403, "too late", true), "the connection is lost");
+  assert.equal(reason(503, "x".repeat(1e6)).length, 300);
+});
+
 test("the goodbye decides whether and when to come back", () => {
   const goodbye = (fields) => {
     const session = started();
