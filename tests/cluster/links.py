@@ -42,10 +42,13 @@ async def linked(
         nursery.cancel_scope.cancel(reason="the test has ended")
 
 
-def config(engine: Engine, *, timeouts: EngineTimeouts | None = None) -> ConnectionConfig:
-    """Return how to connect to *engine*."""
+def config(
+    engine: Engine, *, timeouts: EngineTimeouts | None = None, port: int | None = None
+) -> ConnectionConfig:
+    """Return how to connect to *engine*, or through a proxy at *port*."""
+    address = ClusterAddress.parse(engine.url)
     return ConnectionConfig(
-        address=ClusterAddress.parse(engine.url),
+        address=replace(address, hosts=((LOOPBACK, port or engine.port),)),
         login=login(engine),
         timeouts=timeouts or EngineTimeouts(),
     )
