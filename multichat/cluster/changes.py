@@ -40,6 +40,7 @@ __all__ = [
     "Put",
     "PutBan",
     "PutClient",
+    "ReadSession",
     "RetainClients",
     "SaveNonce",
     "SaveSession",
@@ -170,6 +171,12 @@ class SaveSession(Change, frozen=True, tag="save-session"):
     generation: int
     record: str
     connected: bool
+
+
+class ReadSession(Change, frozen=True, tag="session"):
+    """Read a session; the result is as for `TakeSession`, and its age in ms."""
+
+    digest: str
 
 
 class TakeSession(Change, frozen=True, tag="take-session"):

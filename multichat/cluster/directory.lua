@@ -449,7 +449,10 @@ do
             call('ZADD', LEFT, text(context.time), digest)
         end
         local entry = load(CLIENTS, text(client))
-        if entry and entry.session ~= digest then
+        if connected then
+            entry = entry_of(context, client, generation)
+        end
+        if entry then
             entry.session = digest
             save(CLIENTS, text(client), entry)
         end
@@ -461,6 +464,15 @@ do
         if session and (not left or tonumber(left) + settings.session > time) then
             return session, left and time - tonumber(left) or 0
         end
+    end
+
+    function changes.session(context, digest)
+        local session, age = session_of(digest, context.settings, context.time)
+        if session == nil then
+            return {'refused', 'unknown-session'}
+        end
+        local nonces = load_nonces(text(session.client))
+        return {'ok', session.client, session.generation, session.record, nonces, age}
     end
 
     -- Resume a session here, if it has that generation: the next one fences who had it.
@@ -815,20 +827,6 @@ do
                 return redis.error_reply('GAP these events are kept no longer')
             end
             return events
-        end,
-        flags = {'no-writes'},
-    }
-
-    -- SETTINGS DIGEST: {CLIENT, GENERATION, RECORD, AGE, NONCES} of a session, or nothing.
-    redis.register_function{
-        function_name = 'multichat_session',
-        callback = function(keys, args)
-            local session, age = session_of(args[2], unpacked(args[1]), now())
-            if session == nil then
-                return {}
-            end
-            local nonces = load_nonces(text(session.client))
-            return {session.client, session.generation, session.record, age, nonces}
         end,
         flags = {'no-writes'},
     }

@@ -11,7 +11,7 @@ Invariants:
    events that were missed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -74,12 +74,14 @@ class Replica:
     """The replica of the node called *node*.
 
     *number* is that of the last event that was applied, -1 before the first snapshot.  *clients*
-    are those of other nodes, by number.
+    are those of other nodes, by number.  With *echoes*, changes of accounts, topics and bans that
+    this node has asked for are returned as well: it may not know that they were made.
     """
 
     def __init__(self, node: str) -> None:
         self.node = node
         self.number = -1
+        self.echoes = False
         self.clients: dict[int, ClientRecord] = {}
         self.accounts: dict[str, Account] = {}
         self.topics: dict[str, str] = {}
@@ -98,17 +100,20 @@ class Replica:
         self.number = number
         return list(self._apply(fed))
 
-    def load(self, snapshot: Snapshot) -> list[Update]:
-        """Take everything from *snapshot*, and return what is different."""
+    def load(self, snapshot: Snapshot, ours: Container[int] = ()) -> list[Update]:
+        """Take everything from *snapshot*, and return what is different.
+
+        The clients *ours* are on this node.
+        """
         self.number = snapshot.number
         return [
-            *self._load_clients(snapshot),
+            *self._load_clients(snapshot, ours),
             *self._load_accounts(snapshot),
             *self._load_topics(snapshot),
             *self._load_bans(snapshot),
         ]
 
-    def _load_clients(self, snapshot: Snapshot) -> Iterator[Update]:
+    def _load_clients(self, snapshot: Snapshot, ours: Container[int]) -> Iterator[Update]:
         before = self.clients
         self.clients = {
             client: record
@@ -116,7 +121,7 @@ class Replica:
             if node != self.node
         }
         for client, record in before.items():
-            if client not in snapshot.clients:
+            if client not in self.clients and client not in ours:
                 yield ClientGone(client, record.generation, _LOST, True)
         for client, record in self.clients.items():
             if before.get(client) != record:
@@ -150,6 +155,7 @@ class Replica:
     def _apply(self, fed: Fed) -> Iterator[Update]:
         """Change the state, and yield what is new to this node: not what it did itself."""
         is_ours = fed.actor == self.node
+        is_known = is_ours and not self.echoes
         match fed.event:
             case Put(record=record):
                 if is_ours:  # it was resumed here
@@ -170,21 +176,21 @@ class Replica:
                 self.accounts.pop(fold, None)
                 if name:
                     self.accounts[fold] = Account(name=name, hash=hash_)
-                if not is_ours:
+                if not is_known:
                     yield AccountChanged(fold, name, hash_)
             case TopicSet(key=key, topic=topic, client=client, name=name):
                 self.topics.pop(key, None)
                 if topic:
                     self.topics[key] = topic
-                if not is_ours:
+                if not is_known:
                     yield TopicChanged(key, topic, client, name)
             case Banned(ban=ban):
                 self.bans[ban.target] = ban
-                if not is_ours:
+                if not is_known:
                     yield BanAdded(ban)
             case Unbanned(target=target):
                 self.bans.pop(target, None)
-                if not is_ours:
+                if not is_known:
                     yield BanRemoved(target)
             case _:
                 yield from self._tell(fed.event, is_ours=is_ours)

@@ -16,6 +16,7 @@ from multichat.cluster.changes import (
     FeedEvent,
     Gone,
     PutClient,
+    ReadSession,
     SaveSession,
     Settings,
     Snapshot,
@@ -102,10 +103,7 @@ class ScriptedNode:
         return await self.one(TakeSession(digest(token), generation))
 
     async def session(self, token: str) -> list[Any]:
-        found: list[Any] = await self.engine.call(
-            "FCALL_RO", "multichat_session", 0, pack(self.settings), digest(token)
-        )
-        return found
+        return await self.one(ReadSession(digest(token)))
 
     async def events(self, after: int = 0) -> list[Fed]:
         """Return the events after that number."""

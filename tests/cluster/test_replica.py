@@ -115,6 +115,9 @@ class _Model:
             bans=list(self.bans.values()),
         )
 
+    def ours(self) -> set[int]:
+        return {client for client, (node, _) in self.clients.items() if node == "us"}
+
     def elsewhere(self) -> dict[int, ClientRecord]:
         return {client: each for client, (node, each) in self.clients.items() if node != "us"}
 
@@ -188,7 +191,8 @@ def test_the_replica_is_the_directory_whatever_is_lost_repeated_or_early(
                 for fed in feed[replica.number : at]:
                     if fed.actor == "us":  # a server knows what it did itself
                         server.did(fed)
-                server.hear(replica.load(_Model.after(feed[:at]).snapshot()))
+                model = _Model.after(feed[:at])
+                server.hear(replica.load(model.snapshot(), model.ours()))
         model = _Model.after(feed[: replica.number])
         assert replica.clients == model.elsewhere()
         assert (replica.accounts, replica.topics) == (model.accounts, model.topics)

@@ -1,0 +1,129 @@
+"""What a node asks the directory for: changes in numbered batches, one at a time.  Pure.
+
+1. Changes are sent in the order of `add`.
+2. A batch stays until it is answered: after a lost connection it is repeated as it was, with its
+   number, before anything new is sent.
+3. What waits is bounded.  While the engine is away, reports of what clients are now are not kept:
+   the whole is sent afterwards, see `resume`.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from multichat.cluster.changes import (
+    Change,
+    ForgetSession,
+    Gone,
+    PutClient,
+    SaveSession,
+)
+
+__all__ = ["Batch", "Batches"]
+
+T = TypeVar("T")
+
+# The engine takes 10 ms for as many, and everybody waits for it.
+_MAX_CHANGES = 200
+
+# Of clients that have left while the engine was away, the latest are reported in order; of the
+# others the engine only learns that they are gone.
+_MAX_KEPT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[T]):
+    """Changes with the number *sequence*, each with who waits for its result, or None."""
+
+    sequence: int
+    changes: tuple[tuple[Change, T | None], ...]
+
+    @property
+    def wanted(self) -> list[Change]:
+        """The changes alone."""
+        return [change for change, _ in self.changes]
+
+
+class Batches(Generic[T]):
+    """The changes that a node asks for in one run; with `begin` another run begins."""
+
+    def __init__(self) -> None:
+        self._queue: deque[tuple[Change, T | None]] = deque()
+        self._sequence = 0
+        self._batch: Batch[T] | None = None
+        self._is_away = False
+
+    def __len__(self) -> int:
+        """How many changes wait or are in flight."""
+        return len(self._queue) + (0 if self._batch is None else len(self._batch.changes))
+
+    @property
+    def is_in_flight(self) -> bool:
+        """Whether a batch has not been answered."""
+        return self._batch is not None
+
+    def add(self, change: Change, waiting: T | None = None) -> None:
+        """Ask for *change* after all others; *waiting* waits for its result."""
+        if self._is_away and not _is_kept(change):
+            return
+        self._queue.append((change, waiting))
+        if self._is_away and len(self._queue) > _MAX_KEPT:
+            self._queue.popleft()
+
+    def take(self) -> Batch[T] | None:
+        """Return the batch to send: the one in flight, else a new one; None if nothing waits."""
+        if self._batch is None and self._queue:
+            self._sequence += 1
+            count = min(len(self._queue), _MAX_CHANGES)
+            changes = tuple(self._queue.popleft() for _ in range(count))
+            self._batch = Batch(self._sequence, changes)
+        return self._batch
+
+    def answered(self, batch: Batch[T]) -> None:
+        """Note that *batch* was answered."""
+        if self._batch is batch:
+            self._batch = None
+
+    def drop_waiting(self) -> list[T]:
+        """Return who waits for a result, and let nobody wait any more.
+
+        What was never sent of that is dropped; what is in flight may still be made.
+        """
+        in_flight = () if self._batch is None else self._batch.changes
+        waiting = [each for _, each in (*in_flight, *self._queue) if each is not None]
+        self._queue = deque(each for each in self._queue if each[1] is None)
+        if self._batch is not None:
+            self._batch = Batch(self._batch.sequence, tuple((one, None) for one, _ in in_flight))
+        return waiting
+
+    def leave(self) -> list[T]:
+        """Note that the engine is away; otherwise as `drop_waiting`."""
+        self._is_away = True
+        waiting = self.drop_waiting()
+        self._queue = deque(each for each in self._queue if _is_kept(each[0]))
+        return waiting
+
+    def resume(self, whole: Iterable[Change]) -> None:
+        """Note that the engine is back; *whole* is all that it has to know, sent after the rest."""
+        self._is_away = False
+        self._queue.extend((change, None) for change in whole)
+
+    def begin(self) -> list[T]:
+        """Begin another run, and drop everything; return who waits for a result."""
+        waiting = self.leave()
+        self._queue.clear()
+        self._batch, self._sequence, self._is_away = None, 0, False
+        return waiting
+
+
+def _is_kept(change: Change) -> bool:
+    """Return whether *change* is not part of the whole that is sent after a time away."""
+    match change:
+        case PutClient():
+            return False
+        case SaveSession(connected=connected):
+            return not connected
+        case Gone() | ForgetSession():
+            return True
+    return True

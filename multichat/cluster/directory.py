@@ -1,0 +1,488 @@
+"""The directory of a cluster, as one node uses it: asks for changes, and hears of those of others.
+
+Owns what this node has told the engine, so that it can tell it again as a whole: its clients and
+their sessions.  Runs on one link at a time; between two, what somebody waits for waits as well,
+until `leave` says that the engine is away.
+
+Invariants:
+
+1. What others did is applied in the order of the feed; a decision is returned after everything that
+   it followed.
+2. After a reconnect the engine has the clients that this node has, and no others of it.
+3. A run that was fenced is never used again.
+"""
+
+import secrets
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import msgspec
+import trio
+
+from multichat.backend.events import ClientRecord, DirectReceived, Event, NodeFenced, Replaced
+from multichat.cluster.batches import Batch, Batches
+from multichat.cluster.changes import (
+    Change,
+    ClaimDirect,
+    FinishDirect,
+    ForgetSession,
+    Gone,
+    PutClient,
+    RetainClients,
+    SaveSession,
+    SendDirect,
+    Settings,
+    TakeNumbers,
+    WithdrawDirect,
+    pack,
+    read_event,
+    read_snapshot,
+)
+from multichat.cluster.errors import EngineAway, EngineRefused, FateUnknown
+from multichat.cluster.link import Link
+from multichat.cluster.replica import DirectAnswered, Replica, Update
+from multichat.errors import StorageFailed
+from multichat.journal.base import PendingWrite
+from multichat.protocol.messages import Directed
+
+__all__ = ["CHANNEL", "Directory", "DirectoryConfig", "NodeInUse", "Rejected"]
+
+CHANNEL = b"multichat:directory"
+
+# Client numbers are taken from the engine in blocks of so many.
+_BLOCK = 64
+
+# After a loss of the engine's data, so many numbers above the highest that is known are not given
+# again: a node's blocks of the last seconds may be unknown to the others.
+_MARGIN = 100_000
+
+# How many events are read at once: about 1 MiB.
+_PAGE = 2000
+
+# Pause before a call is repeated that the engine refuses, as when its memory is full.
+_REFUSED_SECONDS = 0.5
+
+_decode_results = msgspec.msgpack.Decoder(list[list[Any]]).decode
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DirectoryConfig:
+    """How a node uses the directory.
+
+    *renew_seconds* is the interval in which it renews its lease, a third of the lease: two may be
+    lost.  A private message waits for *direct_seconds* for its recipient on another node: longer
+    than that waits for a slow client.
+    """
+
+    settings: Settings
+    renew_seconds: float = 3.0
+    direct_seconds: float = 5.0
+
+
+class Rejected(Exception):
+    """The directory has refused a change: *code*, and *detail* that depends on it."""
+
+    def __init__(self, code: str, detail: Sequence[Any] = ()) -> None:
+        super().__init__(code)
+        self.code, self.detail = code, detail
+
+
+class NodeInUse(Exception):
+    """Another node runs under the same name."""
+
+
+class _Decision:
+    """The result of a change that somebody waits for."""
+
+    __slots__ = ("_done", "_failure", "_result")
+
+    def __init__(self) -> None:
+        self._done = trio.Event()
+        self._result: Sequence[Any] = ()
+        self._failure = ""
+
+    def resolve(self, result: Sequence[Any]) -> None:
+        self._result = result
+        self._done.set()
+
+    def fail(self, reason: str) -> None:
+        self._failure = reason
+        self._done.set()
+
+    async def wait(self) -> Sequence[Any]:
+        await self._done.wait()
+        if self._failure:
+            raise StorageFailed(self._failure)
+        if self._result[0] == "ok":
+            return self._result[1:]
+        code, rest = str(self._result[1]), self._result[2:]
+        if code == "error":
+            raise StorageFailed(str(rest[0]))
+        raise Rejected(code, rest)
+
+
+_Waiting: TypeAlias = _Decision | PendingWrite | DirectReceived
+"""Who waits for a result; a private message waits until it may be delivered."""
+
+
+class _Direct:
+    """A private message under way to another node."""
+
+    __slots__ = ("delivered", "done")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.delivered = False
+
+
+class Directory:
+    """The directory as the node called *node* uses it."""
+
+    def __init__(self, node: str, config: DirectoryConfig) -> None:
+        self.node = node
+        self.run = _new_run()
+        self.replica = Replica(node)
+        self._config = config
+        self._settings = pack(config.settings)
+        self._batches: Batches[_Waiting] = Batches()
+        self._more = trio.Event()
+        self._emptied = trio.Event()
+        self._applied = trio.Event()
+        self._clients: dict[int, ClientRecord] = {}
+        self._sessions: dict[str, SaveSession] = {}
+        self._events: deque[Event] = deque()
+        self._heard = trio.Event()
+        self._data = ""  # which engine's data the replica follows
+        self._numbers: deque[int] = deque()
+        self._number_lock = trio.Lock()
+        self._highest = 0
+        self._margin = 0
+        self._directs: dict[str, _Direct] = {}
+        self._last_direct = 0
+        self._away = ""
+        self.refused = ""  # why the engine takes nothing just now
+
+    # --- Events -----------------------------------------------------------------------------------
+
+    async def receive(self) -> Event:
+        """Return the next event."""
+        while not self._events:
+            self._heard = trio.Event()
+            await self._heard.wait()
+        return self._events.popleft()
+
+    def tell(self, event: Event) -> None:
+        """Let `receive` return *event* after all others."""
+        self._events.append(event)
+        self._heard.set()
+
+    def _hear(self, updates: Sequence[Update]) -> None:
+        for update in updates:
+            match update:
+                case DirectAnswered(id=id_, delivered=delivered):
+                    if (direct := self._directs.get(id_)) is not None:
+                        direct.delivered = delivered
+                        direct.done.set()
+                case DirectReceived():
+                    self._add(ClaimDirect(update.request), update)
+                case Replaced():
+                    self._replaced(update)
+                case _:
+                    self.tell(update)
+        self._applied.set()
+
+    def _replaced(self, event: Replaced) -> None:
+        record = self._clients.get(event.client)
+        if record is not None and record.generation <= event.generation:
+            del self._clients[event.client]
+            for digest, session in list(self._sessions.items()):
+                if session.client == event.client and session.generation <= event.generation:
+                    del self._sessions[digest]
+        self.tell(event)
+
+    # --- What this node asks for ------------------------------------------------------------------
+
+    async def decide(self, change: Change) -> Sequence[Any]:
+        """Ask for *change*, and return the result.
+
+        Raises `Rejected`, or `StorageFailed` if the engine is away: then it may still be made.
+        """
+        if self._away:
+            raise StorageFailed(self._away)
+        decision = _Decision()
+        self._add(change, decision)
+        return await decision.wait()
+
+    def report(self, change: Change) -> None:
+        """Ask for *change*, and wait for nothing."""
+        match change:
+            case PutClient(record=record):
+                self._clients[record.client] = record
+                self._highest = max(self._highest, record.client)
+            case Gone(client=client, generation=generation):
+                known = self._clients.get(client)
+                if known is not None and known.generation <= generation:
+                    del self._clients[client]
+            case SaveSession(digest=digest, connected=True):
+                self._sessions[digest] = change
+            case SaveSession(digest=digest):
+                self._sessions.pop(digest, None)
+        self._add(change)
+
+    def forget_session(self, digest: str) -> None:
+        """Ask for the end of a session of this node's clients, unless it was resumed elsewhere."""
+        if (session := self._sessions.pop(digest, None)) is not None:
+            self._add(ForgetSession(digest, session.client, session.generation))
+
+    def store(self, change: Change) -> PendingWrite:
+        """Ask for *change*; the result fails if it is not made, or that is not known."""
+        pending = PendingWrite()
+        if self._away:
+            pending.resolve(self._away)
+        else:
+            self._add(change, pending)
+        return pending
+
+    def _add(self, change: Change, waiting: _Waiting | None = None) -> None:
+        self._batches.add(change, waiting)
+        self._more.set()
+
+    async def give_client_number(self) -> int:
+        """Return a number that no client of any node has had; raises `StorageFailed`."""
+        async with self._number_lock:
+            while not self._numbers:
+                known = (self._highest, *self._clients, *self.replica.clients)
+                floor = max(known) + self._margin
+                (first,) = await self.decide(TakeNumbers(_BLOCK, floor if self._margin else 0))
+                self._margin = 0
+                self._numbers.extend(range(first, first + _BLOCK))
+            number = self._numbers.popleft()
+            self._highest = max(self._highest, number)
+            return number
+
+    async def send_direct(self, to: int, message: Directed) -> bool:
+        """Send a private message to a client on another node; see `Backend.send_direct`."""
+        self._last_direct += 1
+        id_ = f"{self.run}-{self._last_direct}"
+        direct = self._directs[id_] = _Direct()
+        try:
+            text = msgspec.json.encode(message).decode()
+            try:
+                await self.decide(SendDirect(id_, to, text))
+            except Rejected:  # it has gone
+                return False
+            with trio.move_on_after(self._config.direct_seconds):
+                await direct.done.wait()
+                return direct.delivered
+            try:
+                await self.decide(WithdrawDirect(id_))
+            except Rejected:  # it is about to be delivered, or its node is frozen
+                with trio.move_on_after(self._config.settings.lease / 1000):
+                    await direct.done.wait()
+            return direct.delivered
+        finally:
+            del self._directs[id_]
+
+    def answer_direct(self, id_: str, *, delivered: bool) -> None:
+        """Answer a private message that came to this node."""
+        self._add(FinishDirect(id_, delivered))
+
+    async def wait_sent(self) -> None:
+        """Wait until the engine has answered everything that was asked for."""
+        while len(self._batches):
+            self._emptied = trio.Event()
+            await self._emptied.wait()
+
+    # --- On a link --------------------------------------------------------------------------------
+
+    async def connect(self, link: Link) -> None:
+        """Join on *link*, which subscribes to `CHANNEL` already, and catch up with the feed.
+
+        Begins another run if this one was fenced.  Raises `NodeInUse`, and what a link raises.
+        """
+        data = f"{link.engine.run_id} {link.engine.replication_id}"
+        is_first = not self._data
+        while True:
+            try:
+                await self._call(link, "multichat_join", self._settings)
+                break
+            except EngineRefused as error:
+                if error.code == "INUSE":
+                    raise NodeInUse from None
+                if error.code != "FENCED":
+                    raise
+            await self._begin_run(link)
+        if data == self._data:
+            await self.catch_up(link)
+        else:
+            self._numbers.clear()
+            self._margin = 0 if is_first else _MARGIN
+            await self._load(link)
+        self._data = data
+        self._batches.resume(self._whole())
+        self._away = ""
+
+    def resume(self) -> None:
+        """Note that the engine answers again, on the same link, after `leave`."""
+        if self._away:
+            self._away = ""
+            self._batches.resume(self._whole())
+            self._more.set()
+
+    def _whole(self) -> list[Change]:
+        """Return all that the engine has to know of this node."""
+        return [
+            *map(PutClient.of, self._clients.values()),
+            *self._sessions.values(),
+            RetainClients(tuple(self._clients)),
+        ]
+
+    async def _begin_run(self, link: Link) -> None:
+        """Begin another run: others have removed our clients, and some were resumed elsewhere."""
+        clients = list(self._clients.values())
+        if clients:
+            numbers = [record.client for record in clients]
+            newest = await link.call("HMGET", "multichat:generations", *numbers)
+            for record, generation in zip(clients, newest, strict=True):
+                if generation is not None and int(generation) > record.generation:
+                    self.tell(Replaced(record.client, record.generation))
+        self.run = _new_run()
+        self._clients.clear()
+        self._sessions.clear()
+        self._numbers.clear()
+        self._fail(self._batches.begin(), "this node was taken for dead")
+        self.tell(NodeFenced())
+
+    def leave(self, reason: str) -> None:
+        """Note that the engine is away, and let nobody wait for it any more."""
+        self._away = reason
+        # Nobody is told of what is in flight otherwise.
+        self.replica.echoes = self.replica.echoes or self._batches.is_in_flight
+        self._fail(self._batches.leave(), reason)
+
+    def _fail(self, waiting: Sequence[_Waiting], reason: str) -> None:
+        for each in waiting:
+            if isinstance(each, _Decision):
+                each.fail(reason)
+            elif isinstance(each, PendingWrite):
+                each.resolve(reason)
+
+    async def serve(self, link: Link) -> None:
+        """Send what this node asks for, and renew its lease, until *link* has ended."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send, link)
+                nursery.start_soon(self._renew, link)
+        except* (EngineAway, FateUnknown):
+            pass
+
+    async def _send(self, link: Link) -> None:
+        while True:
+            if (batch := self._batches.take()) is None:
+                self._emptied.set()
+                self._more = trio.Event()
+                await self._more.wait()
+                continue
+            try:
+                number, packed = await self._call(
+                    link, "multichat_change", batch.sequence, self._settings, pack(batch.wanted)
+                )
+            except EngineRefused as error:
+                if not self._ends(link, error):
+                    self._refused(error)
+                    await trio.sleep(_REFUSED_SECONDS)
+                continue
+            self.refused = ""
+            while self.replica.number < number:  # what this followed is applied first
+                self._applied = trio.Event()
+                await self._applied.wait()
+            self.replica.echoes = False
+            self._answered(batch, _decode_results(packed))
+
+    def _refused(self, error: EngineRefused) -> None:
+        """Note that the engine takes nothing, as when its memory is full."""
+        self.refused = str(error)
+        self._fail(self._batches.drop_waiting(), self.refused)
+
+    def _answered(self, batch: Batch[_Waiting], results: list[list[Any]]) -> None:
+        self._batches.answered(batch)
+        for (change, waiting), result in zip(batch.changes, results, strict=True):
+            is_done = result[0] == "ok"
+            if isinstance(waiting, _Decision):
+                waiting.resolve(result)
+            elif isinstance(waiting, PendingWrite):
+                waiting.resolve("" if is_done else str(result[-1]))
+            elif isinstance(waiting, DirectReceived):
+                if is_done:
+                    self.tell(waiting)
+            elif isinstance(change, PutClient) and not is_done and result[1] == "fenced":
+                self._replaced(Replaced(change.record.client, change.record.generation))
+
+    async def _renew(self, link: Link) -> None:
+        while True:
+            await trio.sleep(self._config.renew_seconds)
+            again = True
+            while again:
+                try:
+                    number, again = await self._call(link, "multichat_renew", self._settings)
+                except EngineRefused as error:
+                    if not self._ends(link, error):
+                        self.refused = str(error)
+                    break
+                if number > self.replica.number:
+                    await self.catch_up(link)
+
+    def _ends(self, link: Link, error: EngineRefused) -> bool:
+        """Return whether *error* ends the link: then this node joins again on another one."""
+        if error.code == "FENCED":
+            link.end("this node was taken for dead")
+        elif error.code == "UNREGISTERED":
+            link.end("the engine has lost its data")
+        return error.code in ("FENCED", "UNREGISTERED")
+
+    async def end(self, link: Link, reason: str) -> None:
+        """End this node in order: its clients have left, or leave for that *reason*."""
+        again = True
+        while again:
+            again = bool(await self._call(link, "multichat_end_node", self._settings, reason))
+
+    # --- The feed ---------------------------------------------------------------------------------
+
+    async def take(self, link: Link, payload: bytes) -> None:
+        """Apply what was pushed on `CHANNEL`, and read what is missing before it."""
+        number, _, packed = payload.partition(b" ")
+        updates = self.replica.offer(int(number), read_event(packed))
+        if updates is None:
+            await self.catch_up(link)
+        else:
+            self._hear(updates)
+
+    async def catch_up(self, link: Link) -> None:
+        """Read the events that are missing, or a snapshot."""
+        while True:
+            try:
+                flat = await link.call(
+                    "FCALL_RO", "multichat_events", 0, self.replica.number, _PAGE
+                )
+            except EngineRefused as error:
+                if error.code != "GAP":
+                    raise
+                await self._load(link)
+                return
+            for number, packed in zip(flat[::2], flat[1::2], strict=True):
+                self._hear(self.replica.offer(number, read_event(packed)) or ())
+            if len(flat) < 2 * _PAGE:
+                return
+
+    async def _load(self, link: Link) -> None:
+        snapshot = read_snapshot(await link.call("FCALL_RO", "multichat_snapshot", 0))
+        self._hear(self.replica.load(snapshot, self._clients))
+
+    async def _call(self, link: Link, function: str, *arguments: str | bytes | int) -> Any:
+        return await link.call("FCALL", function, 0, self.node, self.run, *arguments)
+
+
+def _new_run() -> str:
+    return secrets.token_hex(8)
