@@ -55,7 +55,7 @@ class Appends(Generic[T]):
         self._sequence = 0
         self._queue: deque[tuple[Block, T]] = deque()
         self._bytes = 0
-        self._in_flight: dict[int, AppendsCall[T]] = {}  # by sequence, in order
+        self._in_flight: dict[tuple[str, int], AppendsCall[T]] = {}  # in order
         self._unsent: deque[AppendsCall[T]] = deque()  # to be repeated
 
     def __len__(self) -> int:
@@ -72,30 +72,30 @@ class Appends(Generic[T]):
         self._queue.append((block, tag))
         self._bytes += block.size
 
-    def connected(self, run: str) -> list[AppendsCall[T]]:
+    def begin(self, run: str) -> None:
+        """Make new calls as those of *run*, from the first sequence on if it is a new one."""
+        if run != self._run:
+            self._run, self._sequence = run, 0
+
+    def reconnected(self) -> None:
         """Repeat what is in flight, on a new connection.
 
-        If it is another *run* than before, returns the calls of the former one: nothing was done of
-        them that is not known, because the engine takes nothing of an ended run.
+        That includes the calls of a former run: the engine knows whether they were done, and does
+        nothing for an ended run.
         """
-        if run == self._run:
-            self._unsent = deque(self._in_flight.values())
-            return []
-        ended = list(self._in_flight.values())
-        self._in_flight.clear()
-        self._unsent.clear()
-        self._run, self._sequence = run, 0
-        return ended
+        self._unsent = deque(self._in_flight.values())
 
-    def next_call(self) -> AppendsCall[T] | None:
+    def next_call(self, *, only_repeat: bool = False) -> AppendsCall[T] | None:
         """Return the call to send now, or None if there is none or enough are in flight."""
         if self._unsent:
             return self._unsent.popleft()
-        if not (self._queue and self._run) or len(self._in_flight) >= self._limits.calls:
+        if only_repeat or not (self._queue and self._run):
+            return None
+        if len(self._in_flight) >= self._limits.calls:
             return None
         self._sequence += 1
         call = AppendsCall(self._run, self._sequence, tuple(self._take()))
-        self._in_flight[call.sequence] = call
+        self._in_flight[call.run, call.sequence] = call
         return call
 
     def _take(self) -> Iterator[tuple[Block, T]]:
@@ -112,9 +112,9 @@ class Appends(Generic[T]):
         """Take *call* back, which `next_call` has just returned: it could not be sent."""
         self._unsent.appendleft(call)
 
-    def answered(self, call: AppendsCall[T]) -> bool:
-        """Note that *call* was answered; return False if that is known already."""
-        return self._in_flight.pop(call.sequence, None) is call if call.run == self._run else False
+    def answered(self, call: AppendsCall[T]) -> None:
+        """Note that the fate of *call* is known."""
+        self._in_flight.pop((call.run, call.sequence), None)
 
     def take_back(self) -> list[T]:
         """Drop what was never sent; return what it was added with."""
@@ -122,3 +122,10 @@ class Appends(Generic[T]):
         self._queue.clear()
         self._bytes = 0
         return dropped
+
+    def give_up(self) -> list[T]:
+        """Drop everything, also what is in flight; return what it was added with."""
+        in_flight = [tag for call in self._in_flight.values() for _, tag in call.entries]
+        self._in_flight.clear()
+        self._unsent.clear()
+        return in_flight + self.take_back()

@@ -5,6 +5,7 @@ in a stream or pushed on a channel.  What the functions do is in `library.lua`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -252,7 +253,11 @@ def _epoch(line: bytes) -> tuple[str, int]:
 
 
 def _packets(reply: list[bytes]) -> list[Packet]:
-    return list(map(parse_packet, reply))
+    packets: list[Packet] = []
+    for packet in reply:
+        with suppress(InvalidPacket):  # a hole in the log, which is the operator's
+            packets.append(parse_packet(packet))
+    return packets
 
 
 def read(room: str, start: int, stop: int, *, max_bytes: int) -> Call[list[Packet]]:

@@ -99,7 +99,7 @@ class RoomState(Generic[P]):
         self._bytes = 0
         self._end = tail.next  # where the next block has to begin
         self._known = tail.next  # the engine has messages up to this number
-        self._is_hole = False  # the engine has not found the next one
+        self._resumes: int | None = None  # where the log resumes, which has no message at `_end`
         self._own: dict[Place, _Own[P]] = {}
         self._lost: LostBlocks[P] | None = None
         self._gone: dict[str, int] = {}  # where the messages of an epoch ended that were lost
@@ -155,8 +155,8 @@ class RoomState(Generic[P]):
         return bool(self._own)
 
     def propose(self, place: Place, draft: SaidBlock, proposal: P) -> None:
-        """Note that *draft* is sent in that *place*."""
-        self._own[place] = _Own(draft, proposal)
+        """Note that *draft* is sent in that *place*, perhaps again."""
+        self._own.setdefault(place, _Own(draft, proposal))
 
     def appended(self, place: Place, header: Header, without: Sequence[int] = ()) -> P | None:
         """Note the answer: the block has these numbers, *without* the messages of these indexes.
@@ -221,7 +221,9 @@ class RoomState(Generic[P]):
     @property
     def wanted(self) -> tuple[int, int] | None:
         """Which numbers have to be read now, from the first to without the second; None if none."""
-        if self._is_stale or self._is_hole or self._is_closed or self._known <= self._end:
+        if self._is_stale or self._is_closed or self._resumes is not None:
+            return None
+        if self._known <= self._end:
             return None
         if self._waiting and self._bytes * 2 > self._max_bytes:
             return None  # once some are handed out
@@ -234,8 +236,8 @@ class RoomState(Generic[P]):
         """
         if self._is_stale or self._is_closed or start != self._end:
             return False
-        self._is_hole = not packets
-        if self._is_hole or packets[0].header.first > start:
+        if not packets or packets[0].header.first > start:
+            self._resumes = packets[0].header.first if packets else self._known
             return True
         for packet in packets:
             header = packet.header
@@ -256,9 +258,8 @@ class RoomState(Generic[P]):
             self._compare(tail.next, epochs)
         self._first, self._known = tail.first, tail.next
         self._coming = [(epoch, start) for epoch, start in epochs if start >= self.next]
-        # What lies between was deleted, or an entry is missing, which the engine never does.
-        self._end = max(self._end, tail.next if self._is_hole else tail.first)
-        self._is_hole = False
+        self._end = max(self._end, tail.first, min(self._resumes or 0, tail.next))
+        self._resumes = None
 
     # --- What was lost ----------------------------------------------------------------------------
 
