@@ -47,11 +47,11 @@ class AppendsCall(Generic[T]):
 
 
 class Appends(Generic[T]):
-    """The blocks that a node appends, as the calls of one run after the other."""
+    """The blocks that a node appends, as the calls of one *run* after the other."""
 
     def __init__(self, limits: AppendLimits) -> None:
         self._limits = limits
-        self._run = ""
+        self.run = ""
         self._sequence = 0
         self._queue: deque[tuple[Block, T]] = deque()
         self._bytes = 0
@@ -74,8 +74,8 @@ class Appends(Generic[T]):
 
     def begin(self, run: str) -> None:
         """Make new calls as those of *run*, from the first sequence on if it is a new one."""
-        if run != self._run:
-            self._run, self._sequence = run, 0
+        if run != self.run:
+            self.run, self._sequence = run, 0
 
     def reconnected(self) -> None:
         """Repeat what is in flight, on a new connection.
@@ -89,12 +89,12 @@ class Appends(Generic[T]):
         """Return the call to send now, or None if there is none or enough are in flight."""
         if self._unsent:
             return self._unsent.popleft()
-        if only_repeat or not (self._queue and self._run):
+        if only_repeat or not (self._queue and self.run):
             return None
         if len(self._in_flight) >= self._limits.calls:
             return None
         self._sequence += 1
-        call = AppendsCall(self._run, self._sequence, tuple(self._take()))
+        call = AppendsCall(self.run, self._sequence, tuple(self._take()))
         self._in_flight[call.run, call.sequence] = call
         return call
 

@@ -229,15 +229,15 @@ class RoomState(Generic[P]):
             return None  # once some are handed out
         return self._end, self._known
 
-    def read(self, start: int, packets: Sequence[Packet]) -> bool:
-        """Take what was read from *start* on; return whether a tail is needed.
+    def read(self, start: int, stop: int, packets: Sequence[Packet]) -> bool:
+        """Take what was read from *start* to *stop*; return whether a tail is needed.
 
         It is if the next messages were deleted.
         """
         if self._is_stale or self._is_closed or start != self._end:
             return False
         if not packets or packets[0].header.first > start:
-            self._resumes = packets[0].header.first if packets else self._known
+            self._resumes = packets[0].header.first if packets else stop
             return True
         for packet in packets:
             header = packet.header

@@ -113,10 +113,11 @@ class _Sent:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """A read of a log, from number *start* on."""
+    """A read of a log, from number *start* up to *stop*."""
 
     log: "_Log"
     start: int
+    stop: int
 
 
 @dataclass(slots=True, eq=False)
@@ -325,14 +326,12 @@ class RoomLogs:
             log = next(iter(self._to_read))
             if (wanted := log.loaded.wanted) is not None:
                 request = read(log.key, *wanted, max_bytes=self.config.reading_bytes)
-                if not self._request(request, _Reading(log, wanted[0])):
+                if not self._request(request, _Reading(log, *wanted)):
                     return
                 self._reading.add(log)
             del self._to_read[log]
 
-    def _request(
-        self, call: Call[Any], purpose: _Purpose
-    ) -> bool:
+    def _request(self, call: Call[Any], purpose: _Purpose) -> bool:
         """Send *call*; return False if it cannot be sent now."""
         if self._link is None:
             return False
@@ -376,9 +375,7 @@ class RoomLogs:
                 self._take_answer(awaited.purpose, awaited.decode(reply))
             self._send()
 
-    def _take_answer(
-        self, purpose: _Purpose | None, reply: Any
-    ) -> None:
+    def _take_answer(self, purpose: _Purpose | None, reply: Any) -> None:
         match purpose:
             case AppendsCall():
                 self._appends.answered(purpose)
@@ -386,9 +383,9 @@ class RoomLogs:
                     zip(purpose.entries, reply, strict=True)
                 ):
                     self._settle(sent, _place(purpose, index), answer)
-            case _Reading(log, start):
+            case _Reading(log, start, stop):
                 self._reading.discard(log)
-                if log.loaded.read(start, reply):
+                if log.loaded.read(start, stop, reply):
                     self._ask_for_tails([log])
                 self._check(log)
             case _Tails(logs, loads):
@@ -402,9 +399,7 @@ class RoomLogs:
         proposal, state = sent.proposal, sent.log.loaded
         if answer.known:
             proposal.earlier = {
-                known.index: message_id(known.epoch, known.number)
-                if known.room
-                else _PRIVATE
+                known.index: message_id(known.epoch, known.number) if known.room else _PRIVATE
                 for known in answer.known
             }
         if answer.status == Status.APPENDED:
@@ -422,9 +417,7 @@ class RoomLogs:
             _fail(sent, _REPLACED if answer.status == Status.FENCED else answer.epoch)
         self._check(sent.log)
 
-    def _take_refusal(
-        self, purpose: _Purpose | None, error: EngineRefused
-    ) -> None:
+    def _take_refusal(self, purpose: _Purpose | None, error: EngineRefused) -> None:
         match purpose:
             case AppendsCall():
                 if error.code == "READONLY":
@@ -432,9 +425,8 @@ class RoomLogs:
                 self._appends.answered(purpose)
                 reason = str(error)
                 if error.code == "FENCED":
-                    reason, self._is_fenced = _FENCED, True
-                    for sent in self._appends.take_back():
-                        _fail(sent, reason)
+                    reason = _FENCED
+                    self._is_fenced = purpose.run == self._appends.run
                 for index, (_, sent) in enumerate(purpose.entries):
                     sent.log.loaded.refused(_place(purpose, index))
                     _fail(sent, reason)

@@ -61,7 +61,7 @@ def test_a_gap_is_read() -> None:
     state.push(packet(7))
     assert numbers(state) == []
     assert state.wanted == (5, 8)
-    assert not state.read(5, [packet(5), packet(6), packet(7)])
+    assert not state.read(5, 8, [packet(5), packet(6), packet(7)])
     assert numbers(state) == [5, 6, 7]
     assert state.wanted is None
 
@@ -71,7 +71,7 @@ def test_a_packet_that_was_too_large_to_be_pushed_is_read() -> None:
     header = packet(0).header
     state.push(Packet(header, None, 50))
     assert state.wanted == (0, 1)
-    state.read(0, [packet(0)])
+    state.read(0, 1, [packet(0)])
     assert numbers(state) == [0]
 
 
@@ -149,7 +149,7 @@ def test_what_a_failover_lost_is_counted_after_others_have_said_more_than_that()
     state.tail(tail(20, ("e1", 0), ("e2", 7)))
     assert state.hand_out() == LostBlocks(7, 3, [])
     assert state.wanted == (7, 20)
-    state.read(7, [packet(7, 13, "e2")])
+    state.read(7, 20, [packet(7, 13, "e2")])
     assert numbers(state) == [7]
     assert state.earlier == {"e1": 7}
 
@@ -160,7 +160,7 @@ def test_an_epoch_that_was_lost_as_a_whole_ends_where_the_log_continues() -> Non
     state.tail(tail(9, ("e1", 0), ("e3", 8)))  # a replica that had only eight
     assert state.hand_out() == LostBlocks(8, 12, [])
     assert state.epochs == [("e1", 0)]
-    state.read(8, [packet(8, 1, "e3")])
+    state.read(8, 9, [packet(8, 1, "e3")])
     assert numbers(state) == [8]
     assert state.number_of(message_id("e2", 15)) == 7
     assert state.number_of(message_id("e1", 9)) == 7
@@ -207,10 +207,10 @@ def test_an_own_block_without_an_answer_is_not_lost_but_repeated() -> None:
 def test_messages_deleted_before_they_were_read_are_skipped() -> None:
     state = state_at(5)
     state.push(packet(20))
-    assert state.read(5, [packet(10)])  # the engine has no 5
+    assert state.read(5, 21, [packet(10)])  # the engine has no 5
     state.tail(tail(21, ("e1", 0), first=10))
     assert state.wanted == (10, 21)
-    state.read(10, [packet(10, 11)])
+    state.read(10, 21, [packet(10, 11)])
     assert numbers(state) == [10]
     assert state.first == 10
 
@@ -227,7 +227,7 @@ def test_all_messages_deleted_before_they_were_read() -> None:
 def test_an_entry_that_the_engine_does_not_have_is_not_asked_for_again_and_again() -> None:
     state = state_at(5)
     state.push(packet(7))
-    assert state.read(5, [])
+    assert state.read(5, 8, [])
     assert state.wanted is None
     state.tail(tail(8, ("e1", 0)))
     assert state.wanted is None
@@ -354,7 +354,7 @@ class LogMachine(RuleBasedStateMachine):
 
         def answered() -> None:
             self.is_reading = False
-            if self.state.read(start, found):
+            if self.state.read(start, stop, found):
                 self.ask_for_tail()
 
         self.link.append(answered)
