@@ -27,10 +27,12 @@ __all__ = [
     "Packet",
     "Status",
     "Tail",
+    "Trimmed",
     "append",
     "begin_era",
     "pack_block",
     "parse_packet",
+    "parse_push",
     "read",
     "read_before",
     "tails",
@@ -105,7 +107,7 @@ def pack_block(draft: SaidBlock) -> bytes:
 
 
 def parse_packet(packet: bytes) -> Packet:
-    """Parse what a stream has or a channel was told; raises `InvalidPacket`."""
+    """Parse what a stream has; raises `InvalidPacket`."""
     line, _, payload = packet.partition(b"\n")
     try:
         first, count, epoch, ms, run, sequence, index = line.decode("ascii").split(" ")
@@ -117,6 +119,25 @@ def parse_packet(packet: bytes) -> Packet:
         raise InvalidPacket from None
     said = SaidBlock(epoch, header.first, time, room, client, name, text, act)
     return Packet(header, said, len(packet))
+
+
+class Trimmed(msgspec.Struct, frozen=True):
+    """The messages of a room before *first* were deleted."""
+
+    first: int
+
+
+def parse_push(payload: bytes) -> Packet | Trimmed:
+    """Parse what a channel of a room was told; raises `InvalidPacket`."""
+    if not payload.startswith(_TRIMMED):
+        return parse_packet(payload)
+    try:
+        return Trimmed(int(payload[len(_TRIMMED) :]))
+    except ValueError:
+        raise InvalidPacket from None
+
+
+_TRIMMED = b"trimmed "
 
 
 # --- Appending ------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from multichat.cluster.keys import NODES
 from multichat.cluster.library import VERSION_CALL, load_command
 from multichat.cluster.link import Link, MessagesDropped
 from multichat.cluster.pipeline import Message
-from multichat.cluster.room_log import LogConfig, RoomLogs
+from multichat.cluster.room_logs import LogConfig, RoomLogs
 from multichat.protocol.messages import Nonce, SaidBlock
 from tests.support.processes import WAIT_SECONDS
 

@@ -11,7 +11,7 @@ from multichat.backend.base import Entry
 from multichat.cluster.appends import AppendLimits
 from multichat.cluster.calls import trim
 from multichat.cluster.keys import NODES
-from multichat.cluster.room_log import LogConfig
+from multichat.cluster.room_logs import LogConfig
 from multichat.errors import StorageFailed
 from tests.support.processes import LOOPBACK, WAIT_SECONDS
 

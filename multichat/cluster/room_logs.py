@@ -1,0 +1,517 @@
+"""The logs of a node's rooms in the engine: appending, following, and reading them.
+
+Owns what is sent and asked for on the node's link to the engine; what it means is decided by
+`log_state` and `appends`.  Knows neither how connections are made nor the directory: the backend
+says when there is a link, for which run of the node, and passes the messages of channels on.
+
+Invariants:
+
+1. Everything is sent in one order on one link, and answers are taken in that order: a room is
+   subscribed before its tail is asked for, and tails come before repeated calls.
+2. A proposal is pending until its fate is known, however often the connection breaks.  What was
+   never sent fails once the engine is away for `LogConfig.away_seconds`.
+3. Only rooms that are open here, or about to be, are followed; what is kept of each is bounded.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, TypeAlias, TypeVar
+
+import msgspec
+import trio
+
+from multichat.backend.base import RoomLog
+from multichat.cluster.appends import AppendLimits, Appends, AppendsCall
+from multichat.cluster.calls import (
+    Answer,
+    Block,
+    Call,
+    Header,
+    InvalidPacket,
+    Status,
+    Trimmed,
+    append,
+    parse_push,
+    read,
+    tails,
+)
+from multichat.cluster.errors import EngineAway, EngineBusy, EngineRefused, FateUnknown
+from multichat.cluster.keys import channel_room, room_channel
+from multichat.cluster.link import Link, Request
+from multichat.cluster.log_state import MAX_WAITING_BYTES, Place
+from multichat.cluster.pipeline import Message
+from multichat.cluster.room_log import EngineLog, Load, Sent
+from multichat.errors import NotRead, StorageFailed
+from multichat.journal.base import PendingWrite
+from multichat.protocol.ids import message_id
+
+__all__ = ["LogConfig", "RoomLogs"]
+
+T = TypeVar("T")
+
+_AWAY = "the engine of the cluster is away"
+_FENCED = "this server was taken for dead by the others"
+_REPLACED = "the session was resumed on another server"
+_FULL = "the engine of the cluster does not keep up"
+_STOPPED = "the server has stopped"
+_NOT_LOADED = "the room is not loaded"
+
+# Rooms that are subscribed, or whose tails are asked for, in one request: the engine is busy for
+# about 2 ms.
+_ROOMS_AT_ONCE = 500
+
+# A message that the log left out because its nonce is a private message's, which has no id.
+_PRIVATE = "-"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogConfig:
+    """How *node* uses the logs.
+
+    Nonces are forgotten *nonce_seconds* after a client's last, which is after its session.
+    """
+
+    node: str
+    nonce_seconds: float = 86400.0
+    appends: AppendLimits = field(default_factory=AppendLimits)
+
+    # After this, new messages are refused: people wait for no longer without a word.
+    away_seconds: float = 3.0
+
+    # How much of a room waits until it is applied, and is read at once, in bytes.
+    waiting_bytes: int = MAX_WAITING_BYTES
+    reading_bytes: int = 256 * 1024
+
+    # Rooms that are read at the same time.
+    readings: int = 8
+
+    # Interval in which tails are compared, in case a push was lost.
+    poll_seconds: float = 10.0
+
+    # How long a room that was loaded is kept until it is opened.
+    loaded_seconds: float = 15.0
+
+    # Interval in which timeouts are checked, and what the engine refused is repeated.
+    watch_seconds: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A read of a log, from number *start* up to *stop*."""
+
+    log: EngineLog
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Tails:
+    """A request for the tails of *logs*, which tell *loads* their targets."""
+
+    logs: tuple[EngineLog, ...]
+    loads: tuple[tuple[Load, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Awaited:
+    """A request whose answer is taken next, and what it is for: None for a subscription."""
+
+    link: Link
+    request: Request
+    decode: Callable[[Any], Any]
+    purpose: "_Purpose | None"
+
+
+_Purpose: TypeAlias = AppendsCall[Sent] | _Reading | _Tails
+
+
+class RoomLogs:
+    """The logs of the rooms of one node; call `run` once, in the backend's nursery.
+
+    *epoch* is the highest that this node knows of any room.
+    """
+
+    def __init__(self, config: LogConfig) -> None:
+        self.config = config
+        self.epoch = ""
+        self._appends: Appends[Sent] = Appends(config.appends)
+        self._link: Link | None = None
+        self._linked = trio.Event()  # replaced when the link is lost
+        self._is_fenced = False
+        self._away_since = 0.0
+        self._logs: dict[str, EngineLog] = {}
+        self._awaited: deque[_Awaited] = deque()
+        self._something_awaited = trio.Event()
+        self._something_to_send = trio.Event()
+        self._reading: set[EngineLog] = set()
+        self._to_read: dict[EngineLog, None] = {}
+        self._to_ask: dict[EngineLog, None] = {}  # for their tails
+
+    # --- For the backend --------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; then everything that is pending fails."""
+        self._away_since = trio.current_time()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send_all)
+                nursery.start_soon(self._take_answers)
+                nursery.start_soon(self._watch)
+                task_status.started()
+        finally:
+            for sent in self._appends.give_up():
+                sent.fail(_STOPPED)
+            for log in self._logs.values():
+                log.stop(_STOPPED)
+
+    def connected(self, link: Link, run: str) -> None:
+        """Use *link*, whose engine has the library, and knows *run* as that of the node.
+
+        Also called with the same link, after the node has taken a new run.
+        """
+        is_new = link is not self._link
+        self._link, self._is_fenced = link, False
+        self._appends.begin(run)
+        if is_new:
+            self._reading.clear()
+            self._appends.reconnected()
+            for log in self._logs.values():
+                log.reconnected()
+            self._subscribe(self._logs.values())
+            self._ask_for_tails(self._logs.values())
+        self._linked.set()
+        self._something_to_send.set()
+
+    def disconnected(self) -> None:
+        """Wait for the next link."""
+        if self._link is not None:
+            self._link = None
+            self._linked = trio.Event()
+            self._away_since = trio.current_time()
+
+    def take(self, message: Message) -> bool:
+        """Take the message of a channel; return False if it is none of a room."""
+        room = channel_room(message.channel.decode("utf-8", "replace"))
+        if room is None:
+            return False
+        log = self._logs.get(room)
+        if log is not None and log.state is not None:
+            try:
+                pushed = parse_push(message.payload)
+            except InvalidPacket:
+                return True  # somebody else uses our channel
+            if isinstance(pushed, Trimmed):
+                log.state.trimmed(pushed.first)
+            else:
+                self._note_epoch(pushed.header.epoch)
+                log.state.push(pushed)
+            self.check(log)
+        return True
+
+    def messages_dropped(self) -> None:
+        """Compare all tails: messages of channels were dropped."""
+        self._ask_for_tails(self._logs.values())
+
+    def load(self, key: str) -> PendingWrite | None:
+        """Prepare the log of the room *key*; see `Backend.load_room`.
+
+        If it is open, the result also waits until all is applied that the log has now: a client may
+        know messages that have not come here yet.
+        """
+        load = Load(PendingWrite())
+        if reason := self.refusal:
+            load.pending.resolve(reason)
+            return load.pending
+        log = self._logs.get(key)
+        if log is None:
+            log = self._logs[key] = EngineLog(self, key, max_bytes=self.config.waiting_bytes)
+            self._subscribe([log])
+        log.loads.append(load)
+        log.expires = trio.current_time() + self.config.loaded_seconds  # unless it is open
+        self._ask_for_tails([log])
+        return load.pending
+
+    def room(self, key: str) -> RoomLog:
+        """Return the log of the room *key*; raises `StorageFailed` if it is not loaded."""
+        log = self._logs.get(key)
+        if log is None or log.state is None:
+            raise StorageFailed(_NOT_LOADED)
+        log.is_open = True
+        return log
+
+    @property
+    def refusal(self) -> str:
+        """Why nothing new can be appended now; empty if it can."""
+        if self._is_fenced:
+            return _FENCED
+        if self._link is None:
+            away = trio.current_time() - self._away_since
+        else:
+            away = self._link.unanswered_seconds
+        if away >= self.config.away_seconds:
+            return _AWAY
+        return _FULL if self._appends.is_full else ""
+
+    # --- Appending --------------------------------------------------------------------------------
+
+    def propose(self, block: Block, sent: Sent) -> None:
+        """Append *block*; raises `StorageFailed`."""
+        if reason := self.refusal:
+            raise StorageFailed(reason)
+        self._appends.add(block, sent)
+        self._something_to_send.set()
+
+    async def _send_all(self) -> None:
+        while True:
+            await self._something_to_send.wait()
+            self._something_to_send = trio.Event()
+            self._send()
+
+    def _send(self) -> None:
+        """Send what can be sent now; what is left is sent after the next answer."""
+        if self._link is not None and self._send_tails() and self._send_calls():
+            self._send_reads()
+
+    def _send_tails(self) -> bool:
+        while self._to_ask:
+            logs = tuple(islice(self._to_ask, _ROOMS_AT_ONCE))
+            loads = tuple(tuple(log.loads) for log in logs)
+            rooms = [(log.key, log.known_epoch) for log in logs]
+            if not self._request(tails(rooms), _Tails(logs, loads)):
+                return False
+            for log in logs:
+                del self._to_ask[log]
+        return True
+
+    def _send_calls(self) -> bool:
+        config = self.config
+        while (call := self._appends.next_call(only_repeat=self._is_fenced)) is not None:
+            for index, (_, sent) in enumerate(call.entries):
+                sent.log.loaded.propose(_place(call, index), sent.draft, sent.proposal)
+            blocks = (block for block, _ in call.entries)
+            request = append(
+                config.node, call.run, call.sequence, blocks, nonce_seconds=config.nonce_seconds
+            )
+            if not self._request(request, call):
+                self._appends.not_sent(call)
+                return False
+        return True
+
+    def _send_reads(self) -> None:
+        while self._to_read and len(self._reading) < self.config.readings:
+            log = next(iter(self._to_read))
+            if (wanted := log.loaded.wanted) is not None:
+                request = read(log.key, *wanted, max_bytes=self.config.reading_bytes)
+                if not self._request(request, _Reading(log, *wanted)):
+                    return
+                self._reading.add(log)
+            del self._to_read[log]
+
+    def _request(self, call: Call[Any], purpose: _Purpose) -> bool:
+        """Send *call*; return False if it cannot be sent now."""
+        if self._link is None:
+            return False
+        try:
+            request = self._link.request(*call.words)
+        except (EngineAway, EngineBusy):
+            return False
+        self._await(self._link, request, purpose, call.decode)
+        return True
+
+    def _await(
+        self,
+        link: Link,
+        request: Request,
+        purpose: _Purpose | None = None,
+        decode: Callable[[Any], Any] = lambda _: None,
+    ) -> None:
+        self._awaited.append(_Awaited(link, request, decode, purpose))
+        self._something_awaited.set()
+
+    # --- Answers ----------------------------------------------------------------------------------
+
+    async def _take_answers(self) -> None:
+        while True:
+            while not self._awaited:
+                self._something_awaited = trio.Event()
+                await self._something_awaited.wait()
+            awaited = self._awaited.popleft()
+            reply: Any
+            try:
+                reply = await awaited.request.reply()
+            except FateUnknown:
+                continue  # `connected` repeats what has to be
+            except EngineRefused as error:
+                reply = error
+            if awaited.link is not self._link:
+                continue  # what it says may be lost: it is repeated, too
+            if not isinstance(reply, EngineRefused):
+                try:
+                    reply = awaited.decode(reply)
+                except (msgspec.MsgspecError, TypeError, ValueError) as error:
+                    reply = EngineRefused("ERR", f"its answer is not ours: {error}")
+            if isinstance(reply, EngineRefused):
+                self._take_refusal(awaited.purpose, reply)
+            else:
+                self._take_answer(awaited.purpose, reply)
+            self._send()
+
+    def _take_answer(self, purpose: _Purpose | None, reply: Any) -> None:
+        match purpose:
+            case AppendsCall():
+                self._appends.answered(purpose)
+                for index, ((_, sent), answer) in enumerate(
+                    zip(purpose.entries, reply, strict=True)
+                ):
+                    self._settle(sent, _place(purpose, index), answer)
+            case _Reading(log, start, stop):
+                self._reading.discard(log)
+                if log.loaded.read(start, stop, reply):
+                    self._ask_for_tails([log])
+                self.check(log)
+            case _Tails(logs, loads):
+                for log, waiting, tail in zip(logs, loads, reply, strict=True):
+                    self._note_epoch(tail.epoch)
+                    log.take_tail(tail, waiting)
+                    self.check(log)
+
+    def _settle(self, sent: Sent, place: Place, answer: Answer) -> None:
+        """Take the answer to a proposal."""
+        proposal, state = sent.proposal, sent.log.loaded
+        if answer.known:
+            proposal.earlier = {
+                known.index: message_id(known.epoch, known.number) if known.room else _PRIVATE
+                for known in answer.known
+            }
+        if answer.status == Status.APPENDED:
+            self._note_epoch(answer.epoch)
+            count = sent.draft.text.count("\n") + 1 - len(answer.known)
+            header = Header(answer.first, count, answer.epoch, answer.ms, *place)
+            if state.appended(place, header, tuple(proposal.earlier)) is not None:
+                sent.succeed()
+            self.check(sent.log)
+            return
+        state.refused(place)
+        if answer.status == Status.KNOWN:
+            sent.succeed()
+        else:
+            sent.fail(_REPLACED if answer.status == Status.FENCED else answer.epoch)
+        self.check(sent.log)
+
+    def _take_refusal(self, purpose: _Purpose | None, error: EngineRefused) -> None:
+        match purpose:
+            case AppendsCall():
+                if error.code == "READONLY":
+                    return  # the link ends, and the next one is to the primary
+                if "Function not found" in error.text and self._link is not None:
+                    self._link.end("the engine has lost its functions")  # the next one loads them
+                    return
+                self._appends.answered(purpose)
+                reason = str(error)
+                if error.code == "FENCED":
+                    reason = _FENCED
+                    self._is_fenced = purpose.run == self._appends.run
+                for index, (_, sent) in enumerate(purpose.entries):
+                    sent.log.loaded.refused(_place(purpose, index))
+                    sent.fail(reason)
+                    self.check(sent.log)
+            case _Reading(log):
+                self._reading.discard(log)  # `_watch` repeats it
+            case _Tails(logs):
+                for log in logs:
+                    log.fail_loads(str(error))
+
+    def _note_epoch(self, epoch: str) -> None:
+        self.epoch = max(self.epoch, epoch)
+
+    # --- Following rooms --------------------------------------------------------------------------
+
+    def check(self, log: EngineLog) -> None:
+        """Hand out what *log* has, and read what it lacks."""
+        state = log.state
+        if state is None:
+            return
+        if state.can_hand_out:
+            log.more.set()
+        if state.wanted is not None and log not in self._reading and log not in self._to_read:
+            self._to_read[log] = None
+            self._something_to_send.set()
+
+    def _subscribe(self, logs: Iterable[EngineLog]) -> None:
+        channels = [room_channel(log.key) for log in logs]
+        for start in range(0, len(channels), _ROOMS_AT_ONCE):
+            if (link := self._link) is None:
+                return
+            try:
+                request = link.subscribe(*channels[start : start + _ROOMS_AT_ONCE])
+            except EngineAway:
+                return  # `connected` does it
+            except EngineBusy as error:
+                link.end(str(error))
+                return
+            self._await(link, request)
+
+    def _ask_for_tails(self, logs: Iterable[EngineLog]) -> None:
+        self._to_ask.update(dict.fromkeys(logs))
+        self._something_to_send.set()
+
+    def closed(self, log: EngineLog) -> None:
+        """Follow *log* no more."""
+        self._to_ask.pop(log, None)
+        self._to_read.pop(log, None)
+        if self._logs.get(log.key) is not log:
+            return
+        del self._logs[log.key]
+        if (link := self._link) is not None:
+            try:
+                request = link.unsubscribe(room_channel(log.key))
+            except (EngineAway, EngineBusy):
+                return  # its pushes are ignored
+            self._await(link, request)
+
+    async def _watch(self) -> None:
+        polled = trio.current_time()
+        while True:
+            await trio.sleep(self.config.watch_seconds)
+            now = trio.current_time()
+            if reason := self.refusal:
+                if reason != _FULL:
+                    for sent in self._appends.take_back():
+                        sent.fail(reason)
+                for log in self._logs.values():
+                    log.fail_loads(reason)
+            if now - polled >= self.config.poll_seconds:
+                polled = now
+                self._ask_for_tails(self._logs.values())
+            for log in list(self._logs.values()):
+                if not log.is_open and log.expires <= now:
+                    self.closed(log)
+                else:
+                    self.check(log)
+            self._send()
+
+    # --- Reading ----------------------------------------------------------------------------------
+
+    async def call(self, call: Call[T]) -> T:
+        """Return the answer to a *call* that changes nothing, once there is a link.
+
+        Raises `NotRead` if the engine refuses it.
+        """
+        while True:
+            await self._linked.wait()
+            link = self._link
+            try:
+                if link is not None:
+                    return call.decode(await link.call(*call.words))
+            except EngineRefused as error:
+                raise NotRead(str(error)) from None
+            except (EngineAway, FateUnknown):
+                pass
+            if link is self._link:  # `disconnected` comes
+                await trio.sleep(self.config.watch_seconds)
+
+
+def _place(call: AppendsCall[Sent], index: int) -> Place:
+    return Place(call.run, call.sequence, index)
