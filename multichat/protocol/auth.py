@@ -7,6 +7,7 @@ __all__ = [
     "TOO_MANY_ATTEMPTS",
     "TOO_MANY_FROM_ADDRESS",
     "TOO_MANY_WRONG",
+    "UNAVAILABLE",
     "WRONG_PASSWORD",
     "encode_password",
     "parse_password",
@@ -24,6 +25,9 @@ TOO_MANY_ATTEMPTS = "too many password attempts from other addresses; try again 
 # How the reason begins; the limit follows.
 SERVER_IS_FULL = "the server is full"
 TOO_MANY_FROM_ADDRESS = "too many clients from your address"
+
+# Of a node of a cluster that cannot reach the others.
+UNAVAILABLE = "the server is not available now: it cannot reach its storage"
 
 
 def parse_password(line: str) -> str | None:

@@ -51,6 +51,7 @@ _CLOSE_CODES = {
     "too-slow": CloseCode.TRY_AGAIN_LATER,
     "idle": CloseCode.GOING_AWAY,
     "full": CloseCode.TRY_AGAIN_LATER,
+    "unavailable": CloseCode.TRY_AGAIN_LATER,
     "kicked": CloseCode.POLICY_VIOLATION,
     "banned": CloseCode.POLICY_VIOLATION,
     "replaced": CloseCode.NORMAL,

@@ -5,11 +5,13 @@ from multichat.protocol.auth import (
     TOO_MANY_ATTEMPTS,
     TOO_MANY_FROM_ADDRESS,
     TOO_MANY_WRONG,
+    UNAVAILABLE,
     WRONG_PASSWORD,
 )
 
 __all__ = [
     "ASKED_TO_LEAVE",
+    "FENCED",
     "GOODBYES",
     "SHUTTING_DOWN",
     "TAKEN_OVER",
@@ -27,6 +29,7 @@ GOODBYES = {
     "too-slow": True,
     "idle": True,
     "full": True,
+    "unavailable": True,
     "kicked": False,
     "banned": False,
     "replaced": False,
@@ -40,6 +43,9 @@ TOO_FAR_BEHIND = "too far behind"
 TAKEN_OVER = "taken over by a new connection"
 SHUTTING_DOWN = "the server is shutting down"
 
+FENCED = "this server was out of reach of the others for too long"
+"""The reason of a node of a cluster that the others have taken for dead."""
+
 # How the reasons of a goodbye begin, for goodbyes without a code, from the text protocol or from
 # older servers.  The first match counts.
 _CODES_BY_REASON = {
@@ -50,6 +56,7 @@ _CODES_BY_REASON = {
     SERVER_IS_FULL: "full",
     TOO_MANY_FROM_ADDRESS: "full",
     TOO_MANY_ATTEMPTS: "full",
+    UNAVAILABLE: "unavailable",
     "kicked": "kicked",
     "banned": "banned",
     TAKEN_OVER: "replaced",

@@ -89,6 +89,7 @@ class AccountRequests:
                 await me.send(*answer)
             case Login(nonce=nonce):
                 account = await self.verify(request)
+                await logins.claim(me, account)
                 logins.log_in(me, account)
                 await me.send(LoggedIn(account.name, nonce=nonce))
             case Logout(nonce=nonce):

@@ -259,6 +259,13 @@ class Accounts:
         replaced = None if former is None else former.record
         await self._backend.save_account(account.key, account.record, former=replaced)
 
+    def put(self, key: str, name: str, hash_: str) -> None:
+        """Note the account *key* as another node has stored it; removed if *name* is empty."""
+        if (former := self._accounts.get(key)) is not None:
+            self._discard(former)
+        if name:
+            self._put(Account(name, hash_))
+
     def _put(self, account: Account) -> None:
         self._accounts[account.key] = account
         self._names.add(account.key, account.name)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from multichat.errors import NotInRoom
+from multichat.errors import NameTaken, NotInRoom
 from multichat.net.send_queue import SendQueue
 from multichat.protocol.codec import Codec
 from multichat.protocol.codecs import LINES, Codecs
@@ -65,6 +65,9 @@ class Client:
 
     *account* is the one that it is logged in to, case-folded, empty if there is none; changed by
     `multichat.server.logins` only.  *may_speak* if it needs none to speak.
+
+    *generation* rises with each resume of its session; *claims* are what was decided about names
+    that it asks for, folded: None if it may have it; see `multichat.server.claims`.
     """
 
     number: int
@@ -86,6 +89,8 @@ class Client:
     last_sender: int | None = None  # of a private message
     notices: tuple[Notice | TopicChanged, ...] = ()  # for when it no longer lags
     undelivered_at: tuple[int, int] | None = None  # its progress when a private message failed
+    generation: int = 1
+    claims: dict[str, NameTaken | None] = field(default_factory=dict)
     memberships: dict[str, Member] = field(default_factory=dict)
     current: Member = field(init=False)
     log: ClientLog = field(init=False)

@@ -9,12 +9,14 @@ import time
 import trio
 
 from multichat.backend.base import Backend
+from multichat.errors import StorageFailed
 from multichat.log import Log
 from multichat.net import transport
 from multichat.net.turns import Meter, Turns, current_meter
-from multichat.protocol.auth import SERVER_IS_FULL
+from multichat.protocol.auth import SERVER_IS_FULL, UNAVAILABLE
 from multichat.protocol.codecs import WEBSOCKET, WEBSOCKET_LINES
 from multichat.protocol.framing import LineDecoder
+from multichat.protocol.messages import LOBBY
 from multichat.server.admin_commands import AdminCommands
 from multichat.server.admission import (
     Admission,
@@ -187,8 +189,12 @@ class Connections:
     ) -> Session:
         """Return a session for *connection*, to be run at once; raises `AdmissionRefused`."""
         self.check(address, too_many)
+        try:
+            await self._registry.rooms.prepare([LOBBY])
+            number = await self._backend.give_client_number()  # which may wait for the disk
+        except StorageFailed:
+            raise AdmissionRefused.politely(UNAVAILABLE) from None
         self.clients += 1
-        number = await self._backend.give_client_number()  # which may wait for the disk
         self.check(address, too_many)  # nothing waits from here on
         return Session(
             connection,
@@ -228,6 +234,8 @@ class Connections:
         """
         if reason := self.why_banned(address):
             raise AdmissionRefused.politely(reason)
+        if not self._backend.available:
+            raise AdmissionRefused.politely(UNAVAILABLE)
         if too_many:
             raise AdmissionRefused.politely(too_many)
         if len(self._registry) >= self._config.max_clients:

@@ -10,6 +10,7 @@ Invariants:
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import trio
 
@@ -17,6 +18,7 @@ from multichat.errors import InvalidRequest, NameAssigned, NameTaken, WrongPassp
 from multichat.protocol.messages import Event, LoggedOut, Notice, Renamed
 from multichat.protocol.names import default_name, fold_name
 from multichat.server.accounts import Account, Accounts
+from multichat.server.claims import Claims
 from multichat.server.client import Client
 from multichat.server.name_registry import NameRegistry
 from multichat.server.origin import Origin
@@ -30,7 +32,8 @@ _REMOVED = "the account was removed"
 class Logins:
     """The logins of one server's clients.
 
-    *note_change* is called with each client whose name or login has changed, and its former name.
+    *claims* are made before a login is applied.  *note_change* is called with each client whose
+    name or login has changed, and its former name.
     *start_soon* starts a task that outlives the call.
     """
 
@@ -38,10 +41,11 @@ class Logins:
         self,
         accounts: Accounts,
         names: NameRegistry,
+        claims: Claims,
         note_change: Callable[[Client, str], None],
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
     ) -> None:
-        self._accounts, self._names = accounts, names
+        self._accounts, self._names, self._claims = accounts, names, claims
         self._note_change, self._start_soon = note_change, start_soon
         self._clients: dict[str, Client] = {}  # by account
 
@@ -53,6 +57,18 @@ class Logins:
         """Return what a session keeps of the login of *client*; see `Account.login`."""
         account = self.account_of(client)
         return "" if account is None else account.login
+
+    async def claim(self, client: Client, account: Account) -> None:
+        """Claim a login to *account* for *client*, before `log_in`; raises `StorageFailed`."""
+        with suppress(NameTaken):  # somebody has logged in since: `log_in` says so
+            await self._claims.make(
+                client,
+                client.number,
+                client.generation,
+                account.name,
+                account=account.key,
+                login=True,
+            )
 
     def log_in(self, client: Client, account: Account) -> None:
         """Log *client* in, and give it the account's name, whoever has it.
@@ -66,14 +82,15 @@ class Logins:
         if assigned and fold_name(assigned) != account.key:
             raise NameAssigned(assigned)
         self._names.check_banned(account.name)
+        if (refusal := client.claims.get(account.key)) is not None:
+            raise refusal
         other = self._clients.get(account.key)
         if other is not None and other is not client:
             self.log_out(other, _ELSEWHERE)
         for holder in self._names.holders(account.name):
             if holder is not client:
                 old = self._unname(holder)
-                why = f"the name {account.name} is registered, and its owner has logged in"
-                self._tell(holder, Renamed(holder.number, old, holder.name), Notice(why))
+                self._tell_renamed(holder, old, account.name)
         self._put(client, account)
         old = client.name
         self._names.take(client, account.name)
@@ -84,6 +101,17 @@ class Logins:
         client.account = account.key
         self._clients[account.key] = client
         client.log.line("STATE", f"Client {client.number} logged in as {account.name}")
+
+    def lose(self, client: Client, name: str, *, login: bool) -> None:
+        """Take the *name* from *client*, and its login if it had one: another node gave it away."""
+        if login and client.account:
+            self.log_out(client, _ELSEWHERE)
+        elif fold_name(self._names.name_of(client)) == fold_name(name):
+            self._tell_renamed(client, self._unname(client), name)
+
+    def _tell_renamed(self, client: Client, old: str, account: str) -> None:
+        why = f"the name {account} is registered, and its owner has logged in"
+        self._tell(client, Renamed(client.number, old, client.name), Notice(why))
 
     def log_out(self, client: Client, reason: str = "") -> None:
         """Log *client* out, and send it the *reason* if there is one.
@@ -112,7 +140,11 @@ class Logins:
     def resume(self, client: Client, login: str) -> None:
         """Log *client* in as its session was, unless that login is no longer valid."""
         account = self._accounts.logged_in(login) if login else None
-        if account is not None and account.key not in self._clients:
+        if (
+            account is not None
+            and account.key not in self._clients
+            and client.claims.get(account.key) is None
+        ):
             self._put(client, account)
 
     async def register(self, client: Client, passphrase: str, origin: Origin | None) -> Account:
@@ -129,6 +161,7 @@ class Logins:
 
         account = await self._accounts.register(name, passphrase, origin, check)
         await trio.lowlevel.checkpoint_if_cancelled()
+        await self.claim(client, account)
         self.log_in(client, account)
         return account
 
@@ -154,6 +187,12 @@ class Logins:
         if account is not None and (client := self._clients.get(account.key)) is not None:
             self.log_out(client, _REMOVED)
         return account
+
+    def put_account(self, key: str, name: str, hash_: str) -> None:
+        """Note an account that another node has stored, or has removed if *name* is empty."""
+        self._accounts.put(key, name, hash_)
+        if not name and (client := self._clients.get(key)) is not None:
+            self.log_out(client, _REMOVED)
 
     def _unname(self, client: Client) -> str:
         """Take the name of *client* away, and return it."""

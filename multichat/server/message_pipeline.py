@@ -15,6 +15,7 @@ from multichat.errors import (
     LoginRequired,
     NobodyThere,
     NonceReused,
+    NotDelivered,
     NotInRoom,
     Rejected,
     RemoteProtocolError,
@@ -170,7 +171,7 @@ class MessagePipeline:
             await client.send(answer)
             return
         self._require_login()
-        recipient = registry.find(to)
+        recipient = registry.find(to) or registry.find_elsewhere(to)
         if recipient is None:
             raise NobodyThere(to)
         if self._filters:
@@ -180,8 +181,11 @@ class MessagePipeline:
                 raise Rejected
             text = result.text
         message = Directed(timestamp=utc_now(), client=client.number, name=client.name, text=text)
-        await tell(recipient, message, self._config)
-        recipient.last_sender = client.number
+        if isinstance(recipient, Client):
+            await tell(recipient, message, self._config)
+            recipient.last_sender = client.number
+        elif not await registry.send_elsewhere(recipient, message):
+            raise NotDelivered(recipient.name)
         if nonce is None:
             return
         if client.stored_session is not None:

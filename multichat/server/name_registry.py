@@ -4,8 +4,8 @@ Changes only in functions without `await`: of two clients that want one name exa
 
 Invariants:
 
-1. No two clients have names that are the same (`multichat.protocol.names.fold_name`) or look alike
-   (`multichat.protocol.lookalikes`).
+1. No two clients, on any node, have names that are the same
+   (`multichat.protocol.names.fold_name`) or look alike (`multichat.protocol.lookalikes`).
 2. The name of an account is given only to a client that is logged in to it, even while the owner
    is away, or if it has never been connected.
 """
@@ -20,6 +20,7 @@ from multichat.errors import Banned, NameTaken
 from multichat.protocol.lookalikes import NameIndex, lookalike_keys
 from multichat.protocol.names import fold_name
 from multichat.server.client import Client
+from multichat.server.remote_clients import RemoteClient
 from multichat.server.room import Room
 
 __all__ = ["NameRegistry"]
@@ -46,7 +47,7 @@ class _Away:
         return other.number == self.number or other.origin == self.origin or self.until <= now
 
 
-_Holder: TypeAlias = Client | _Away
+_Holder: TypeAlias = Client | _Away | RemoteClient
 
 
 class NameRegistry:
@@ -79,8 +80,19 @@ class NameRegistry:
         """Return the name that *client* has here; empty if it has none."""
         return client.name if client in self._names else ""
 
+    def find_elsewhere(self, name: str) -> RemoteClient | None:
+        """Return the client of that name on another node, if there is one."""
+        holder = self._names.find(name)
+        return holder if isinstance(holder, RemoteClient) else None
+
     def check(self, client: Client, name: str) -> None:
-        """Raise `NameTaken` or `Banned` if *client* cannot have that *name*."""
+        """Raise `NameTaken` or `Banned` if *client* cannot have that *name*.
+
+        Of holders on other nodes the backend knows more, if the client has claimed the name.
+        """
+        is_claimed = fold_name(name) in client.claims
+        if (refusal := client.claims.get(fold_name(name))) is not None:
+            raise refusal
         if not self._reserved.isdisjoint(lookalike_keys(name)):
             raise NameTaken(name)
         self._check_account(name, client.account)
@@ -91,6 +103,8 @@ class NameRegistry:
                 isinstance(other, _Away) and (is_own or other.may_be_taken_by(client, now))
             ):
                 continue
+            if isinstance(other, RemoteClient) and (is_claimed or other.number == client.number):
+                continue
             is_same = fold_name(other.name) == fold_name(name)
             raise NameTaken(name, "" if is_same else other.name)
         self.check_banned(name)
@@ -100,7 +114,7 @@ class NameRegistry:
         self._check_account(name, "")
         now = trio.current_time()
         for other in self._names.lookalikes(name):
-            if isinstance(other, Client) or other.until > now:
+            if not isinstance(other, _Away) or other.until > now:
                 is_same = fold_name(other.name) == fold_name(name)
                 raise NameTaken(name, "" if is_same else other.name)
         self.check_banned(name)
@@ -116,14 +130,33 @@ class NameRegistry:
 
     def take(self, client: Client, name: str) -> None:
         """Give *client* a *name* that it can have (see `check`)."""
-        for other in self._names.lookalikes(name):
-            if isinstance(other, _Away):  # its name is taken over
-                self._give_up(other)
-                if other.number != client.number:
-                    for room in other.rooms:
-                        room.presence.end_absence(other.number)
+        self._take_over(name, client.number)
         self._names.add(client, name)
         client.name = name
+
+    def _take_over(self, name: str, number: int) -> None:
+        """Take *name* from clients that are away, or on other nodes, for client *number*."""
+        for other in self._names.lookalikes(name):
+            if isinstance(other, _Away):
+                self._give_up(other)
+                if other.number != number:
+                    for room in other.rooms:
+                        room.presence.end_absence(other.number)
+            elif isinstance(other, RemoteClient):  # its node hears of it, too
+                self._names.discard(other)
+
+    def put_elsewhere(self, client: RemoteClient, name: str) -> None:
+        """Note the *name*, empty if it has none, of a client on another node."""
+        self._names.discard(client)
+        if name:
+            self._take_over(name, client.number)
+            # One of our clients that is called so loses the name in a moment, or the other does.
+            if not isinstance(self._names.find(name), Client):
+                self._names.add(client, name)
+
+    def forget_elsewhere(self, client: RemoteClient) -> None:
+        """Forget the name of a client that has left on another node."""
+        self._names.discard(client)
 
     def release(self, client: Client, *, keep: bool) -> None:
         """Release the name of *client*, which disconnects; *keep* it if it may reconnect."""

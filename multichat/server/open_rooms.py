@@ -8,9 +8,10 @@ Invariants:
 2. A room exists while it has members: an empty one takes no memory except its log's.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 
+import msgspec
 import trio
 
 from multichat.backend.base import Backend
@@ -35,6 +36,7 @@ from multichat.server.member import Member
 from multichat.server.page_cache import PageCache
 from multichat.server.rate_limit import HourlyLimit
 from multichat.server.recent_messages import RingBudget
+from multichat.server.remote_clients import RemoteClient, RemoteRoom
 from multichat.server.room import Room
 
 __all__ = ["OpenRooms"]
@@ -64,9 +66,10 @@ class OpenRooms:
         self._start_soon, self._disconnect = start_soon, disconnect
         self._closing: Goodbye | None = None
         self._rooms: dict[str, Room] = {}
+        self._remote: dict[str, RemoteRoom] = {}  # with members on other nodes, or open here
         self._topics: dict[str, str] = {}  # by key, also of rooms that are not open
         # Without the lobby, whose lookalikes are refused by another rule.
-        self._names: NameIndex[Room] = NameIndex()
+        self._names: NameIndex[Room | RemoteRoom] = NameIndex()
         self._rings = RingBudget(config.rings_bytes, config.replay.ring_bytes)
         self._pages = PageCache(config.replay.page_messages, config.max_pages)
         self._new_rooms = HourlyLimit(config.max_new_rooms)
@@ -83,7 +86,65 @@ class OpenRooms:
         return len(self._rooms)
 
     def _list(self) -> RoomList:
-        return RoomList([RoomSize(room.name, len(room)) for room in self])
+        here = [RoomSize(room.name, len(room)) for room in self]
+        elsewhere = [
+            RoomSize(room.name, len(room.members))
+            for key, room in self._remote.items()
+            if room.members and not self._rooms.get(key)
+        ]
+        return RoomList(here + elsewhere)
+
+    async def prepare(self, names: Iterable[str]) -> None:
+        """Load what is needed to `open` the rooms called *names* in the same step.
+
+        Returns without a checkpoint if nothing is missing.  Raises `StorageFailed`.
+        """
+        if not self._backend.is_shared:
+            return
+        keys = {fold_name(name) for name in names}
+        while missing := [
+            pending
+            for key in keys - self._rooms.keys()
+            if (pending := self._backend.load_room(key)) is not None
+        ]:
+            for pending in missing:
+                await pending.wait()
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    # --- Members on other nodes -------------------------------------------------------------------
+
+    def enter_elsewhere(self, client: RemoteClient, key: str, name: str) -> None:
+        """Note that *client* is in the room *key*, called *name*, on its node."""
+        self.list.forget()
+        room = self._remote.get(key)
+        if room is None:
+            room = self._remote[key] = RemoteRoom(name)
+            self._note_name(key, room)
+        room.members[client.number], client.rooms[key] = client, room
+        if room.presence is not None:
+            room.presence.entered_elsewhere(client)
+
+    def leave_elsewhere(self, client: RemoteClient, key: str, reason: str, *, away: bool) -> None:
+        """Note that *client* has left the room *key* on its node; see `Room.leave`."""
+        self.list.forget()
+        room = client.rooms.pop(key)
+        del room.members[client.number]
+        if room.presence is not None:
+            room.presence.left_elsewhere(client.number, reason, away=away)
+        elif not room.members:
+            del self._remote[key]
+            self._names.discard(room)
+
+    def _note_name(self, key: str, room: RemoteRoom) -> None:
+        if key != LOBBY and self._names.find(room.name) is None:
+            self._names.add(room, room.name)
+
+    def find_elsewhere(self, name: str) -> RemoteRoom | None:
+        """Return the room of that name with members on other nodes, if there is one."""
+        room = self._remote.get(fold_name(name))
+        return room if room is not None and room.members else None
+
+    # --- Opening and closing ----------------------------------------------------------------------
 
     def find(self, name: str) -> Room | None:
         """Return the open room of that name, in any case or form, if there is one."""
@@ -121,12 +182,12 @@ class OpenRooms:
                 if not (log.next or resuming):
                     raise
                 name = key
-            if len(self._rooms) - closing >= self._config.max_rooms and name != LOBBY:
-                raise TooManyRooms(self._config.max_rooms)
-            if name != LOBBY:
-                self._check_name(name, is_new=not log.next)
-            if opener is not None and not log.next and name != LOBBY:
-                self._count_new_room(opener)
+            if (remote := self._remote.get(key)) is not None:
+                name = remote.name
+            elif name != LOBBY:
+                self._check_new(name, closing, opener, has_messages=bool(log.next))
+            if remote is None and self._backend.is_shared:
+                remote = self._remote[key] = RemoteRoom(name)
             room = self._rooms[key] = Room(
                 name,
                 log=log,
@@ -136,7 +197,11 @@ class OpenRooms:
                 counts=self.counts,
                 disconnect=self._disconnect,
                 start_soon=self._start_soon,
+                remote={} if remote is None else remote.members,
             )
+            if remote is not None:
+                remote.presence = room.presence
+                self._names.discard(remote)
             room.topic = self._topics.get(key, "")
             if name != LOBBY:
                 self._names.add(room, name)
@@ -160,13 +225,29 @@ class OpenRooms:
         number, name = (0, SERVER_NAME) if by is None else (by.number, by.name)
         with trio.CancelScope(shield=True):  # it may be stored: the room must have it, too
             await self._backend.save_topic(room.key, topic, number, name)
-        self._topics[room.key] = topic
-        if not topic:
-            del self._topics[room.key]
         changed = TopicChanged(room.name, topic, number, name)
-        if (now_open := self._rooms.get(room.key)) is not None:
-            now_open.set_topic(changed, by)
+        self.put_topic(room.key, changed, by)
         return changed
+
+    def put_topic(self, key: str, changed: TopicChanged, by: Client | None) -> None:
+        """Note the topic of the room *key*, set by *by*, or on another node."""
+        self._topics[key] = changed.text
+        if not changed.text:
+            del self._topics[key]
+        if (now_open := self._rooms.get(key)) is not None:
+            now_open.set_topic(msgspec.structs.replace(changed, room=now_open.name), by)
+
+    def _check_new(
+        self, name: str, closing: int, opener: Client | str | None, *, has_messages: bool
+    ) -> None:
+        """Raise `InvalidName` or `TooManyRooms` if a room that nobody is in cannot be opened."""
+        # With other nodes, `_remote` has all rooms, also those that only we have opened.
+        rooms = max(len(self._rooms), len(self._remote))
+        if rooms - closing >= self._config.max_rooms:
+            raise TooManyRooms(self._config.max_rooms)
+        self._check_name(name, is_new=not has_messages)
+        if opener is not None and not has_messages:
+            self._count_new_room(opener)
 
     def _check_name(self, name: str, *, is_new: bool) -> None:
         """Raise `InvalidName` if *name* can be mistaken for that of another room.
@@ -216,6 +297,12 @@ class OpenRooms:
         else:
             del self._rooms[room.key]
             self._names.discard(room)
+            if (remote := self._remote.get(room.key)) is not None:
+                remote.presence = None
+                if remote.members:
+                    self._note_name(room.key, remote)
+                else:
+                    del self._remote[room.key]
             room.close()
 
     async def _close_later(self, room: Room) -> None:

@@ -7,6 +7,7 @@ full, gets a summary when it has caught up.
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
 import msgspec
 import trio
@@ -19,6 +20,7 @@ from multichat.server.cached_response import CachedResponse
 from multichat.server.client import Client
 from multichat.server.member import Member
 from multichat.server.presence import MAX_TOLD_ONE_BY_ONE, PresenceChanges, summarize
+from multichat.server.remote_clients import RemoteClient
 
 __all__ = ["PresenceAnnouncer"]
 
@@ -36,6 +38,9 @@ class PresenceAnnouncer:
     calls a method here.  Clients of the text protocol are told only with *to_text*.  If a member
     leaves and may reconnect, the others are told after *away_seconds*.  *start_soon* starts the
     announcing tasks.
+
+    Members on other nodes are in *remote*, updated in the same way; they count and are listed, and
+    are told by their nodes.
     """
 
     def __init__(
@@ -47,9 +52,10 @@ class PresenceAnnouncer:
         to_text: bool,
         away_seconds: float,
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
+        remote: Mapping[int, RemoteClient] = MappingProxyType({}),
     ) -> None:
         self._room = room
-        self._members, self._by_codec = members, by_codec
+        self._members, self._by_codec, self._remote = members, by_codec, remote
         self._who = CachedResponse(self._list_members)
         self._to_text = to_text
         self._away_seconds = away_seconds
@@ -58,11 +64,25 @@ class PresenceAnnouncer:
         self._telling = self._waiting_for_away = False
         self._told_at = -PRESENCE_PAUSE_SECONDS
         self._away: dict[int, tuple[float, str]] = {}  # deadline, and reason for leaving
+        for client in remote.values():  # they were there before anybody here
+            self._changes.enter(client.number, client.name)
+        self._changes.forget()
+
+    @property
+    def count(self) -> int:
+        """How many members there are, on all nodes."""
+        return len(self._members) + len(self._remote)
 
     def entered(self, member: Member) -> None:
         """Record that *member* has joined, or has changed its name."""
+        self._enter(member.client)
+
+    def entered_elsewhere(self, client: RemoteClient) -> None:
+        """Record that a client has joined on another node, or has changed its name there."""
+        self._enter(client)
+
+    def _enter(self, client: Client | RemoteClient) -> None:
         self._who.forget()
-        client = member.client
         self._away.pop(client.number, None)
         self._changes.enter(client.number, client.name)
         self._tell_soon()
@@ -72,15 +92,19 @@ class PresenceAnnouncer:
 
         A member that leaves before it was announced is not mentioned.
         """
+        self.left_elsewhere(member.client.number, reason, away=away)
+
+    def left_elsewhere(self, client: int, reason: str, *, away: bool) -> None:
+        """Record that the member with that number has left, on any node; see `left`."""
         self._who.forget()
-        is_known = self._changes.is_known(member.client.number)
+        is_known = self._changes.is_known(client)
         if away and is_known and self._away_seconds and self._has_listeners():
-            self._away[member.client.number] = (trio.current_time() + self._away_seconds, reason)
+            self._away[client] = (trio.current_time() + self._away_seconds, reason)
             if not self._waiting_for_away:
                 self._waiting_for_away = True
                 self._start_soon(self._tell_away)
         else:
-            self._changes.leave(member.client.number, reason)
+            self._changes.leave(client, reason)
             self._tell_soon()
 
     async def _tell_away(self) -> None:
@@ -106,14 +130,15 @@ class PresenceAnnouncer:
         return self._who.encode(to.codec, nonce)
 
     def _list_members(self) -> Members:
-        clients = [member.client for member in self._members.values()]
+        clients: list[Client | RemoteClient] = [each.client for each in self._members.values()]
+        clients += self._remote.values()
         return Members(self._room, [MemberName(each.number, each.name) for each in clients])
 
     def introduce(self, client: int, name: str) -> None:
         """Announce *client*, whose first message is about to be delivered, unless it has been."""
         if client not in self._changes:
             return
-        if client in self._members:
+        if client in self._members or client in self._remote:
             self._tell_changes()
         elif (joined := self._changes.announce(client, name)) is not None:
             self._tell(self._members.values(), [joined])
@@ -122,7 +147,7 @@ class PresenceAnnouncer:
         """Send *member*, unless it lags, one summary of the events that it missed."""
         is_here = self._members.get(member.client.number) is member
         if member.lag is None and member.missed_presence is not None and is_here:
-            summary = summarize([member.missed_presence], len(self._members))
+            summary = summarize([member.missed_presence], self.count)
             summary = msgspec.structs.replace(summary, room=member.named_room)
             if member.send_queue.try_send(member.client.codec.encode(summary)) is SendResult.FULL:
                 member.send_queue.call_when_space(partial(self.summarize_missed, member))
@@ -159,11 +184,11 @@ class PresenceAnnouncer:
         events = self._changes.take()
         if len(events) > MAX_TOLD_ONE_BY_ONE:
             told = [event for _, event in events]
-            self._tell(self._members.values(), [summarize(told, len(self._members))])
+            self._tell(self._members.values(), [summarize(told, self.count)])
             return
         for client, event in events:
-            if isinstance(event, Renamed) and client in self._members:  # it may be away
-                self._tell_elsewhere(self._members[client])
+            if isinstance(event, Renamed):
+                self._tell_in_other_rooms(client)
         subjects = {client for client, _ in events}
         others = [member for client, member in self._members.items() if client not in subjects]
         self._tell(others, [event for _, event in events])
@@ -171,25 +196,31 @@ class PresenceAnnouncer:
             if (member := self._members.get(subject)) is not None:
                 self._tell([member], [event for client, event in events if client != subject])
 
-    def _tell_elsewhere(self, renamed: Member) -> None:
-        """Announce the new name of *renamed* in its client's other rooms, too.
+    def _tell_in_other_rooms(self, renamed: int) -> None:
+        """Announce the new name of that client in its other rooms, too.
 
         All announce it in one step, so that a client that shares several rooms is told once.
         """
         told = set(self._members)
-        for other in renamed.client.memberships.values():
-            if other is not renamed and other.room.presence.tell_renamed(other, told):
-                told.update(other.room.members)
+        for other in self._all_rooms_of(renamed):
+            if other is not self:
+                told.update(other.tell_renamed(renamed, told))
 
-    def tell_renamed(self, renamed: Member, told: Collection[int]) -> bool:
-        """Announce a new name now, except to the clients *told*; False if there is none."""
-        number = renamed.client.number
-        event = self._changes.take_renamed(number)
+    def _all_rooms_of(self, client: int) -> "list[PresenceAnnouncer]":
+        if (member := self._members.get(client)) is not None:
+            return [each.room.presence for each in member.client.memberships.values()]
+        if (remote := self._remote.get(client)) is not None:
+            return [each.presence for each in remote.rooms.values() if each.presence is not None]
+        return []  # it may be away
+
+    def tell_renamed(self, renamed: int, told: Collection[int]) -> Collection[int]:
+        """Announce a new name now, except to the clients *told*; return who has it then."""
+        event = self._changes.take_renamed(renamed)
         if event is None:
-            return False
-        others = [m for n, m in self._members.items() if n != number and n not in told]
+            return ()
+        others = [m for n, m in self._members.items() if n != renamed and n not in told]
         self._tell(others, [event])
-        return True
+        return self._members.keys()
 
     def _tell(
         self, members: Iterable[Member], events: Sequence[Joined | Left | Renamed | Presence]
@@ -208,7 +239,7 @@ class PresenceAnnouncer:
                     continue
                 member.send_queue.call_when_space(partial(self.summarize_missed, member))
             so_far = [] if missed is None else [missed]
-            member.missed_presence = summarize([*so_far, *events], len(self._members))
+            member.missed_presence = summarize([*so_far, *events], self.count)
 
     def _batch(self, events: Sequence[Joined | Left | Renamed | Presence], room: str = "") -> Batch:
         """Return *events* as a batch; with *room*, all but `Renamed` name it."""

@@ -8,25 +8,25 @@ Invariant: a client is in at least one room, from `add` to `leave`.
 """
 
 import re
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import trio
 
 from multichat.backend.base import Backend
+from multichat.backend.events import ClientRecord
 from multichat.errors import (
     InvalidName,
     LastRoom,
     NameAssigned,
     NotInRoom,
     RemoteProtocolError,
+    StorageFailed,
     TooManyRooms,
 )
 from multichat.log import Log
-from multichat.net.memory_budget import MemoryBudget
-from multichat.protocol.goodbyes import TAKEN_OVER, TOO_FAR_BEHIND
-from multichat.protocol.messages import LOBBY, Goodbye, Members, Nonce
+from multichat.protocol.goodbyes import TAKEN_OVER
+from multichat.protocol.messages import LOBBY, Directed, Goodbye, MemberName, Members, Nonce
 from multichat.protocol.names import (
     SERVER_NAME,
     default_name,
@@ -37,6 +37,7 @@ from multichat.protocol.names import (
 from multichat.protocol.text_codec import TEXT
 from multichat.server.accounts import Accounts
 from multichat.server.broadcast import Receipt
+from multichat.server.claims import Claims
 from multichat.server.client import Client
 from multichat.server.config import ServerConfig
 from multichat.server.join_hook import JoinHook, OnJoin
@@ -46,8 +47,10 @@ from multichat.server.member import Member
 from multichat.server.name_registry import NameRegistry
 from multichat.server.open_rooms import OpenRooms
 from multichat.server.passphrases import Hasher
+from multichat.server.remote_clients import RemoteClient, RemoteClients
 from multichat.server.room import Room
 from multichat.server.session_store import SessionStore, StoredSession
+from multichat.server.shedding import Shedding
 from multichat.web.config import WEBHOOK_NAME
 
 __all__ = ["Refusal", "Registry"]
@@ -55,11 +58,6 @@ __all__ = ["Refusal", "Registry"]
 # How people write the name of an unnamed client; longer names are not looked up.
 _UNNAMED = re.compile(r"(?:[Cc][Ll][Ii][Ee][Nn][Tt] )?(\d{1,15})")
 _MAX_LOOKUP_CHARACTERS = 128
-
-
-# When clients are disconnected because memory is full, those whose goodbye is still being written
-# may hold this part of it.
-_LEAVING_PART = 1 / 8
 
 
 class Refusal(NamedTuple):
@@ -76,7 +74,8 @@ class Registry:
     *backend*, which is open, decides what nodes decide together.  *is_banned* says whether a name
     is banned, *on_join* is called for each join, and *hasher* hashes passphrases.
 
-    *rooms* are the open rooms, *log_rates* the logs of all who speak.  *budget* is the memory for
+    *rooms* are the open rooms, *log_rates* the logs of all who speak.  *elsewhere* are the clients
+    of other nodes, *claims* what clients claim before they get it.  *budget* is the memory for
     connected clients: above it, those that hold most are disconnected.  *web_url* is where the
     server's page is, empty without one.
     """
@@ -103,8 +102,6 @@ class Registry:
         self.closed = ""
         self.web_url = ""
         self._emptied = trio.Event()  # once closed
-        self.budget = MemoryBudget(config.clients_bytes, self._shed_soon)
-        self._shedding = False
         self._config = config
         self._log = log
         self.log_rates = LogRates(log, config.log_rate, start_soon)
@@ -117,8 +114,13 @@ class Registry:
             self.accounts.check_name,
             reserved=(WEBHOOK_NAME,) if config.web.webhook_tokens else (),
         )
-        self.logins = Logins(self.accounts, self._names, self._renamed, start_soon)
+        self.claims = Claims(backend)
+        self.logins = Logins(self.accounts, self._names, self.claims, self._renamed, start_soon)
         self.rooms = OpenRooms(config, start_soon, backend, self.disconnect)
+        self.elsewhere = RemoteClients(self._names, self.rooms)
+        self.budget = Shedding(
+            self._clients, config.clients_bytes, self.rooms.counts, self.disconnect, start_soon
+        ).budget
 
     def load(self) -> None:
         """Load the accounts and topics from the backend, which is open."""
@@ -145,6 +147,17 @@ class Registry:
         unnamed = _UNNAMED.fullmatch(who)
         return self._clients.get(int(unnamed[1])) if unnamed else None
 
+    def find_elsewhere(self, who: str | int) -> RemoteClient | None:
+        """Return the client with that number or name on another node; None if there is none."""
+        if isinstance(who, int):
+            return self.elsewhere.find(who)
+        if len(who) > _MAX_LOOKUP_CHARACTERS:
+            return None
+        if (client := self._names.find_elsewhere(who)) is not None:
+            return client
+        unnamed = _UNNAMED.fullmatch(who)
+        return self.elsewhere.find(int(unnamed[1])) if unnamed else None
+
     def encode_who(self, room_name: str, to: Client, nonce: Nonce | None = None) -> bytes:
         """Return the encoded answer to *to*'s `Who`.  The room need not exist.
 
@@ -153,9 +166,15 @@ class Registry:
         room = self.rooms.find(room_name)
         if room:
             return room.presence.encode_who(to, nonce)
+        if (remote := self.rooms.find_elsewhere(room_name)) is not None:
+            names = [MemberName(each.number, each.name) for each in remote.members.values()]
+            return to.codec.encode(Members(remote.name, names, nonce=nonce))
         name = parse_room_name(room_name) if room is None else room.name
-        person = self.find(name)
-        person_in = "" if person is None else person.room.name
+        person_in = ""
+        if (person := self.find(name)) is not None:
+            person_in = person.room.name
+        elif (other := self.find_elsewhere(name)) is not None:
+            person_in = other.room
         return to.codec.encode(Members(name, [], person_in, nonce=nonce))
 
     def add(self, client: Client) -> None:
@@ -164,6 +183,7 @@ class Registry:
         client.log = self.log_rates.open(client.number, client.origin)
         self._join(client, self.rooms.open(LOBBY))
         self._log.line("STATE", f"Client {client.number} connected")
+        self._report(client)
         if self.closed:
             self.disconnect(client, self._closing_goodbye)
 
@@ -206,6 +226,49 @@ class Registry:
         self._names.release(client, keep=away)
         self.logins.forget(client)
         self.rooms.leave_all(client, reason, away=away)
+        if self._backend.is_shared:
+            keep_seconds = self._config.away_seconds if away else None
+            self._backend.remove_client(
+                client.number, client.generation, reason, keep_seconds=keep_seconds
+            )
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there may be other nodes."""
+        return self._backend.is_shared
+
+    def put_back(self, session: StoredSession) -> None:
+        """Give *session* back, which was taken for a client that has disconnected meanwhile."""
+        holder = self._clients.get(session.client)
+        if holder is not None and holder.stored_session is session:  # it keeps it
+            holder.generation = session.generation
+            self._report(holder)
+            return
+        self.session_store.put_back(session)
+        away = self._config.away_seconds
+        self._backend.remove_client(session.client, session.generation, "", keep_seconds=away)
+
+    def settle_claims(self, client: Client) -> None:
+        """Give back what *client* has claimed and does not use."""
+        if client.claims:
+            client.claims.clear()
+            self._report(client)
+
+    def _report(self, client: Client) -> None:
+        """Report the present state of *client* to other nodes."""
+        is_here = self._clients.get(client.number) is client
+        if self._backend.is_shared and is_here and not client.claims:
+            rooms = [member.room.name for member in client.memberships.values()]
+            record = ClientRecord(
+                client=client.number,
+                generation=client.generation,
+                name=self._names.name_of(client),
+                account=client.account,
+                rooms=tuple(rooms),
+                address=client.address,
+                origin=client.origin or "",
+            )
+            self._backend.put_client(record)
 
     def _join(self, client: Client, room: Room) -> None:
         self.rooms.join(client, room)
@@ -246,12 +309,14 @@ class Registry:
         old = self._clients.get(stored_session.client)
         self._log.line("STATE", f"Client {client.number} is Client {stored_session.client} again")
         self._take_out(client, "")
+        self.elsewhere.take_over(stored_session.client)
         if old is not None:
             goodbye = Goodbye.of("replaced", TAKEN_OVER)
             words = old.codec.encode(goodbye)
             self.leave(old, goodbye.reason, last_words=words, taken_over=True)
         self.session_store.resume(stored_session)
         client.number, client.stored_session = stored_session.client, stored_session
+        client.generation = stored_session.generation
         client.log.client = client.number
         client.name = default_name(client.number)
         self._clients[client.number] = client
@@ -288,64 +353,46 @@ class Registry:
             try:
                 self._check_number_of_rooms(len(opened))
                 opened.append(self.rooms.open(name, resuming=True))
-            except (InvalidName, TooManyRooms) as error:
+            except (InvalidName, TooManyRooms, StorageFailed) as error:
                 refused.append(Refusal(error, name))
         return opened[::-1], refused[::-1]
 
     def note_change(self, client: Client) -> None:
-        """Store the name, the rooms and the login of *client* in its session, if they differ."""
+        """Store the name, the rooms and the login of *client* in its session, if they differ.
+
+        Other nodes are told, too.
+        """
+        self._report(client)
         if (session := client.stored_session) is not None:
             name, rooms = self._names.name_of(client), client.session_rooms
             login = self.logins.proof_of(client)
             if (session.name, session.rooms, session.login) != (name, rooms, login):
                 self.session_store.update(session, name, rooms, login)
 
-    def _shed_soon(self) -> None:
-        # Not at once: this is called while a publish iterates over the members.
-        if not self._shedding:
-            self._shedding = True
-            self._start_soon(self._shed)
+    async def claim(self, client: Client, name: str) -> None:
+        """Claim *name* for *client*, before `rename`; without other nodes, this does nothing.
 
-    async def _shed(self) -> None:
-        """Disconnect the largest client of the largest address until the rest fits the budget."""
-        budget = self.budget
-        leaving = 0  # bytes for clients that may still read them, within the grace period
-        try:
-            while budget.held_bytes - leaving > budget.limit_bytes and self._clients:
-                client = self._largest()
-                if not client.send_queue.held_bytes:
-                    return
-                self.rooms.counts.too_slow += 1
-                client.send_queue.forget()
-                self.disconnect(client, Goodbye.of("too-slow", TOO_FAR_BEHIND))
-                if leaving + client.send_queue.waiting_bytes <= budget.limit_bytes * _LEAVING_PART:
-                    leaving += client.send_queue.waiting_bytes
-                else:
-                    await client.send_queue.abort()
-                await trio.lowlevel.checkpoint()  # after this its memory is free
-        finally:
-            self._shedding = False
+        Raises as that does, and `StorageFailed`.
+        """
+        if self._backend.is_shared:
+            name = self._check_name(client, name)
+            await self.claims.make(
+                client, client.number, client.generation, name, account=client.account
+            )
 
-    def _largest(self) -> Client:
-        """Return the client that holds most memory, of the address whose clients hold most."""
-        held: Counter[str | int] = Counter()
-        for client in self._clients.values():
-            held[client.origin or client.number] += client.send_queue.held_bytes
-
-        def size(client: Client) -> tuple[int, int]:
-            return held[client.origin or client.number], client.send_queue.held_bytes
-
-        return max(self._clients.values(), key=size)
+    def _check_name(self, client: Client, name: str) -> str:
+        name = parse_person_name(name)
+        if client.assigned_name and fold_name(name) != fold_name(client.assigned_name):
+            raise NameAssigned(client.assigned_name)
+        self._names.check(client, name)
+        return name
 
     def rename(self, client: Client, name: str) -> str:
         """Give *client* a *name*, and return its former one.
 
         Raises `InvalidName`, `NameTaken`, `NameAssigned` or `Banned`.
         """
-        name = parse_person_name(name)
-        if client.assigned_name and fold_name(name) != fold_name(client.assigned_name):
-            raise NameAssigned(client.assigned_name)
-        self._names.check(client, name)
+        name = self._check_name(client, name)
         old = client.name
         self._names.take(client, name)
         self._renamed(client, old)
@@ -368,6 +415,7 @@ class Registry:
 
         Raises `InvalidName` or `TooManyRooms`.
         """
+        self.claims.check_available()
         closing = _alone(client.memberships.values())
         room = self.rooms.open(room_name, opener=client, closing=closing)
         client.refused_room = None
@@ -384,6 +432,7 @@ class Registry:
         Returns whether it was not there yet.  It is about to leave the rooms of *leaving*.  Raises
         `InvalidName` or `TooManyRooms`.
         """
+        self.claims.check_available()
         if fold_name(room_name) not in client.memberships:
             self._check_number_of_rooms(len(client.memberships) - len(leaving))
         room = self.rooms.open(room_name, opener=client, closing=_alone(leaving))
@@ -447,6 +496,14 @@ class Registry:
             while len(refused) > self._config.max_rooms_per_client:
                 del refused[next(iter(refused))]
 
+    async def send_elsewhere(self, to: RemoteClient, message: Directed) -> bool:
+        """Send *message* to a client on another node; return whether it was delivered.
+
+        Raises `StorageFailed`.
+        """
+        self.claims.check_available()
+        return await self._backend.send_direct(to.number, message)
+
     async def broadcast(self, text: str) -> Receipt:
         """Send *text* to every client, in one of its rooms, as the server; see `Room.notify`."""
         receipts: list[Receipt] = []
@@ -501,4 +558,4 @@ class Registry:
 
 def _alone(members: Iterable[Member]) -> int:
     """Return how many rooms close when these *members* leave them."""
-    return sum(len(member.room) == 1 for member in members)
+    return sum(len(member.room.members) == 1 for member in members)

@@ -21,8 +21,9 @@ Invariants:
 """
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import trio
@@ -54,6 +55,7 @@ from multichat.server.member import Member
 from multichat.server.page_cache import PageCache
 from multichat.server.presence_announcer import PresenceAnnouncer
 from multichat.server.recent_messages import Ring, RingBudget
+from multichat.server.remote_clients import RemoteClient
 from multichat.server.replay import Replayer
 from multichat.server.room_feed import RoomFeed
 from multichat.server.session_store import StoredSession, Submission
@@ -67,13 +69,14 @@ _SENT, _QUEUED, _FULL, _CLOSED = SendResult  # once: an enum's members are slow 
 class Author(NamedTuple):
     """Who says something: with a *log* and, if it has nonces, a *session* that remembers them.
 
-    *number* is the client's, 0 for somebody who is none.
+    *number* and *generation* are the client's, 0 and 1 for somebody who is none.
     """
 
     name: str
     log: ClientLog
     session: StoredSession | None = None
     number: int = 0
+    generation: int = 1
 
 
 class Room:
@@ -81,7 +84,8 @@ class Room:
 
     Any task may call any method; only async methods wait.  *log* orders and stores the messages;
     *rings* bounds what all rooms keep in memory besides, and *pages* caches what replays read.
-    *disconnect* disconnects a client, *start_soon* starts a task that outlives the call.
+    *disconnect* disconnects a client, *start_soon* starts a task that outlives the call.  *remote*
+    are its members on other nodes.
 
     *members*, by client id, are in the order in which they joined; only the room changes them.
     *presence* answers who is there, *slow_clients* does the waiting for full queues, *replayer*
@@ -100,6 +104,7 @@ class Room:
         counts: Counts,
         disconnect: Callable[[Client, Goodbye], None],
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
+        remote: Mapping[int, RemoteClient] = MappingProxyType({}),
     ) -> None:
         self.name, self.key = name, fold_name(name)
         self.topic = ""
@@ -137,11 +142,16 @@ class Room:
             to_text=config.announce,
             away_seconds=config.away_seconds,
             start_soon=start_soon,
+            remote=remote,
         )
 
     def __len__(self) -> int:
-        """How many members there are."""
-        return len(self.members)
+        """How many members there are, on all nodes."""
+        return self.presence.count
+
+    def __bool__(self) -> bool:
+        """Return whether it has members on this node."""
+        return bool(self.members)
 
     def __contains__(self, member: Member) -> bool:
         """Return whether *member* is in the room."""
@@ -259,7 +269,9 @@ class Room:
             await trio.lowlevel.checkpoint()
             return Receipt()
         client = sender.client
-        author = Author(client.name, client.log, client.stored_session, client.number)
+        author = Author(
+            client.name, client.log, client.stored_session, client.number, client.generation
+        )
         return await self._publish(author, block, checks, sender)
 
     async def post(self, author: "Author", block: SayBlock, checks: bytes = b"") -> Receipt:
@@ -312,8 +324,7 @@ class Room:
         )
         nonces, session = block.nonces, author.session
         if author.number:
-            generation = 1 if session is None else session.generation
-            proposal = log.propose(said, nonces, checks, generation)
+            proposal = log.propose(said, nonces, checks, author.generation)
         else:
             proposal = log.propose(said)
         delivery = Delivery(said, log.next - said.first, log=author.log)

@@ -14,7 +14,7 @@ from collections.abc import (
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from logging import ERROR, WARNING
+from logging import WARNING
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,14 +24,12 @@ from multichat.backend.base import Backend
 from multichat.backend.local import LocalBackend
 from multichat.errors import (
     LocalProtocolError,
-    MultichatError,
     UnknownClient,
     lone_exception,
 )
 from multichat.journal.base import Journal
 from multichat.journal.memory import MemoryJournal
 from multichat.log import Log
-from multichat.net import transport
 from multichat.net.fair_share import Shares
 from multichat.net.listeners import (
     FairListener,
@@ -50,7 +48,7 @@ from multichat.server.admission import (
     Admission,
 )
 from multichat.server.authentication import Authenticate, Authentication
-from multichat.server.ban_file import load_bans, save_bans
+from multichat.server.ban_keeper import BanKeeper
 from multichat.server.bans import Ban, Bans
 from multichat.server.bots import Bot, Bots
 from multichat.server.broadcast import Receipt
@@ -59,6 +57,7 @@ from multichat.server.config import ServerConfig
 from multichat.server.connections import Connections
 from multichat.server.filters import Filters
 from multichat.server.join_hook import OnJoin
+from multichat.server.other_nodes import OtherNodes
 from multichat.server.passphrases import Hasher
 from multichat.server.private_messages import tell
 from multichat.server.registry import Registry
@@ -134,8 +133,6 @@ class Server:
         self._web_names: tuple[str, ...] = ()
         self._log = Log("server")
         self._bans = Bans()
-        self._ban_file: Path | None = None
-        self._bans_changed = self._saving_bans = False
         self._registry = Registry(
             self.config,
             self._log,
@@ -144,6 +141,17 @@ class Server:
             is_banned=lambda name: self._bans.find_name(name, time.time()) is not None,
             on_join=on_join,
             hasher=hasher,
+        )
+        self._ban_keeper = BanKeeper(
+            self._bans, self._registry, self._backend, self._log, self._start_soon
+        )
+        self._other_nodes = OtherNodes(
+            self._backend,
+            self._registry,
+            self._ban_keeper,
+            self.config,
+            self._log,
+            self._start_soon,
         )
         self._admission = Admission(self.config)
         self._authentication = Authentication(self.config, self._log, authenticate)
@@ -271,6 +279,9 @@ class Server:
                 await self._nursery.start(self._backend.run)
                 try:
                     self._registry.load()
+                    if self._backend.is_shared:
+                        self._other_nodes.load()
+                        self._nursery.start_soon(self._other_nodes.follow)
                     self._warn_of_operators()
                     self._start_soon(self._turns.run)
                     async with self._bots.open():
@@ -320,8 +331,11 @@ class Server:
         return [client.info() for client in self._registry.clients]
 
     def find(self, who: str | int) -> int | None:
-        """Return the number of the client with that name or number; None if there is none."""
-        client = self._registry.find(who)
+        """Return the number of the client with that name or number; None if there is none.
+
+        It may be on another node of a cluster.
+        """
+        client = self._registry.find(who) or self._registry.find_elsewhere(who)
         return None if client is None else client.number
 
     def statistics(self) -> ServerStatistics:
@@ -347,7 +361,10 @@ class Server:
         *text* is empty.
         """
         await trio.lowlevel.checkpoint()
-        return await self._registry.broadcast(_message(text))
+        message = _message(text)
+        if self._backend.is_shared:
+            self._backend.announce(message)
+        return await self._registry.broadcast(message)
 
     async def tell(self, client: int, text: str) -> None:
         """Send *text* to *client* alone, as the server; waits as for any private message.
@@ -364,7 +381,10 @@ class Server:
         Raises `UnknownClient` if it is not connected.
         """
         goodbye = Goodbye.of("kicked", clean(reason) or "kicked")
-        self._registry.disconnect(self._client(client), goodbye)
+        if self._registry.find_elsewhere(client) is not None:
+            self._backend.disconnect(client, goodbye.code, goodbye.reason)
+        else:
+            self._registry.disconnect(self._client(client), goodbye)
 
     def _client(self, number: int) -> Client:
         client = self._registry.find(number)
@@ -375,64 +395,28 @@ class Server:
     @property
     def bans(self) -> list[Ban]:
         """The bans in force now."""
-        return self._bans.current(time.time())
+        return self._ban_keeper.current()
 
     def ban(self, ban: Ban) -> list[int]:
         """Add *ban*, and disconnect the clients that it covers; return their numbers.
 
         Raises `TooManyBans`.
         """
-        now = time.time()
-        self._bans.add(ban, now)
-        self._log.line("STATE", f"Banned {ban.describe(now)}")
-        self._save_bans_soon()
-        gone = [
-            client for client in self._registry.clients if ban.covers(client.address, client.name)
-        ]
-        for client in gone:
-            self._registry.disconnect(client, Goodbye.of("banned", ban.refusal(now)))
-        return [client.number for client in gone]
+        return self._ban_keeper.add(ban)
 
     def unban(self, target: str) -> bool:
         """Remove the ban of exactly that target; return whether it existed.
 
         For targets see `multichat.server.bans`.  Raises `InvalidBan` if *target* is not valid.
         """
-        lifted = self._bans.remove(target)
-        if lifted is None:
-            return False
-        self._log.line("STATE", f"Unbanned {lifted.subject}")
-        self._save_bans_soon()
-        return True
+        return self._ban_keeper.remove(target)
 
     def keep_bans(self, path: Path) -> None:
         """Load the bans from the file at *path*, and save all changes to it from now on.
 
         Raises `OSError` if it cannot be read, `InvalidBanFile` if a line is not valid.
         """
-        for ban in load_bans(path):
-            self._bans.add(ban, time.time())
-        self._ban_file = path
-
-    def _save_bans_soon(self) -> None:
-        self._bans_changed = True
-        if self._ban_file is not None and not self._saving_bans and self._nursery is not None:
-            self._saving_bans = True
-            self._start_soon(partial(self._save_bans, self._ban_file))
-
-    async def _save_bans(self, file: Path) -> None:
-        try:
-            with trio.CancelScope(shield=True):  # bounded by the disk
-                while self._bans_changed:
-                    self._bans_changed = False
-                    await trio.to_thread.run_sync(save_bans, file, self._bans.known())
-        except (OSError, MultichatError) as error:
-            reason = (
-                str(error) if isinstance(error, MultichatError) else transport.describe_error(error)
-            )
-            self._log.line("STATE", f"The bans are in force, but were not saved: {reason}", ERROR)
-        finally:
-            self._saving_bans = False
+        self._ban_keeper.keep_in(path)
 
     def shutdown(self) -> None:
         """Start the shutdown: `run` delivers what is queued and returns.  Idempotent."""

@@ -19,13 +19,12 @@ from multichat.errors import (
     LastRoom,
     LineTooLong,
     NotInRoom,
-    NotRead,
     RemoteProtocolError,
-    TooManyRooms,
 )
 from multichat.net import transport
 from multichat.net.send_queue import SendQueue
 from multichat.net.turns import Meter, current_meter
+from multichat.protocol.auth import UNAVAILABLE
 from multichat.protocol.codec import encoded_help
 from multichat.protocol.framing import Part
 from multichat.protocol.goodbyes import ASKED_TO_LEAVE
@@ -64,19 +63,18 @@ from multichat.protocol.messages import (
 from multichat.protocol.names import default_name, fold_name
 from multichat.protocol.sniff import TLS_RECORD, sniff_bytes, sniff_line
 from multichat.server.account_requests import AccountRequests
-from multichat.server.accounts import Account
 from multichat.server.admin_commands import AdminCommands
 from multichat.server.admission import AdmittedConnection
 from multichat.server.client import Client
 from multichat.server.config import Joining, Renaming, ServerConfig
 from multichat.server.filters import Filters, passed
-from multichat.server.greeting import greet, start_from, wanted_rooms
+from multichat.server.greeting import start_from
+from multichat.server.hello import HelloHandler, Unavailable, filtered
 from multichat.server.message_pipeline import MessagePipeline
 from multichat.server.origin import Origin
 from multichat.server.rate_limit import ClientRateLimit
 from multichat.server.registry import Registry
 from multichat.server.replay import replay
-from multichat.server.session_store import StoredSession
 
 __all__ = ["Session"]
 
@@ -95,11 +93,8 @@ _SHORT_READ_BYTES = 4096
 _READ_COST = 6
 _SMALL_READ_BYTES = 512
 
-# The answer to a request that changes the client's room or protocol is smaller than this.
+# The answer to a request that changes the client's room is smaller than this.
 _ANSWER_BYTES = 4096
-
-# What a welcome, and an error, has at most for each of several rooms.
-_ROOM_BYTES = 1536
 
 
 class _Leave(Exception):
@@ -133,6 +128,7 @@ class Session:
         "_connection",
         "_filters",
         "_first_line",
+        "_hello",
         "_meter",
         "_nursery",
         "_pipeline",
@@ -204,6 +200,7 @@ class Session:
         self._accounts = AccountRequests(
             self.client, registry, admin, origin, is_private=is_private
         )
+        self._hello = HelloHandler(self.client, registry, filters, self._accounts, config)
 
     def _encode_missed(self, missed: Mapping[str, int]) -> bytes:
         encode = self.client.codec.encode
@@ -244,7 +241,7 @@ class Session:
             # They refer to this session, or to each other: without these cycles the memory is freed
             # at once.
             del self.client.current, self.client, self._pipeline, self._rate_limit, self._accounts
-            del self._send_queue, self._nursery, self._connection
+            del self._hello, self._send_queue, self._nursery, self._connection
             await transport.close(self._stream)
 
     async def _assign_name(self, name: str) -> None:
@@ -252,9 +249,15 @@ class Session:
         if name:
             self.client.assigned_name = name
             try:
-                self._registry.rename(self.client, name)
+                await self._rename(name)
             except RemoteProtocolError as error:  # a name of its own session, perhaps
                 await self.client.send(Invalid.because(error).error)
+            finally:
+                self._registry.settle_claims(self.client)
+
+    async def _rename(self, name: str) -> str:
+        await self._registry.claim(self.client, name)
+        return self._registry.rename(self.client, name)
 
     def _start_writing(self) -> None:
         if not self._writing:
@@ -393,6 +396,8 @@ class Session:
                 except RemoteProtocolError as error:
                     nonce = getattr(request, "nonce", None)
                     await self.client.send(Invalid.because(error, nonce).error)
+                if self.client.claims:
+                    self._registry.settle_claims(self.client)
 
     async def _carry_out(self, request: Request) -> None:
         """Carry out a request and answer it; raises `RemoteProtocolError` if it is refused."""
@@ -402,7 +407,7 @@ class Session:
             case Direct():
                 await self._pipeline.direct(request)
             case Rename(name=name, nonce=nonce):
-                old = registry.rename(me, passed(await self._filter(Renaming, name)))
+                old = await self._rename(passed(await self._filter(Renaming, name)))
                 await self.client.send(Renamed(me.number, old, me.name, nonce=nonce))
             case Join(room=room, since=since, nonce=nonce):
                 await self._join(room, nonce, since)
@@ -440,7 +445,7 @@ class Session:
         """Move to *room*, and answer."""
         me = self.client
         room = passed(await self._filter(Joining, room))
-        await self._wait_for_room()
+        await self._prepare_room(room)
         self._registry.move(me, room)
         await self._answer_entered(start_from(me.current, Start(since)), nonce)
 
@@ -448,7 +453,7 @@ class Session:
         me = self.client
         me.names_rooms = True
         room = passed(await self._filter(Joining, request.room))
-        await self._wait_for_room()
+        await self._prepare_room(room)
         is_new = self._registry.enter(me, room)
         start = Start(request.since, request.replay) if is_new else Start()
         await self._answer_entered(start_from(me.current, start), request.nonce)
@@ -477,80 +482,21 @@ class Session:
             await me.send(Left(me.number, me.name, "", len(left), left.name, nonce=nonce))
 
     async def _greet(self, hello: Hello) -> None:
-        """Change to JSON: resume or begin a session, rename and enter, answer with the welcome."""
-        me = self.client
-        most = 2 * self._config.max_rooms_per_client  # entering them is one step
-        rooms = wanted_rooms(hello)
-        excess, rooms = rooms[:-most], rooms[-most:]
-        for wanted in rooms:
-            wanted.passed = wanted.name and await self._filter(Joining, wanted.name)
-        name = hello.name and await self._filter(Renaming, hello.name)
-        if hello.name is None and me.assigned_name:  # its own session may have held it so far
-            name = me.assigned_name
-        told = 0 if hello.rooms is None else len(rooms) + most
-        size = _ANSWER_BYTES + told * _ROOM_BYTES
-        login = None if hello.login is None else await self._verify(hello)
-        stored = await self._find_session(hello.session or "", size)
-        # From here on nothing waits: all this happens in one step with the welcome.
-        missed = self._send_queue.take_missed()  # in the protocol before the change
-        limits = self._config.limits
-        answer = greet(
-            me,
-            self._registry,
-            hello,
-            rooms=rooms,
-            excess=excess,
-            name=name,
-            login=login,
-            stored=stored,
-            limits=limits,
-        )
-        if excess:
-            answer.append(Invalid.because(TooManyRooms(most, of_client=True)).error)
-        await self._send_queue.put(missed + b"".join(map(me.codec.encode, answer)))
-
-    async def _verify(self, hello: Hello) -> Account | RemoteProtocolError | None:
-        """Return the account to which *hello* logs in, or why it does not.
-
-        None if its session is logged in to that account: then the token proves as much.
-        """
-        assert hello.login is not None  # noqa: S101 - the caller has asked
-        stored = await self._find_session(hello.session or "", 0)
-        login = "" if stored is None else stored.login
-        account = self._registry.accounts.logged_in(login)
-        if account is not None and account.key == fold_name(hello.login.name):
-            return None
         try:
-            return await self._accounts.verify(hello.login)
-        except RemoteProtocolError as error:
-            return error
-
-    async def _find_session(self, token: str, size: int) -> StoredSession | None:
-        """Return the session with that *token*, once *size* bytes can be queued in that step."""
-        while True:
-            try:
-                stored = await self._registry.session_store.find(token)
-            except NotRead:  # the client sees `resumed`, see docs/journal.md
-                stored = None
-            if self._send_queue.has_room(size):
-                break
-            await self._send_queue.wait_for_space()  # the session may end meanwhile
-        await trio.lowlevel.checkpoint_if_cancelled()
-        name = self.client.assigned_name
-        if stored is not None and name and fold_name(stored.name or name) != fold_name(name):
-            return None  # somebody else's
-        return stored
+            await self._hello.carry_out(hello)
+        except Unavailable:
+            goodbye = Goodbye.of("unavailable", UNAVAILABLE)
+            raise _Leave(UNAVAILABLE, self.client.codec.encode(goodbye)) from None
 
     async def _filter(self, kind: type[Joining | Renaming], text: str) -> str | None:
-        """Return the requested room or name, as changed by the filters; None if rejected."""
-        me = self.client
-        return await self._filters.apply_to_request(
-            kind(client=me.number, name=me.name, room=me.room.name, text=text)
-        )
+        return await filtered(self._filters, self.client, kind, text)
 
-    async def _wait_for_room(self) -> None:
-        """Wait until an answer can be queued without waiting, in one step with what it reports."""
-        while not self._send_queue.has_room(_ANSWER_BYTES):
+    async def _prepare_room(self, room: str) -> None:
+        """Wait until *room* can be entered, and the answer queued, in one step."""
+        while True:
+            await self._registry.rooms.prepare([room])
+            if self._send_queue.has_room(_ANSWER_BYTES):
+                break
             await self._send_queue.wait_for_space()
         await trio.lowlevel.checkpoint_if_cancelled()  # it may have been disconnected meanwhile
 

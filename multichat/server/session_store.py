@@ -360,7 +360,9 @@ class SessionStore:
         cannot be read.
         """
         digest = _digest(token)
-        if (session := self._in_memory(digest)) is None and _TOKEN.fullmatch(token):
+        if self._backend.is_shared:
+            session = await self._find_shared(digest) if _TOKEN.fullmatch(token) else None
+        elif (session := self._in_memory(digest)) is None and _TOKEN.fullmatch(token):
             async with self._lookup:  # so that no session is loaded twice
                 if (session := self._in_memory(digest)) is None:
                     session = self._restored(await self._backend.session(digest))
@@ -371,6 +373,47 @@ class SessionStore:
         ):
             return session
         return None
+
+    async def _find_shared(self, digest: bytes) -> StoredSession | None:
+        """Return the session as the backend has it: another node may have changed it since.
+
+        If not, the one in memory knows more: of messages that are still pending.
+        """
+        kept = await self._backend.session(digest)
+        session = self._in_memory(digest)
+        if session is not None and kept is not None:
+            if session.generation >= kept.record.generation:
+                return session
+            self.drop(session)
+        return self._restored(kept)
+
+    async def take(self, session: StoredSession) -> bool:
+        """Take *session*, which was found, for this node; False if it is not as it was found.
+
+        Only with other nodes.  The caller MUST then resume it, or call `put_back`.  Raises
+        `StorageFailed`.
+        """
+        kept = await self._backend.take_session(session.digest, session.generation)
+        if kept is None:
+            return False
+        session.generation = kept.record.generation
+        session.unpack()
+        for nonce, epoch, number, room, check in kept.nonces:
+            if nonce not in session.window:
+                session.remember((nonce,), Submission(epoch, number, room=room, checks=check))
+        return True
+
+    def put_back(self, session: StoredSession) -> None:
+        """Note that *session*, which was taken, is not resumed after all."""
+        self._backend.save_session(session.record(), connected=False)
+
+    def drop(self, session: StoredSession) -> None:
+        """Forget *session* here: another node has it."""
+        if self._connected.get(session.digest) is session:
+            del self._connected[session.digest]
+        if self._disconnected.get(session.digest) is session:
+            self._remove(session)
+        session.is_connected = False
 
     def _in_memory(self, digest: bytes) -> StoredSession | None:
         session = self._connected.get(digest) or self._disconnected.get(digest)

@@ -98,6 +98,7 @@ class Webhook:
         name = parse_person_name(posted.name)
         registry.check_author(name)
         text = await self._filter(name_of_room, name, posted.text)
+        await registry.rooms.prepare([name_of_room])
         if posted.nonce is not None and posted.nonce in poster.session.window:
             return await self._post(poster, room, posted, origin)  # the same came meanwhile
         # From here on nothing waits until the message has its number.

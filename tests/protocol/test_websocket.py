@@ -337,6 +337,7 @@ def test_a_goodbye_is_followed_by_a_close_frame(codecs: Codecs, code: str) -> No
         "too-slow": 1013,
         "idle": 1001,
         "full": 1013,
+        "unavailable": 1013,
         "replaced": 1000,
         "quit": 1000,
     }.get(code, 1008)

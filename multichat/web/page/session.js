@@ -33,6 +33,7 @@ const TIMEOUTS = Object.freeze({
 const TEXT_GOODBYE = /^\[Server\] goodbye: (.*)$/u;
 const MAY_RETURN = [
   "the server is full",
+  "the server is not available now",
   "too slow",
   "too far behind",
   "idle for",

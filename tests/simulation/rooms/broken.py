@@ -3,7 +3,7 @@
 from typing import Any
 
 from multichat import Slow
-from multichat.server import session
+from multichat.server import hello
 from multichat.server.account_requests import AccountRequests
 from multichat.server.accounts import Accounts
 from multichat.server.client import Client
@@ -44,7 +44,7 @@ keep_rooms_after_exit_in_the_session = edited(
 )
 start_all_rooms_like_the_first = edited(
     "start_all_rooms_like_the_first",
-    session,
+    hello,
     "greet",
     "start_from(member, start)",
     "start_from(member, rooms[0].start)",

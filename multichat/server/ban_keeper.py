@@ -1,0 +1,136 @@
+"""The bans in force: disconnects whom they cover, saves them, and tells other nodes.
+
+They are in the file that the operator named, if any, and with other nodes at the backend.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from logging import ERROR
+from pathlib import Path
+
+import trio
+
+from multichat.backend.base import Backend
+from multichat.backend.events import BanRecord
+from multichat.errors import LocalProtocolError, MultichatError
+from multichat.log import Log
+from multichat.net import transport
+from multichat.protocol.messages import Goodbye
+from multichat.server.ban_file import load_bans, save_bans
+from multichat.server.bans import Ban, Bans, parse_target
+from multichat.server.registry import Registry
+
+__all__ = ["BanKeeper"]
+
+
+class BanKeeper:
+    """Keeps *bans*, and enforces them on the clients of *registry*.
+
+    *start_soon* starts tasks that outlive the call, if the server runs.
+    """
+
+    def __init__(
+        self,
+        bans: Bans,
+        registry: Registry,
+        backend: Backend,
+        log: Log,
+        start_soon: Callable[[Callable[[], Awaitable[None]]], None],
+    ) -> None:
+        self._bans, self._registry, self._backend = bans, registry, backend
+        self._log, self._start_soon = log, start_soon
+        self._file: Path | None = None
+        self._changed = self._saving = False
+
+    def current(self) -> list[Ban]:
+        """Return the bans in force now."""
+        return self._bans.current(time.time())
+
+    def add(self, ban: Ban) -> list[int]:
+        """Add *ban*, and disconnect the clients that it covers; return their numbers.
+
+        Raises `TooManyBans`.
+        """
+        gone = self._add(ban)
+        if self._backend.is_shared:
+            record = BanRecord(target=ban.subject, until=ban.until, reason=ban.reason)
+            self._backend.add_ban(record)
+            elsewhere = self._registry.elsewhere
+            gone += [each.number for each in elsewhere if ban.covers(each.address, each.name)]
+        return gone
+
+    def _add(self, ban: Ban) -> list[int]:
+        now = time.time()
+        self._bans.add(ban, now)
+        self._log.line("STATE", f"Banned {ban.describe(now)}")
+        self._save_soon()
+        gone = [
+            client for client in self._registry.clients if ban.covers(client.address, client.name)
+        ]
+        for client in gone:
+            self._registry.disconnect(client, Goodbye.of("banned", ban.refusal(now)))
+        return [client.number for client in gone]
+
+    def remove(self, target: str) -> bool:
+        """Remove the ban of exactly that *target*; return whether it existed.
+
+        Raises `InvalidBan` if *target* is not valid.
+        """
+        lifted = self._remove(target)
+        if lifted is not None and self._backend.is_shared:
+            self._backend.remove_ban(lifted.subject)
+        return lifted is not None
+
+    def _remove(self, target: str) -> Ban | None:
+        lifted = self._bans.remove(target)
+        if lifted is not None:
+            self._log.line("STATE", f"Unbanned {lifted.subject}")
+            self._save_soon()
+        return lifted
+
+    def put(self, record: BanRecord) -> None:
+        """Add a ban of another node; one that cannot be added is logged."""
+        try:
+            target = parse_target(record.target)
+            self._add(Ban(target=target, until=record.until, reason=record.reason))
+        except LocalProtocolError as error:
+            self._log.line("STATE", f"A ban of another node is not in force: {error}", ERROR)
+
+    def take(self, target: str) -> None:
+        """Remove a ban that another node has lifted."""
+        try:
+            self._remove(target)
+        except LocalProtocolError as error:
+            self._log.line("STATE", f"A ban was not lifted: {error}", ERROR)
+
+    def keep_in(self, path: Path) -> None:
+        """Load the bans from the file at *path*, and save all changes to it from now on.
+
+        Raises `OSError` if it cannot be read, `InvalidBanFile` if a line is not valid.
+        """
+        for ban in load_bans(path):
+            self._bans.add(ban, time.time())
+        self._file = path
+
+    def _save_soon(self) -> None:
+        self._changed = True
+        if self._file is not None and not self._saving:
+            self._start_soon(partial(self._save, self._file))
+
+    async def _save(self, file: Path) -> None:
+        if self._saving:
+            return
+        self._saving = True
+        try:
+            with trio.CancelScope(shield=True):  # bounded by the disk
+                while self._changed:
+                    self._changed = False
+                    await trio.to_thread.run_sync(save_bans, file, self._bans.known())
+        except (OSError, MultichatError) as error:
+            reason = (
+                str(error) if isinstance(error, MultichatError) else transport.describe_error(error)
+            )
+            self._log.line("STATE", f"The bans are in force, but were not saved: {reason}", ERROR)
+        finally:
+            self._saving = False

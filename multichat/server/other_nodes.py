@@ -1,0 +1,142 @@
+"""Applies what other nodes did, in order: one task of the server, one synchronous step an event."""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from multichat.backend.base import Backend
+from multichat.backend.events import (
+    AccountChanged,
+    Announced,
+    AvailabilityChanged,
+    BanAdded,
+    BanRemoved,
+    ClientGone,
+    ClientPut,
+    DirectReceived,
+    DisconnectAsked,
+    Event,
+    NameLost,
+    NodeFenced,
+    Replaced,
+    TopicChanged,
+)
+from multichat.errors import NotDelivered
+from multichat.log import Log
+from multichat.protocol import messages
+from multichat.protocol.goodbyes import FENCED, GOODBYES, TAKEN_OVER
+from multichat.protocol.messages import Goodbye
+from multichat.server.ban_keeper import BanKeeper
+from multichat.server.client import Client
+from multichat.server.config import ServerConfig
+from multichat.server.private_messages import tell
+from multichat.server.registry import Registry
+
+__all__ = ["OtherNodes"]
+
+_AWAY = "the server cannot reach its storage: messages are not accepted until it can"
+
+
+class OtherNodes:
+    """Applies the events of *backend* to *registry* and *bans*.
+
+    *start_soon* starts tasks that outlive the call.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        registry: Registry,
+        bans: BanKeeper,
+        config: ServerConfig,
+        log: Log,
+        start_soon: Callable[[Callable[[], Awaitable[None]]], None],
+    ) -> None:
+        self._backend, self._registry, self._bans = backend, registry, bans
+        self._config, self._log, self._start_soon = config, log, start_soon
+
+    def load(self) -> None:
+        """Load the clients of other nodes and the bans from the backend, which is open."""
+        for record in self._backend.clients:
+            self._registry.elsewhere.put(record)
+        for ban in self._backend.bans:
+            self._bans.put(ban)
+
+    async def follow(self) -> None:
+        """Apply what happens until cancelled; one task calls this, once."""
+        while True:
+            self.apply(await self._backend.receive())
+
+    def apply(self, event: Event) -> None:
+        """Apply *event* in one step."""
+        registry = self._registry
+        match event:
+            case ClientPut(record):
+                own = registry.find(record.client)
+                if own is not None:
+                    if record.generation <= own.generation:
+                        return  # it has resumed here since
+                    self._replace(own)
+                registry.elsewhere.put(record)
+            case ClientGone(client, generation, reason, away):
+                registry.elsewhere.remove(client, generation, reason, away=away)
+            case Replaced(client, generation):
+                own = registry.find(client)
+                if own is not None and own.generation <= generation:
+                    self._replace(own)
+            case NodeFenced():
+                self._log.line("STATE", f"This node was taken for dead: {FENCED}")
+                for each in registry.clients:
+                    registry.disconnect(each, Goodbye.of("draining", FENCED))
+            case NameLost(client, generation, name, login):
+                own = registry.find(client)
+                if own is not None and own.generation == generation:
+                    registry.logins.lose(own, name, login=login)
+            case AccountChanged(key, name, hash_):
+                registry.logins.put_account(key, name, hash_)
+            case TopicChanged(key, topic, client, name):
+                registry.rooms.put_topic(key, messages.TopicChanged(key, topic, client, name), None)
+            case BanAdded(ban):
+                self._bans.put(ban)
+            case BanRemoved(target):
+                self._bans.take(target)
+            case DisconnectAsked(client, code, reason):
+                own = registry.find(client)
+                if own is not None and code in GOODBYES:
+                    registry.disconnect(own, Goodbye.of(code, reason))
+            case Announced(text):
+                self._tell_all(text)
+            case DirectReceived():
+                self._start_soon(partial(self._deliver, event))
+            case AvailabilityChanged(available, reason):
+                if available:
+                    self._log.line("STATE", "The storage can be reached again")
+                else:
+                    self._log.line("STATE", f"The storage cannot be reached: {reason}")
+                    self._tell_all(_AWAY)
+
+    def _replace(self, client: Client) -> None:
+        """Disconnect *client*, whose session was resumed on another node."""
+        words = client.codec.encode(Goodbye.of("replaced", TAKEN_OVER))
+        session = client.stored_session
+        self._registry.leave(client, TAKEN_OVER, last_words=words, taken_over=True)
+        if session is not None:
+            self._registry.session_store.drop(session)
+
+    def _tell_all(self, text: str) -> None:
+        async def tell_all() -> None:
+            await self._registry.broadcast(text)
+
+        self._start_soon(tell_all)
+
+    async def _deliver(self, received: DirectReceived) -> None:
+        recipient = self._registry.find(received.to)
+        delivered = False
+        try:
+            if recipient is not None:
+                await tell(recipient, received.message, self._config)
+                recipient.last_sender = received.message.client
+                delivered = True
+        except NotDelivered:
+            pass
+        finally:
+            self._backend.answer_direct(received, delivered=delivered)
