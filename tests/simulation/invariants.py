@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from multichat import Slow
 from multichat.net.send_queue import MAX_WAITING_BYTES
+from multichat.protocol.auth import UNAVAILABLE
 from multichat.protocol.goodbyes import SHUTTING_DOWN
 from multichat.server.broadcast import MAX_BATCH_BYTES
 from multichat.server.room import Room
@@ -565,7 +566,7 @@ def evicted_are_told(history: History) -> Iterator[str]:
     for visit in history.visits:
         departure = history.departure(visit)
         if visit.refused:
-            reason = "full"
+            reason = UNAVAILABLE if _is_unavailable(visit) else "full"
         elif departure is None or departure.reason in ("", KILLED, CANCELLED, *_BROKEN):
             continue
         else:
@@ -577,6 +578,10 @@ def evicted_are_told(history: History) -> Iterator[str]:
             continue  # there may be no memory for the goodbye
         if not (visit.broke_off or visit.killed or history.had_its_time(visit)):
             yield f"{visit} had to go ({reason}) and was not told"
+
+
+def _is_unavailable(visit: Visit) -> bool:
+    return bool(visit.told) and UNAVAILABLE in visit.told[-1].text
 
 
 def nobody_goes_without_reason(history: History) -> Iterator[str]:

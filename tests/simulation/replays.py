@@ -14,7 +14,7 @@ from unittest import mock
 
 import trio
 
-from multichat.server import session
+from multichat.server import hello
 from multichat.server.broadcast import Batch, Block, Delivery
 from multichat.server.client import Client
 from multichat.server.member import Member
@@ -83,7 +83,7 @@ def watch_rooms(
     cut_off: dict[Member, Batch] = {}  # members whose send queue was closed, and at which batch
     try_again = SlowClients._try_again
     start_replay, go_live = Room.start_replay, Room._go_live
-    join, leave, greet = Room.join, Room.leave, vars(session)["greet"]
+    join, leave, greet = Room.join, Room.leave, vars(hello)["greet"]
     take_out = Registry._take_out
     log_delivery = Room._log_delivery
     greeted: set[Client] = set()
@@ -160,7 +160,7 @@ def watch_rooms(
         mock.patch.object(Room, "leave", watched_leave),
         mock.patch.object(Room, "_log_delivery", watched_log_delivery),
         mock.patch.object(Registry, "_take_out", watched_take_out),
-        mock.patch.object(session, "greet", watched_greet),
+        mock.patch.object(hello, "greet", watched_greet),
     ):
         yield
 
