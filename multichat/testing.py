@@ -11,6 +11,7 @@ from typing import TypeVar
 import trio
 import trio.testing
 
+from multichat.backend.base import Backend
 from multichat.client.chat import Chat
 from multichat.client.connect import open_chat
 from multichat.errors import lone_exception
@@ -160,6 +161,7 @@ async def memory_server(
     config: ServerConfig | None = None,
     *,
     journal: Journal | None = None,
+    backend: Backend | None = None,
     authenticate: Authenticate | None = None,
     on_join: OnJoin | None = None,
     hasher: Hasher | None = None,
@@ -172,6 +174,7 @@ async def memory_server(
     made = Server(
         config,
         journal=journal,
+        backend=backend,
         authenticate=authenticate,
         on_join=on_join,
         shares=NO_PAUSES,
