@@ -303,7 +303,7 @@ def read_before(room: str, stop: int, *, max_messages: int, max_bytes: int) -> C
 
 
 class Deleted(msgspec.Struct, frozen=True, array_like=True):
-    """What a step of deleting has done: *counts* are messages and rooms, by age, messages, bytes.
+    """What a step has deleted: *counts* are messages and their rooms, by age, messages, bytes.
 
     *ms* is the engine's clock, *cursor* is for the next step; *more* if there is more to delete.
     """
@@ -311,7 +311,7 @@ class Deleted(msgspec.Struct, frozen=True, array_like=True):
     ms: int
     cursor: str
     more: bool
-    counts: tuple[tuple[int, int], ...]
+    counts: tuple[tuple[int, frozenset[str]], ...]
 
 
 def trim(
@@ -333,9 +333,8 @@ def trim(
 
 def _deleted(reply: Any) -> Deleted:
     ms, cursor, more, counts = reply
-    return Deleted(
-        ms, _text(cursor), bool(more), tuple(zip(counts[::2], counts[1::2], strict=True))
-    )
+    found = tuple((count, frozenset(map(_text, rooms))) for count, rooms in counts)
+    return Deleted(ms, _text(cursor), bool(more), found)
 
 
 def _text(reply: bytes | str) -> str:

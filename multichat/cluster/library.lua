@@ -412,19 +412,19 @@ end
 -- cursor age_ms messages bytes blocks: deletes what is above the limits, 0 for no limit, at most
 -- about *blocks* blocks.  Looks at some rooms for *messages*: pass the cursor on.
 -- Returns the time in ms, the cursor, whether there is more to delete, and for age, messages and
--- bytes how many messages of how many rooms.
+-- bytes how many messages were deleted, and of which rooms.
 local function trim(_, args)
   local age, most, max_bytes = tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
   local budget, cursor = tonumber(args[5]), args[1]
   local ms = now_ms()
-  local deleted, seen = { 0, 0, 0, 0, 0, 0 }, {}
+  local deleted = { { 0, {} }, { 0, {} }, { 0, {} } }
   local function count(kind, room, is_over, limit)
     local messages, blocks, bytes = trim_room(room, is_over, math.min(limit, budget))
     budget = budget - blocks
     if messages > 0 then
-      deleted[kind] = deleted[kind] + messages
-      if not seen[kind .. room] then deleted[kind + 1] = deleted[kind + 1] + 1 end
-      seen[kind .. room] = true
+      local rooms = deleted[kind][2]
+      deleted[kind][1] = deleted[kind][1] + messages
+      if rooms[#rooms] ~= room then rooms[#rooms + 1] = room end
     end
     return bytes
   end
@@ -443,7 +443,7 @@ local function trim(_, args)
     for i = 1, #scanned[2], 2 do
       if budget <= 0 then break end
       -- The rest of a block may be above the limit: a block is deleted if none of it is needed.
-      count(3, scanned[2][i], function(meta, _, last)
+      count(2, scanned[2][i], function(meta, _, last)
         return meta.next - last - 1 >= most
       end, budget)
     end
@@ -457,7 +457,7 @@ local function trim(_, args)
       local until_ = rooms[4] and tonumber(rooms[4]) or math.huge
       local needed = bytes - max_bytes
       local stored = nil
-      local freed = count(5, rooms[1], function(meta, at)
+      local freed = count(3, rooms[1], function(meta, at)
         stored = stored or meta.bytes
         return at <= until_ and stored - meta.bytes < needed
       end, budget)

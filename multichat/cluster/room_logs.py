@@ -495,7 +495,7 @@ class RoomLogs:
     # --- Reading ----------------------------------------------------------------------------------
 
     async def call(self, call: Call[T]) -> T:
-        """Return the answer to a *call* that changes nothing, once there is a link.
+        """Return the answer to a *call* that may be repeated, once there is a link.
 
         Raises `NotRead` if the engine refuses it.
         """
