@@ -82,9 +82,15 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Needs("burst", "rate"),
         Needs("filter_joins", "filter_"),
         Needs("durability", "journal"),
-        Needs("keep_days", "journal"),
-        Needs("operators", "journal"),
-        Needs("operators_file", "journal"),
+        Excludes("journal", "cluster"),
+        Needs("cluster_password_file", "cluster"),
+        # The bans are in the cluster.
+        Useless("ban_file", "cluster"),
+        # The engine keeps what its memory holds.
+        *(Useless(name, "cluster") for name in ("keep_messages", "keep_days", "keep_mib")),
+        Needs("keep_days", "journal", unless="cluster"),
+        Needs("operators", "journal", unless="cluster"),
+        Needs("operators_file", "journal", unless="cluster"),
         # --stall-timeout also applies to a client that resumes its session and catches up.
         Useless("slow_timeout", "slow", ("drop", "disconnect")),
     ),

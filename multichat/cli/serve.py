@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from multichat.cli.cluster import CLUSTER_PASSWORD_VARIABLE, open_cluster
 from multichat.cli.notices import warn
 from multichat.cli.option_rules import described
 from multichat.cli.parameters import ColorWhen, PasswordFile, is_colored
@@ -200,6 +201,22 @@ def serve(
             help="What messages in --journal survive: full: a power cut; normal: a kill -9."
         ),
     ] = Durability.FULL,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Share rooms, names and sessions with all servers that have the same engine, "
+            "Valkey or Redis: valkey://HOST:PORT, valkeys:// with TLS, "
+            "valkey+sentinel://HOST:PORT/NAME.",
+            show_default="one server alone",
+        ),
+    ] = None,
+    cluster_password_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Read the engine's password from this file or pipe; it can also be set as "
+            "MULTICHAT_CLUSTER_PASSWORD."
+        ),
+    ] = None,
     keep_messages: Annotated[
         int | None,
         typer.Option(
@@ -269,10 +286,18 @@ def serve(
             max_messages=keep_messages,
             max_bytes=keep_mib and keep_mib * _MIB,
         )
-        opened = _journal(journal, durability, retention, memory_bytes=config.history_bytes)
-        server = Server(config, journal=opened)
+        if cluster is not None:
+            given = described(context, "cluster")
+            backend = open_cluster(
+                cluster, cluster_password_file, config, Log("server"), given=given
+            )
+            server = Server(config, backend=backend)
+        else:
+            opened = _journal(journal, durability, retention, memory_bytes=config.history_bytes)
+            server = Server(config, journal=opened)
         tls = None if tls_cert is None else server_tls(tls_cert, tls_key)
-        secrets = (password_file, webhook_token_file, tls_cert and (tls_key or tls_cert))
+        key_file = tls_cert and (tls_key or tls_cert)
+        secrets = (password_file, webhook_token_file, cluster_password_file, key_file)
         for secret in filter(None, secrets):
             if is_readable_by_others(secret):
                 advice = f"{secret} can be read by other users: chmod 600 {secret}"
@@ -385,7 +410,8 @@ def _check_environment(context: typer.Context) -> None:
 
     Else a mistake in a script would start a server without its password, its TLS or its journal.
     """
-    for variable in (PASSWORD_VARIABLE, *(each.envvar for each in context.command.params)):
+    secrets = PASSWORD_VARIABLE, CLUSTER_PASSWORD_VARIABLE
+    for variable in (*secrets, *(each.envvar for each in context.command.params)):
         if isinstance(variable, str) and os.environ.get(variable) == "":
             raise UsageMistake(f"{variable} is set but empty: unset it, or give it a value")
 

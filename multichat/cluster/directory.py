@@ -51,8 +51,9 @@ __all__ = ["CHANNEL", "Directory", "DirectoryConfig", "NodeInUse", "Rejected"]
 
 CHANNEL = b"multichat:directory"
 
-# Client numbers are taken from the engine in blocks of so many.
-_BLOCK = 64
+# Client numbers are taken from the engine in blocks: the first of one, each of twice the one before
+# up to this, so that the numbers of a quiet server are small.
+_MAX_BLOCK = 64
 
 # After a loss of the engine's data, so many numbers above the highest that is known are not given
 # again: a node's blocks of the last seconds may be unknown to the others.
@@ -157,6 +158,7 @@ class Directory:
         self._data = ""  # which engine's data the replica follows
         self._numbers: deque[int] = deque()
         self._number_lock = trio.Lock()
+        self._block = 1
         self._highest = 0
         self._margin = 0
         self._directs: dict[str, _Direct] = {}
@@ -255,9 +257,10 @@ class Directory:
             while not self._numbers:
                 known = (self._highest, *self._clients, *self.replica.clients)
                 floor = max(known) + self._margin
-                (first,) = await self.decide(TakeNumbers(_BLOCK, floor if self._margin else 0))
-                self._margin = 0
-                self._numbers.extend(range(first, first + _BLOCK))
+                count = self._block
+                (first,) = await self.decide(TakeNumbers(count, floor if self._margin else 0))
+                self._margin, self._block = 0, min(2 * count, _MAX_BLOCK)
+                self._numbers.extend(range(first, first + count))
             number = self._numbers.popleft()
             self._highest = max(self._highest, number)
             return number

@@ -1,0 +1,67 @@
+"""`serve --cluster`: makes the backend of a cluster's node of the options."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from multichat.cli.process import UsageMistake, read_secret_file, utf8_text
+
+if TYPE_CHECKING:
+    from multichat.cluster.backend import ValkeyBackend
+    from multichat.log import Log
+    from multichat.server.config import ServerConfig
+
+__all__ = ["CLUSTER_PASSWORD_VARIABLE", "open_cluster"]
+
+CLUSTER_PASSWORD_VARIABLE = "MULTICHAT_CLUSTER_PASSWORD"  # noqa: S105 - the variable's name
+
+
+def open_cluster(
+    url: str, password_file: Path | None, config: "ServerConfig", log: "Log", *, given: str
+) -> "ValkeyBackend":
+    """Return the backend of a node that shares the engine at *url*; *given* names the option.
+
+    Raises `UsageMistake`, or `BadPasswordFile`.
+    """
+    if importlib.util.find_spec("hiredis") is None:
+        raise UsageMistake(f"{given} needs another package: pip install 'multichat[cluster]'")
+    import ssl
+
+    from multichat.cluster.address import ClusterAddress
+    from multichat.cluster.backend import ClusterConfig, ValkeyBackend
+    from multichat.cluster.changes import Settings
+    from multichat.cluster.connection import ConnectionConfig
+    from multichat.cluster.directory import DirectoryConfig
+    from multichat.cluster.link import Login
+
+    try:
+        address = ClusterAddress.parse(url)
+    except ValueError as error:
+        raise UsageMistake(f"{given}: {error}") from None
+    login = Login(
+        password=_password(password_file),
+        tls=ssl.create_default_context() if address.tls else None,
+    )
+    session = int(config.timeouts.session * 1000)
+    settings = Settings(
+        away=int(config.away_seconds * 1000),
+        session=session,
+        nonces=session,
+        max_sessions=config.max_sessions,
+    )
+    cluster = ClusterConfig(
+        connection=ConnectionConfig(address=address, login=login),
+        directory=DirectoryConfig(
+            settings=settings, direct_seconds=config.slow_timeout_seconds + 1
+        ),
+        max_accounts=config.accounts.max_accounts,
+    )
+    return ValkeyBackend(cluster, log)
+
+
+def _password(file: Path | None) -> str:
+    """Return the password of the engine; empty if none is given."""
+    if file is not None:
+        return read_secret_file(file)
+    return utf8_text(os.environ.get(CLUSTER_PASSWORD_VARIABLE, ""), CLUSTER_PASSWORD_VARIABLE)

@@ -1,0 +1,534 @@
+"""The backend of a cluster's node: everything is decided by an engine that all nodes share.
+
+Owns the connection to the engine, and whether the engine is available.  The rooms' logs are in
+`multichat.cluster.room_logs`, everything else in `multichat.cluster.directory`.
+
+Without a working connection for `ClusterConfig.unavailable_seconds` nothing is decided: who waits
+gets `StorageFailed`.  When the connection is back, the engine is told the whole again.
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from logging import ERROR, WARNING
+from typing import Any
+
+import msgspec
+import trio
+
+from multichat.backend.base import Backend, Claim, RoomLog
+from multichat.backend.events import (
+    AvailabilityChanged,
+    BanRecord,
+    ClientRecord,
+    DirectReceived,
+    Event,
+)
+from multichat.cluster.calls import begin_era
+from multichat.cluster.changes import (
+    Announce,
+    ClaimName,
+    DisconnectClient,
+    DropBan,
+    Gone,
+    PutBan,
+    PutClient,
+    ReadSession,
+    SaveNonce,
+    SaveSession,
+    Settings,
+    SetTopic,
+    StoreAccount,
+    TakeSession,
+)
+from multichat.cluster.connection import Connection, ConnectionConfig, Lost, Ready, Retrying
+from multichat.cluster.directory import CHANNEL, Directory, DirectoryConfig, NodeInUse, Rejected
+from multichat.cluster.errors import (
+    EngineAway,
+    EngineRefused,
+    EngineUnavailable,
+    FateUnknown,
+)
+from multichat.cluster.library import VERSION_CALL, LibraryTooNew, load_command
+from multichat.cluster.link import Link, MessagesDropped
+from multichat.cluster.pipeline import Message
+from multichat.cluster.room_logs import LogConfig, RoomLogs
+from multichat.errors import (
+    JournalFailed,
+    MultichatError,
+    NameTaken,
+    StorageFailed,
+    TooManyRegistrations,
+    lone_exception,
+)
+from multichat.journal.base import (
+    AccountRecord,
+    PendingWrite,
+    SavedNonce,
+    SavedSession,
+    SessionRecord,
+)
+from multichat.log import Log
+from multichat.protocol.goodbyes import GOODBYES
+from multichat.protocol.lookalikes import lookalike_keys
+from multichat.protocol.messages import Directed, Nonce
+
+__all__ = ["ClusterConfig", "ValkeyBackend"]
+
+# An engine that answers nothing for as long is in trouble, if anything waits.
+_SLOW_SECONDS = 1.0
+
+# Interval in which that is looked at.
+_WATCH_SECONDS = 0.25
+
+# How long a room that was loaded can be opened; its log is kept for longer.
+_LOADED_SECONDS = 10.0
+
+# How long the last reports may take at the end.
+_END_SECONDS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """How a node takes part in a cluster.
+
+    *node* is its name, a random one if it is empty.  After *unavailable_seconds* without the engine
+    nothing is decided.  *directory* and the limits of accounts, topics and bans should be the same
+    on all nodes.
+    """
+
+    connection: ConnectionConfig
+    node: str = ""
+    directory: DirectoryConfig = field(default_factory=lambda: DirectoryConfig(settings=Settings()))
+    unavailable_seconds: float = 3.0
+    max_accounts: int = 10_000
+    max_topics: int = 10_000
+    max_bans: int = 10_000
+
+
+class _Session(msgspec.Struct, frozen=True):
+    """What the engine keeps of a session for the nodes."""
+
+    name: str
+    rooms: tuple[str, ...]
+    login: str
+
+
+_decode_session = msgspec.json.Decoder(_Session).decode
+_decode_nonce: msgspec.json.Decoder[Nonce] = msgspec.json.Decoder(Nonce)
+
+
+class ValkeyBackend(Backend):
+    """A node's part of a cluster that shares the engine of *config*; *log* is the server's."""
+
+    is_shared = True
+
+    def __init__(self, config: ClusterConfig, log: Log) -> None:
+        self._config, self._log = config, log
+        self._connection = Connection(config.connection)
+        node = config.node or secrets.token_hex(4)
+        self._directory = Directory(node, config.directory)
+        self._rooms = RoomLogs(
+            LogConfig(
+                node=node,
+                nonce_seconds=config.directory.settings.nonces / 1000,
+                away_seconds=config.unavailable_seconds,
+            )
+        )
+        self._link: Link | None = None  # that is prepared
+        self._scope = trio.CancelScope()
+        self._reason = "the engine cannot be reached"
+        self._available = True
+        self._changed = trio.Event()
+        self._prepared = trio.Event()
+        self._stop = trio.Event()
+        self._era = 0
+        self._loading: dict[str, tuple[PendingWrite, float]] = {}
+
+    @property
+    def location(self) -> str:  # type: ignore[override]
+        """The URL of the engine."""
+        return str(self._config.connection.address)
+
+    @property
+    def node(self) -> str:
+        """The name of this node."""
+        return self._directory.node
+
+    @property
+    def accounts(self) -> Sequence[AccountRecord]:  # type: ignore[override]
+        """The accounts that there are now."""
+        accounts = self._directory.replica.accounts.values()
+        return [AccountRecord(name=each.name, hash=each.hash) for each in accounts]
+
+    @property
+    def topics(self) -> Mapping[str, str]:  # type: ignore[override]
+        """The topics that there are now."""
+        return self._directory.replica.topics
+
+    @property
+    def bans(self) -> Sequence[BanRecord]:  # type: ignore[override]
+        """The bans that there are now."""
+        return list(self._directory.replica.bans.values())
+
+    @property
+    def clients(self) -> Sequence[ClientRecord]:  # type: ignore[override]
+        """The clients on other nodes."""
+        return list(self._directory.replica.clients.values())
+
+    @property
+    def available(self) -> bool:
+        """Whether anything can be decided now."""
+        return self._available
+
+    # --- Running ----------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Connect to the engine, join the cluster, report that, and serve until cancelled.
+
+        Cancelled, it reports what is queued, and ends this node in order, within two seconds.
+        """
+        with lone_exception():
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._run)
+                task_status.started()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._stop.set()  # `_run` is shielded
+
+    async def _run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            with trio.CancelScope() as scope:
+                async with self._connection.open(), trio.open_nursery() as nursery:
+                    await nursery.start(self._rooms.run)
+                    await self._begin(nursery)
+                    scope.shield = True
+                    task_status.started()
+                    nursery.start_soon(self._receive, nursery)
+                    nursery.start_soon(self._watch)
+                    await self._stop.wait()
+                    with trio.move_on_after(_END_SECONDS):
+                        await self._finish()
+                    nursery.cancel_scope.cancel(reason="the server has ended")
+        except EngineUnavailable as error:
+            raise JournalFailed(self.location, error.reason) from None
+
+    async def _begin(self, nursery: trio.Nursery) -> None:
+        """Take the first link; what is wrong with it ends the start."""
+        while self._link is None:
+            event = await self._connection.receive()
+            if isinstance(event, Ready):
+                try:
+                    await self._prepare(nursery, event.link)
+                except (EngineAway, FateUnknown):
+                    continue
+                except (EngineRefused, LibraryTooNew) as error:
+                    raise JournalFailed(self.location, str(error)) from None
+                except NodeInUse:
+                    reason = f"another node is called {self.node}, or was until some seconds ago"
+                    raise JournalFailed(self.location, reason) from None
+
+    async def _receive(self, nursery: trio.Nursery) -> None:
+        """Take what comes from the engine, in order."""
+        while True:
+            event = await self._connection.receive()
+            try:
+                match event:
+                    case Ready(link=link):
+                        await self._prepare_again(nursery, link)
+                    case Lost(reason=reason) | Retrying(reason=reason):
+                        self._lost(reason)
+                    case Message() | MessagesDropped():
+                        await self._take(event)
+            except (EngineAway, FateUnknown):
+                pass  # `Lost` comes next
+            except EngineRefused as error:
+                self._log.line("STATE", f"The cluster: {error}", ERROR)
+                if self._link is not None:
+                    self._link.end(str(error))
+
+    async def _take(self, event: Message | MessagesDropped) -> None:
+        if (link := self._link) is None:
+            return
+        if isinstance(event, MessagesDropped):
+            await self._directory.catch_up(link)
+            self._rooms.messages_dropped()
+        elif event.channel == CHANNEL:
+            await self._directory.take(link, event.payload)
+        else:
+            self._rooms.take(event)
+
+    async def _prepare_again(self, nursery: trio.Nursery, link: Link) -> None:
+        try:
+            await self._prepare(nursery, link)
+        except (EngineRefused, LibraryTooNew, NodeInUse) as error:
+            why = "another node has the name of this one" if isinstance(error, NodeInUse) else error
+            self._reason = str(why)
+            self._log.line("STATE", f"The cluster cannot be used: {why}", ERROR)
+            link.end(str(why))
+
+    async def _prepare(self, nursery: trio.Nursery, link: Link) -> None:
+        """Load the library, join, and catch up; then the link is used."""
+        await self._load_library(link)
+        await link.subscribe(CHANNEL).reply()
+        primary = f"{link.engine.run_id}/{link.engine.replication_id}"
+        is_first, run = not self._era, self._directory.run
+        call = begin_era(primary, era=self._era, epoch=self._rooms.epoch)
+        self._era = call.decode(await link.call(*call.words))
+        await self._directory.connect(link)
+        if self._directory.run != run:
+            self._log.line("STATE", "This node was taken for dead, and joins again", WARNING)
+        self._link = link
+        self._scope = trio.CancelScope()
+        self._rooms.connected(link, self._directory.run)
+        nursery.start_soon(self._serve, link, self._scope)
+        if not is_first:
+            self._log.line("STATE", f"Connected to the cluster again: {link.engine}")
+
+    async def _load_library(self, link: Link) -> None:
+        try:
+            found = VERSION_CALL.decode(await link.call(*VERSION_CALL.words))
+        except EngineRefused:  # it has none
+            found = None
+        if (command := load_command(found)) is not None:
+            await link.call(*command)
+
+    async def _serve(self, link: Link, scope: trio.CancelScope) -> None:
+        with scope:
+            await self._directory.serve(link)
+
+    def _lost(self, reason: str) -> None:
+        self._reason = f"the engine cannot be reached: {reason}"
+        if self._link is not None:
+            self._log.line("STATE", f"Lost the connection to the cluster: {reason}", WARNING)
+            self._link = None
+            self._scope.cancel(reason=reason)
+            self._rooms.disconnected()
+
+    async def _finish(self) -> None:
+        """Report what is queued, and leave the cluster."""
+        try:
+            await self._directory.wait_sent()
+            if self._link is not None:
+                await self._directory.end(self._link, "the server shuts down")
+        except MultichatError:
+            pass  # the others see it by the lease
+
+    # --- Availability -----------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Notice when the engine goes away and comes back."""
+        while True:
+            await trio.sleep(_WATCH_SECONDS)
+            now = trio.current_time()
+            trouble, since = self._trouble(now)
+            if not trouble:
+                self._back()
+            elif now - since >= self._config.unavailable_seconds and self._available:
+                self._available = False
+                self._changed.set()
+                self._directory.leave(trouble)
+                self._directory.tell(AvailabilityChanged(False, trouble))
+                self._log.line("STATE", f"The cluster is unavailable: {trouble}", ERROR)
+
+    def _trouble(self, now: float) -> tuple[str, float]:
+        """Return what is wrong with the engine, and since when; an empty string if nothing is."""
+        link = self._link
+        if link is None:
+            return self._reason, now - self._connection.away_seconds
+        if (waited := link.unanswered_seconds) > _SLOW_SECONDS:
+            return "the engine does not answer", now - waited
+        return self._directory.refused, now - self._config.unavailable_seconds
+
+    def _back(self) -> None:
+        if not self._available:
+            self._available = True
+            self._changed.set()
+            self._directory.resume()
+            self._directory.tell(AvailabilityChanged(True))
+            self._log.line("STATE", "The cluster is available again")
+
+    async def _wait_available(self) -> None:
+        while not self._available:
+            self._changed = trio.Event()
+            await self._changed.wait()
+
+    # --- Rooms ------------------------------------------------------------------------------------
+
+    def load_room(self, key: str) -> PendingWrite | None:
+        """Prepare the log of the room *key*: what was loaded just now is not loaded again."""
+        pending, until = self._loading.pop(key, (None, 0.0))
+        if pending is not None and pending.resolved and not pending.failed:
+            if trio.current_time() < until:
+                return None
+            pending = None
+        if pending is None or pending.failed:
+            pending = self._rooms.load(key)
+            until = trio.current_time() + _LOADED_SECONDS
+        if pending is not None:
+            self._loading[key] = pending, until
+        return pending
+
+    def room(self, key: str) -> RoomLog:
+        """Return the log of the room *key*, which is loaded."""
+        return self._rooms.room(key)
+
+    # --- Client numbers, sessions -----------------------------------------------------------------
+
+    async def give_client_number(self) -> int:
+        """Return a number that no client of any node has had."""
+        return await self._directory.give_client_number()
+
+    def save_session(self, record: SessionRecord, *, connected: bool) -> None:
+        """Report the session's state."""
+        session = _Session(record.name, record.rooms, record.login)
+        text = msgspec.json.encode(session).decode()
+        digest = record.digest.hex()
+        self._directory.report(
+            SaveSession(digest, record.client, record.generation, text, connected)
+        )
+
+    def forget_session(self, digest: bytes) -> None:
+        """End the session, unless it was resumed elsewhere."""
+        self._directory.forget_session(digest.hex())
+
+    def save_nonce(self, client: int, nonce: Nonce, check: bytes) -> PendingWrite | None:
+        """Store the nonce of a private message."""
+        text = msgspec.json.encode(nonce).decode()
+        return self._directory.store(SaveNonce(client, text, check.hex() or "-"))
+
+    async def session(self, digest: bytes) -> SavedSession | None:
+        """Return that session; waits while the engine is away."""
+        while True:
+            try:
+                found = await self._directory.decide(ReadSession(digest.hex()))
+            except Rejected:
+                return None
+            except StorageFailed:
+                await self._wait_available()
+                await trio.lowlevel.checkpoint()
+            else:
+                return _saved(digest, found)
+
+    async def take_session(self, digest: bytes, generation: int) -> SavedSession | None:
+        """Take the session for this node, with a new generation."""
+        try:
+            taken = await self._directory.decide(TakeSession(digest.hex(), generation))
+        except Rejected:
+            return None
+        return _saved(digest, taken)
+
+    # --- Names, logins, presence ------------------------------------------------------------------
+
+    async def claim(self, claim: Claim) -> None:
+        """Give a client a name, and a login."""
+        change = ClaimName.of(
+            claim.client,
+            claim.generation,
+            claim.name,
+            account=claim.account,
+            login=claim.login,
+            origin=claim.origin,
+        )
+        try:
+            await self._directory.decide(change)
+        except Rejected as error:
+            holder, registered = error.detail or ("", False)
+            raise NameTaken(claim.name, holder, registered=registered) from None
+
+    def put_client(self, record: ClientRecord) -> None:
+        """Report the state of one of our clients."""
+        self._directory.report(PutClient.of(record))
+
+    def remove_client(
+        self, client: int, generation: int, reason: str, *, keep_seconds: float | None
+    ) -> None:
+        """Report that one of our clients has left."""
+        keep = -1 if keep_seconds is None else int(keep_seconds * 1000)
+        self._directory.report(Gone(client, generation, reason, keep))
+
+    # --- Accounts, topics, bans -------------------------------------------------------------------
+
+    async def save_account(
+        self, key: str, record: AccountRecord | None, *, former: AccountRecord | None
+    ) -> None:
+        """Store or remove an account, if what is stored is *former*."""
+        name, hash_ = ("", "") if record is None else (record.name, record.hash)
+        keys = lookalike_keys(name) if name else ()
+        former_hash = "" if former is None else former.hash
+        most = self._config.max_accounts
+        try:
+            await self._directory.decide(StoreAccount(key, name, hash_, keys, former_hash, most))
+        except Rejected as error:
+            if error.code == "too-many-accounts":
+                raise TooManyRegistrations(most) from None
+            holder = error.detail[0] if error.detail else ""
+            raise NameTaken(name or key, holder, registered=True) from None
+
+    async def save_topic(self, room: str, topic: str, client: int, name: str) -> None:
+        """Store the topic of a room."""
+        most = self._config.max_topics
+        try:
+            await self._directory.decide(SetTopic(room, topic, client, name, most))
+        except Rejected:
+            raise StorageFailed(f"too many rooms have a topic (limit: {most})") from None
+
+    def add_ban(self, ban: BanRecord) -> None:
+        """Store a ban for all nodes."""
+        self._directory.report(PutBan(ban, self._config.max_bans))
+
+    def remove_ban(self, target: str) -> None:
+        """Remove a ban on all nodes."""
+        self._directory.report(DropBan(target))
+
+    # --- To clients on other nodes ----------------------------------------------------------------
+
+    def disconnect(self, client: int, code: str, reason: str) -> None:
+        """Ask the node of *client* to disconnect it."""
+        returns = GOODBYES.get(code, False)
+        self._directory.report(DisconnectClient(client, code, reason, returns))
+
+    def announce(self, text: str) -> None:
+        """Announce *text* on the other nodes."""
+        self._directory.report(Announce(text))
+
+    async def send_direct(self, to: int, message: Directed) -> bool:
+        """Send a private message to a client on another node."""
+        return await self._directory.send_direct(to, message)
+
+    def answer_direct(self, received: DirectReceived, *, delivered: bool) -> None:
+        """Answer a private message that came to this node."""
+        self._directory.answer_direct(received.request, delivered=delivered)
+
+    async def receive(self) -> Event:
+        """Return what others did, or what happened to the engine, in order."""
+        return await self._directory.receive()
+
+
+def _saved(digest: bytes, found: Sequence[Any]) -> SavedSession:
+    client, generation, text, nonces, *age = found
+    session = _decode_session(text)
+    return SavedSession(
+        record=SessionRecord(
+            digest=digest,
+            client=client,
+            name=session.name,
+            rooms=session.rooms,
+            login=session.login,
+            generation=generation,
+        ),
+        age_seconds=age[0] / 1000 if age else 0.0,
+        nonces=[_nonce(*each) for each in zip(nonces[::2], nonces[1::2], strict=True)],
+    )
+
+
+def _nonce(nonce: str, value: str) -> SavedNonce:
+    check, epoch, number, room = value.split(" ", 3)
+    return SavedNonce(
+        _decode_nonce.decode(nonce),
+        "" if epoch == "-" else epoch,
+        int(number),
+        room,
+        b"" if check == "-" else bytes.fromhex(check),
+    )

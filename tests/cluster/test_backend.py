@@ -1,0 +1,338 @@
+"""Nodes on a real engine: what they decide together, and what each hears of the others."""
+
+import re
+from contextlib import AsyncExitStack
+
+import pytest
+import trio
+
+from multichat.backend.events import (
+    AccountChanged,
+    Announced,
+    AvailabilityChanged,
+    BanAdded,
+    BanRecord,
+    BanRemoved,
+    ClientGone,
+    ClientPut,
+    DirectReceived,
+    DisconnectAsked,
+    NameLost,
+    NodeFenced,
+    Replaced,
+    TopicChanged,
+)
+from multichat.errors import JournalFailed, NameTaken, StorageFailed, lone_exception
+from multichat.journal.base import AccountRecord, SavedNonce, SessionRecord
+from multichat.protocol.messages import Directed
+
+from .engine import Engine, EngineConfig, Engines
+from .running_backend import Node, cluster_config, run_node
+
+pytestmark = pytest.mark.process
+
+_SESSION = SessionRecord(digest=b"d" * 32, client=1, name="alice", rooms=("lobby",))
+
+
+async def test_what_one_node_does_the_other_hears_and_a_later_one_knows(engine: Engine) -> None:
+    async with (
+        run_node(cluster_config(engine, "a")) as a,
+        run_node(cluster_config(engine, "b")) as b,
+    ):
+        await a.claim(1, "alice")
+        record = a.put(1, name="alice")
+        account = AccountRecord(name="carol", hash="hash")
+        await a.backend.save_account("carol", account, former=None)
+        await a.backend.save_topic("lobby", "soup", 1, "alice")
+        ban = BanRecord(target="name bob")
+        a.backend.add_ban(ban)
+        a.backend.announce("hello")
+        await b.wait_for(Announced)
+        assert b.heard == [
+            ClientPut(record),
+            AccountChanged("carol", "carol", "hash"),
+            TopicChanged("lobby", "soup", 1, "alice"),
+            BanAdded(ban),
+        ]
+        async with run_node(cluster_config(engine, "c")) as c:
+            assert c.backend.clients == [record]
+            assert c.backend.accounts == [account]
+            assert c.backend.topics == {"lobby": "soup"}
+            assert c.backend.bans == [ban]
+        a.backend.remove_client(1, 1, "gone", keep_seconds=None)
+        a.backend.remove_ban("name bob")
+        await b.wait_for(BanRemoved)
+        assert ClientGone(1, 1, "gone", False) in b.heard
+        assert a.heard == []  # nobody hears of what it did itself
+
+
+async def test_two_nodes_that_want_one_name_at_once_get_it_once(engine: Engine) -> None:
+    winners: list[Node] = []
+
+    async def claim(node: Node, client: int, name: str) -> None:
+        try:
+            await node.claim(client, name)
+        except NameTaken:
+            return
+        winners.append(node)
+
+    async with (
+        run_node(cluster_config(engine, "a")) as a,
+        run_node(cluster_config(engine, "b")) as b,
+    ):
+        for attempt in range(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(claim, a, 1, f"alice-{attempt}")
+                nursery.start_soon(claim, b, 2, f"aIice-{attempt}")
+        assert len(winners) == 20
+
+
+async def test_numbers_of_clients_are_unique_over_all_nodes(engine: Engine) -> None:
+    numbers: list[int] = []
+
+    async def take(node: Node) -> None:
+        numbers.extend([await node.backend.give_client_number() for _ in range(50)])
+
+    async with (
+        run_node(cluster_config(engine, "a")) as a,
+        run_node(cluster_config(engine, "b")) as b,
+        trio.open_nursery() as nursery,
+    ):
+        for node in (a, b, a, b):
+            nursery.start_soon(take, node)
+    assert len(set(numbers)) == len(numbers) == 200
+
+
+async def test_a_session_is_resumed_on_another_node_and_replaced_on_the_first(
+    engine: Engine,
+) -> None:
+    async with (
+        run_node(cluster_config(engine, "a")) as a,
+        run_node(cluster_config(engine, "b")) as b,
+    ):
+        await a.claim(1, "alice")
+        a.put(1, name="alice")
+        a.backend.save_session(_SESSION, connected=True)
+        nonce = a.backend.save_nonce(1, "seven", b"\0\1\2\3")
+        assert nonce is not None
+        await nonce.wait()
+        await b.wait_for(ClientPut)
+        found = await b.backend.session(_SESSION.digest)
+        assert found is not None
+        assert found.record == _SESSION
+        assert found.nonces == [SavedNonce("seven", "", 0, "", b"\0\1\2\3")]
+        taken = await b.backend.take_session(_SESSION.digest, 1)
+        assert taken is not None
+        assert taken.record.generation == 2
+        assert taken.nonces == found.nonces
+        assert await a.wait_for(Replaced) == Replaced(1, 1)
+        assert await a.backend.take_session(_SESSION.digest, 1) is None
+        # What the first still reports changes nothing.
+        a.put(1, name="alice")
+        a.backend.remove_client(1, 1, "gone", keep_seconds=None)
+        a.backend.forget_session(_SESSION.digest)
+        record = b.put(1, 2, name="alice")
+        assert (await a.wait_for(ClientPut)).record == record
+        assert await b.backend.session(_SESSION.digest) is not None
+        with pytest.raises(NameTaken):
+            await a.claim(2, "alice")
+
+
+async def test_a_login_takes_the_name_from_a_client_on_another_node(engine: Engine) -> None:
+    async with (
+        run_node(cluster_config(engine, "a")) as a,
+        run_node(cluster_config(engine, "b")) as b,
+    ):
+        await a.claim(1, "alice")
+        a.put(1, name="alice")
+        await b.backend.save_account("alice", AccountRecord(name="alice", hash="h"), former=None)
+        await b.claim(2, "alice", login=True)  # type: ignore[arg-type]
+        assert await a.wait_for(NameLost) == NameLost(1, 1, "alice")
+        with pytest.raises(NameTaken, match="registered"):
+            await a.claim(3, "aIice")
+
+
+async def test_of_two_nodes_that_change_an_account_one_does(engine: Engine) -> None:
+    old, new = (AccountRecord(name="alice", hash=hash_) for hash_ in ("old", "new"))
+    async with (
+        run_node(cluster_config(engine, "a")) as a,
+        run_node(cluster_config(engine, "b")) as b,
+    ):
+        await a.backend.save_account("alice", old, former=None)
+        with pytest.raises(NameTaken):
+            await b.backend.save_account("alice", new, former=None)
+        await b.backend.save_account("alice", new, former=old)
+        with pytest.raises(NameTaken):
+            await a.backend.save_account("alice", None, former=old)
+        await a.backend.save_account("alice", None, former=new)
+        assert (await b.wait_for(AccountChanged, lambda each: not each.name)).key == "alice"
+
+
+async def test_a_kick_reaches_the_node_of_the_client(engine: Engine) -> None:
+    async with (
+        run_node(cluster_config(engine, "a")) as a,
+        run_node(cluster_config(engine, "b")) as b,
+    ):
+        a.put(1)
+        await b.wait_for(ClientPut)
+        b.backend.disconnect(1, "kicked", "enough")
+        assert await a.wait_for(DisconnectAsked) == DisconnectAsked(1, "kicked", "enough")
+
+
+@pytest.mark.parametrize("delivered", [True, False])
+async def test_a_private_message_is_delivered_on_another_node_or_not(
+    engine: Engine, delivered: bool
+) -> None:
+    message = Directed(client=1, name="alice", text="hello")
+
+    async def answer(node: Node) -> None:
+        received = await node.wait_for(DirectReceived)
+        assert (received.to, received.message) == (2, message)
+        node.backend.answer_direct(received, delivered=delivered)
+
+    async with (
+        run_node(cluster_config(engine, "a")) as a,
+        run_node(cluster_config(engine, "b")) as b,
+        trio.open_nursery() as nursery,
+    ):
+        b.put(2)
+        await a.wait_for(ClientPut)
+        nursery.start_soon(answer, b)
+        assert await a.backend.send_direct(2, message) is delivered
+        assert await a.backend.send_direct(9, message) is False
+
+
+async def test_a_private_message_that_nobody_answers_is_not_delivered(engine: Engine) -> None:
+    message = Directed(client=1, name="alice", text="hello")
+    async with (
+        run_node(cluster_config(engine, "a", direct=0.1, lease=0.5, renew=0.1)) as a,
+        run_node(cluster_config(engine, "b", lease=0.5, renew=0.1)) as b,
+    ):
+        b.put(2)
+        await a.wait_for(ClientPut)
+        assert await a.backend.send_direct(2, message) is False
+        assert await engine.call("HLEN", "multichat:directs") == 1  # claimed, and never answered
+
+
+async def test_a_node_that_ends_tells_the_others_at_once(engine: Engine) -> None:
+    async with run_node(cluster_config(engine, "a")) as a:
+        async with run_node(cluster_config(engine, "b")) as b:
+            for client in (1, 2):
+                b.put(client)
+            b.backend.save_session(_SESSION, connected=True)
+            b.backend.remove_client(2, 1, "shutdown", keep_seconds=5)
+        gone = [await a.wait_for(ClientGone) for _ in range(2)]
+        assert gone == [
+            ClientGone(2, 1, "shutdown", True),
+            ClientGone(1, 1, "the server shuts down", True),
+        ]
+
+
+async def test_the_connection_breaks_and_the_node_goes_on_as_if_nothing_was(
+    engine: Engine,
+) -> None:
+    async with (
+        run_node(cluster_config(engine, "a", unavailable=10)) as a,
+        run_node(cluster_config(engine, "b", unavailable=10)) as b,
+    ):
+        a.put(1)
+        await b.wait_for(ClientPut)
+        for client in range(2, 7):
+            await engine.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            await engine.call("CLIENT", "KILL", "TYPE", "pubsub", "SKIPME", "yes")
+            await a.claim(client, f"name-{client}-x")
+            a.put(client, name=f"name-{client}-x")
+        await b.wait_for(ClientPut, lambda each: each.record.client == 6)
+        assert [each.record.client for each in b.heard if isinstance(each, ClientPut)] == list(
+            range(2, 6)
+        )
+        assert not [each for each in (*a.heard, *b.heard) if isinstance(each, ClientGone)]
+        with pytest.raises(NameTaken):
+            await b.claim(99, "name-5-x")
+
+
+@pytest.mark.parametrize("aof", ["always", None])
+async def test_an_engine_that_is_killed_is_told_the_whole_again(
+    engines: Engines, aof: str | None
+) -> None:
+    engine = await engines.start(EngineConfig(aof=aof))
+    async with (
+        run_node(cluster_config(engine, "a", unavailable=0.5)) as a,
+        run_node(cluster_config(engine, "b", unavailable=0.5)) as b,
+    ):
+        numbers = {await node.backend.give_client_number() for node in (a, b)}
+        for client in (1, 2):
+            await a.claim(client, f"name-{client}-x")
+            a.put(client, name=f"name-{client}-x")
+        a.backend.save_session(_SESSION, connected=True)
+        await b.wait_for(ClientPut, lambda each: each.record.client == 2)
+        engine.kill()
+        away = await a.wait_for(AvailabilityChanged)
+        assert not away.available
+        with pytest.raises(StorageFailed):
+            await a.claim(3, "carol")
+        a.backend.remove_client(2, 1, "gone", keep_seconds=None)
+        a.put(4)
+        await engine.start()
+        assert (await a.wait_for(AvailabilityChanged)).available
+        await b.wait_for(ClientPut, lambda each: each.record.client == 4)
+        await b.wait_for(ClientGone, lambda each: each.client == 2)
+        await b.wait_for(AvailabilityChanged, lambda each: each.available)
+        with pytest.raises(NameTaken):
+            await b.claim(5, "name-1-x")
+        await b.claim(5, "name-2-x")
+        assert await b.backend.session(_SESSION.digest) is not None
+        numbers |= {await node.backend.give_client_number() for node in (a, b)}
+        assert len(numbers) == 4
+
+
+async def test_a_frozen_engine_makes_the_node_unavailable_until_it_wakes(engine: Engine) -> None:
+    async with run_node(cluster_config(engine, "a", unavailable=1.5)) as a:
+        a.put(1)
+        await a.claim(1, "alice")
+        engine.freeze()
+        away = await a.wait_for(AvailabilityChanged)
+        assert (away.available, a.backend.available) == (False, False)
+        engine.thaw()
+        assert (await a.wait_for(AvailabilityChanged)).available
+        await a.claim(2, "carol")
+
+
+async def test_a_node_that_was_taken_for_dead_is_told_which_clients_were_resumed(
+    engine: Engine,
+) -> None:
+    async with (
+        run_node(cluster_config(engine, "a", lease=0.3, renew=1.0)) as a,
+        run_node(cluster_config(engine, "b", renew=0.1)) as b,
+    ):
+        for client in (1, 2):
+            a.put(client)
+        a.backend.save_session(_SESSION, connected=True)
+        await b.wait_for(ClientGone)
+        taken = await b.backend.take_session(_SESSION.digest, 1)
+        assert taken is not None
+        b.put(1, 2)
+        await a.wait_for(NodeFenced)
+        replaced = [each for each in a.heard if isinstance(each, Replaced)]
+        assert set(replaced) == {Replaced(1, 1)}
+        # It goes on without them.
+        a.put(3)
+        await b.wait_for(ClientPut, lambda each: each.record.client == 3)
+
+
+async def test_two_nodes_of_one_name_cannot_run_at_once(engine: Engine) -> None:
+    async with run_node(cluster_config(engine, "a")):
+        with pytest.raises(JournalFailed, match="another node is called a"):
+            await _run_briefly(engine)
+
+
+async def test_without_an_engine_a_node_does_not_start(engine: Engine) -> None:
+    engine.kill()
+    with pytest.raises(JournalFailed, match=re.escape(engine.url)):
+        await _run_briefly(engine)
+
+
+async def _run_briefly(engine: Engine) -> None:
+    with lone_exception():
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(run_node(cluster_config(engine, "a")))
