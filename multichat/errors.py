@@ -226,7 +226,7 @@ class NameTaken(RemoteProtocolError):
         how = "registered" if registered else "taken"
         hint = f"; if it is yours, log in: /login {holder or name} PASSPHRASE" if registered else ""
         super().__init__(f"the name '{name}'{looks} is {how}{hint}")
-        self.name, self.holder = name, holder
+        self.name, self.holder, self.registered = name, holder, registered
 
 
 class WrongPassphrase(RemoteProtocolError):

@@ -365,10 +365,11 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    """Group chat over plain TCP.
+    """Group chat over plain TCP, and in the browser.
 
     `multichat serve` on one machine, `multichat connect HOST PORT` (or plain `nc HOST PORT`) on
-    the others, and everybody talks.
+    the others, and everybody talks. With `multichat serve --web 8080`, people without a terminal
+    open a page in their browser.
     """
 
 

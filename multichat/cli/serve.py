@@ -246,7 +246,8 @@ def serve(
     """Run a chat server until Ctrl+C.
 
     Anybody on the network can join with `multichat connect HOST PORT` or `nc HOST PORT`, unless
-    you set a password with --password-file or the variable MULTICHAT_PASSWORD.
+    you set a password with --password-file or the variable MULTICHAT_PASSWORD. With --web, people
+    without a terminal join in a browser.
 
     On a terminal, what you type is sent to everybody as [Server]; /help lists the operator's
     commands.

@@ -83,7 +83,8 @@ class FrontEnd(ABC):
             if chat.fell_back:
                 self.tell(SPEAKING_TEXT)
             if (refusal := chat.link.name_refusal) is not None:
-                again = "; asking again when it is free" if refusal.code == "name-taken" else ""
+                may_be_free = refusal.code == "name-taken" and not refusal.registered
+                again = "; asking again when it is free" if may_be_free else ""
                 self.tell(f"{refusal.text}{again}", warning=True)
             welcome = chat.welcome
             self.begin(chat, welcome)

@@ -187,8 +187,10 @@ class Invalid(msgspec.Struct, frozen=True):
         cls, error: RemoteProtocolError, nonce: Nonce | None = None, *, room: str = ""
     ) -> "Invalid":
         """Create it from the exception with the reason; for *room* see `Error`."""
-        holder = error.holder if isinstance(error, NameTaken) else ""
-        return cls(Error(error.code, str(error), holder, room, nonce=nonce))
+        holder, registered = "", False
+        if isinstance(error, NameTaken):
+            holder, registered = error.holder, error.registered
+        return cls(Error(error.code, str(error), holder, room, registered, nonce=nonce))
 
 
 WireRequest: TypeAlias = (

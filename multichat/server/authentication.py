@@ -54,6 +54,10 @@ _MAX_STRAY_LINES = 16
 
 _READ_BYTES = 4096
 
+# A browser sends its request at once, and shows nothing of an answer that does not begin as HTTP
+# does: so where there is a page to lead to, the prompt waits for a moment, which nobody notices.
+_LOOK_SECONDS = 0.2
+
 _LEFT_WITHOUT = "disconnected without a password"
 _NOT_ADMITTED = "you are not admitted"
 
@@ -164,6 +168,7 @@ class Authentication:
         `AdmissionRefused`.
         """
         prompt = _PasswordPrompt(self._config.auth_seconds, connection, self.web_url)
+        await prompt.look()
         await prompt.send(Notice(PASSWORD_REQUIRED))
         await prompt.answer()  # to what came with the first bytes
         tries = strays = 0
@@ -259,6 +264,19 @@ class _PasswordPrompt:
         self._ended = False
         self._bytes_left = MAX_BYTES
 
+    async def look(self) -> None:
+        """Lead a browser to the page, if there is one; raises `AdmissionRefused` then, or for TLS."""
+        if not self._first or not self._web_url:
+            return
+        if not self._parts:
+            data = None
+            with trio.move_on_after(_LOOK_SECONDS):
+                data = await self._receive()
+            if data is not None:
+                await self._take(data)
+        if self._parts and isinstance(self._parts[0], str):
+            self._refuse_http(self._parts[0].partition("\n")[0])
+
     async def send(self, event: Event) -> None:
         """Send *event*; raises `AdmissionRefused` if the client does not take it in time."""
         await self._send(self._encode(event))
@@ -286,8 +304,8 @@ class _PasswordPrompt:
                 await self._read()
         line, more, _ = self._block.partition("\n")
         self._block = behind(self._block, 1) if more else ""
-        if self._first and (other := sniff_line(line, self._web_url)):
-            raise AdmissionRefused(*other)
+        if self._first:
+            self._refuse_http(line)
         self._first = False
         if (password := parse_password(line)) is None:
             for request in TEXT.parse_requests(line):
@@ -295,8 +313,14 @@ class _PasswordPrompt:
                     self.requested_name = request.name
         return password
 
+    def _refuse_http(self, line: str) -> None:
+        if other := sniff_line(line, self._web_url):
+            raise AdmissionRefused(*other)
+
     async def _read(self) -> None:
-        data = await self._receive()
+        await self._take(await self._receive())
+
+    async def _take(self, data: bytes | bytearray) -> None:
         if self._first:
             if data == TLS_RECORD:  # the second byte is needed, too
                 data += await self._receive()

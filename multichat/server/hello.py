@@ -95,7 +95,8 @@ class HelloHandler:
             limits=self._config.limits,
         )
         if excess:
-            answer.append(Invalid.because(TooManyRooms(most, of_client=True)).error)
+            limit = self._config.max_rooms_per_client
+            answer.append(Invalid.because(TooManyRooms(limit, of_client=True)).error)
         await me.send_queue.put(missed + b"".join(map(me.codec.encode, answer)))
 
     async def _filter(self, kind: type[Joining | Renaming], text: str) -> str | None:

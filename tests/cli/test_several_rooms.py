@@ -129,6 +129,12 @@ async def test_a_passphrase_goes_nowhere_but_to_its_server(
         async with Command(tmp_path, MULTICHAT, *words) as sender:
             assert await sender.wait() == 0
             assert "is registered; if it is yours, log in: --login alice; speaking as" in sender.err
+        async with connect(tmp_path, server, "--name", "alice") as client:
+            await client.wait_for("you are Client")
+            assert "is registered; if it is yours, log in: /login alice PASSPHRASE" in client.out
+            assert "when it is free" not in client.out  # it never is
+            client.signal(signal.SIGINT)
+            await client.wait()
         monkeypatch.setenv("MULTICHAT_PASSPHRASE", "something else")
         async with connect(tmp_path, server, "--login", "alice") as client:
             assert await client.wait() == 1

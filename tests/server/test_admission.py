@@ -365,6 +365,32 @@ async def test_a_browser_is_answered_before_the_password(log: LogRecorder) -> No
     )
 
 
+async def test_a_browser_reads_nothing_but_http_where_there_is_a_page(
+    autojump_clock: MockClock,
+) -> None:
+    """A browser shows nothing of an answer that begins with the request for a password."""
+    async with memory_server(asking()) as network:
+        network.server._authentication.web_url = "http://chat.example/"
+        client = await network.join()
+        await trio.sleep(0.1)
+        await client.send("GET / HTTP/1.1", "Host: x", "")
+        answer = await client.rest()
+        assert answer[0] == "HTTP/1.0 400 Bad Request\r"
+        assert answer[-1].endswith("Its page is at http://chat.example/")
+        # Everybody else is asked after a moment, and loses nothing.
+        started = trio.current_time()
+        client = await knock(network)
+        assert trio.current_time() - started < 0.5
+        client = await network.join()
+        await client.send("hello", f"/auth {SECRET}")
+        assert await client.lines(3) == [ASKED, ASKED, ACCEPTED]
+        client = await network.join()
+        await client.stream.send_all(b"/au")
+        await trio.sleep(1)
+        await client.send(f"th {SECRET}")
+        assert await client.lines(2) == [ASKED, ACCEPTED]
+
+
 async def test_a_tls_hello_before_the_password_is_logged(log: LogRecorder) -> None:
     async with memory_server(asking()) as network:
         client = await knock(network)

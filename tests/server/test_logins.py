@@ -75,7 +75,7 @@ async def refused_everywhere(net: MemoryServer, name: str) -> None:
     """Ask for *name* in each way in which a client can have a name."""
     client = await join(net)
     answer = await client.ask("name", name=name)
-    assert answer["code"] == "name-taken"
+    assert (answer["code"], answer["registered"]) == ("name-taken", True)
     assert "/login alice" in answer["text"].lower()
     client = await join(net, name=name)
     assert (await client.hear("error"))["code"] == "name-taken"

@@ -564,7 +564,7 @@ async def test_a_hello_with_too_many_rooms_enters_the_last_of_them() -> None:
         assert [error["code"] for error in errors] == ["too-many-rooms"] * (32 + 1)
         assert alice.welcome["room"] == "r1967"
         [rest] = [error for error in errors if "room" not in error]
-        assert rest["text"] == "you are in too many rooms (limit: 64); leave one first"
+        assert rest["text"] == "you are in too many rooms (limit: 32); leave one first"
 
 
 async def test_a_hello_with_too_many_rooms_misses_nothing_in_the_rooms_of_its_session(
