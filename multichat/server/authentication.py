@@ -265,7 +265,7 @@ class _PasswordPrompt:
         self._bytes_left = MAX_BYTES
 
     async def look(self) -> None:
-        """Lead a browser to the page, if there is one; raises `AdmissionRefused` then, or for TLS."""
+        """Lead a browser to the page, if there is one; raises `AdmissionRefused` for it, or TLS."""
         if not self._first or not self._web_url:
             return
         if not self._parts:
