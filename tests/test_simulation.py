@@ -26,6 +26,7 @@ from .simulation.rooms.broken import ROOMS_MUTATIONS
 from .simulation.rooms.invariants import ROOMS_INVARIANTS
 from .simulation.rooms.plan import about_accounts, make_rooms_plan
 from .simulation.rooms.world import simulate_rooms
+from .simulation.slow_broken import SLOW_MUTATIONS
 from .simulation.wire import Connection, End
 from .simulation.world import simulate
 from .support.log import LogRecorder
@@ -37,6 +38,9 @@ SEEDS = range(24)
 
 # In these a client that lags at the shutdown is told how many messages it missed, and reads that.
 SEEDS_WITH_A_COUNT_AT_SHUTDOWN = (1334, 1380, 1836)
+
+# In this one two tasks wanted to close one room.
+SEED_WITH_A_ROOM_CLOSED_TWICE = 236
 
 # In this one a session that knows one room comes back to that which was refused twice before.
 SEED_WITH_A_ROOM_REFUSED_TWICE = 1501
@@ -82,6 +86,11 @@ def test_a_room_that_was_refused_twice_is_still_the_session_s() -> None:
 @pytest.mark.parametrize("seed", SEEDS_WITH_SEVERAL_ROOMS)
 def test_a_schedule_that_once_violated_an_invariant_does_not(seed: int) -> None:
     assert simulate_rooms(make_rooms_plan(seed)).violations == []
+
+
+def test_a_room_that_is_closed_twice_is_closed_once() -> None:
+    plan = with_slow_backend(make_rooms_plan(SEED_WITH_A_ROOM_CLOSED_TWICE))
+    assert simulate_rooms(plan).violations == []
 
 
 # --- Reproducible runs ----------------------------------------------------------------------------
@@ -262,6 +271,32 @@ def test_a_wrong_count_at_shutdown_is_caught(
     assert found & {"nothing_lost", "skips_add_up"}
 
 
+def small_slow_plans(settings: dict[str, Any]) -> Iterator[Plan]:
+    """Yield plans with a backend that decides late; for *settings* see `SLOW_MUTATIONS`."""
+    config = dict(settings)
+    cuts, full = config.pop("cuts", None), config.pop("full", False)
+    for plan in map(with_slow_backend, small_plans(config)):
+        if cuts is not None and plan.link is not None:
+            plan = replace(plan, link=replace(plan.link, cuts=cuts))
+        if plan.faults.full or not full:
+            yield plan
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize(
+    ("break_it", "invariant", "settings"),
+    [pytest.param(*each, id=f"{each[0].__name__}-{each[1]}") for each in SLOW_MUTATIONS],
+)
+def test_a_broken_server_with_a_backend_that_decides_late_is_caught(
+    break_it: Break, invariant: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_it(monkeypatch)
+    for plan in small_slow_plans(settings):
+        if invariant in {violation.invariant for violation in simulate(plan).violations}:
+            return
+    pytest.fail(f"{break_it.__name__} was not noticed")
+
+
 def small_rooms_plans(settings: dict[str, Any]) -> Iterator[Plan]:
     """Yield plans with *settings* of the server; for the others see `ROOMS_MUTATIONS`."""
     config = dict(settings)
@@ -289,15 +324,16 @@ def test_a_broken_server_with_several_rooms_is_caught(
 
 def test_every_mutation_applies_to_the_current_code() -> None:
     """A quick check that the mutated code still exists, without the long stress tests."""
-    every = [break_it for break_it, _, _ in [*MUTATIONS, *ROOMS_MUTATIONS]]
+    every = [break_it for break_it, _, _ in [*MUTATIONS, *ROOMS_MUTATIONS, *SLOW_MUTATIONS]]
     for break_it in [*every, *AT_SHUTDOWN]:
         with pytest.MonkeyPatch.context() as monkeypatch:
             break_it(monkeypatch)
 
 
 def test_every_invariant_can_be_violated() -> None:
-    assert {invariant for _, invariant, _ in MUTATIONS} == {each.__name__ for each in INVARIANTS}
-    violated = {invariant for _, invariant, _ in [*MUTATIONS, *ROOMS_MUTATIONS]}
+    violated = {invariant for _, invariant, _ in [*MUTATIONS, *SLOW_MUTATIONS]}
+    assert violated == {each.__name__ for each in INVARIANTS}
+    violated |= {invariant for _, invariant, _ in ROOMS_MUTATIONS}
     assert violated >= {each.__name__ for each in ROOMS_INVARIANTS}
 
 

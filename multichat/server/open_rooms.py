@@ -67,6 +67,7 @@ class OpenRooms:
         self._closing: Goodbye | None = None
         self._rooms: dict[str, Room] = {}
         self._remote: dict[str, RemoteRoom] = {}  # with members on other nodes, or open here
+        self._closing_later: set[Room] = set()
         self._topics: dict[str, str] = {}  # by key, also of rooms that are not open
         # Without the lobby, whose lookalikes are refused by another rule.
         self._names: NameIndex[Room | RemoteRoom] = NameIndex()
@@ -293,7 +294,10 @@ class OpenRooms:
         if room or self._rooms.get(room.key) is not room:
             return
         if room.is_delivering and self._closing is None:  # a message under way is not delivered yet
-            self._start_soon(partial(self._close_later, room))
+            # One task for each room: two would give each other the turn to deliver for ever.
+            if room not in self._closing_later:
+                self._closing_later.add(room)
+                self._start_soon(partial(self._close_later, room))
         else:
             del self._rooms[room.key]
             self._names.discard(room)
@@ -307,4 +311,5 @@ class OpenRooms:
 
     async def _close_later(self, room: Room) -> None:
         await room.wait_delivered()
+        self._closing_later.discard(room)
         self.close_if_empty(room)

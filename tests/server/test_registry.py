@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from random import Random
 
 import pytest
 import trio
@@ -34,6 +35,8 @@ from multichat.protocol.text_codec import TEXT
 from multichat.server.client import Client
 from multichat.server.registry import Registry
 from multichat.testing import memory_server, run_on_mock_clock
+from tests.simulation.journal import Disk, Faults, FaultyJournal
+from tests.simulation.surroundings import StandstillGuard
 from tests.support.log import LogRecorder
 
 pytestmark = pytest.mark.unit
@@ -219,6 +222,31 @@ async def test_a_room_exists_while_it_has_members(log: LogRecorder) -> None:
         assert network.server.statistics().rooms == 0
     assert "[INFO] [server] [STATE] Client 1 joined kitchen" in log.lines
     assert "[INFO] [server] [BROADCAST] Broadcasting to 2 clients" in log.lines
+
+
+async def test_a_room_that_is_empty_again_and_again_while_a_message_is_stored_is_closed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Regression: the tasks that wanted to close it gave each other the turn for ever."""
+    journal = FaultyJournal(Disk(), Faults(slow_seconds=100.0), Random(0))
+    async with memory_server(journal=journal) as network:
+        a, b = [await network.join() for _ in range(2)]
+        for client in (b, a):
+            await client.send("/join kitchen")
+            assert "you are in kitchen" in await client.line()
+        await b.send("/join lobby")
+        await a.send("hello")
+        await trio.testing.wait_all_tasks_blocked()
+        network.server.kick(1)
+        await b.send(*["/join kitchen", "/join lobby"] * 20)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.CancelScope() as scope:
+            guard = StandstillGuard(scope)
+            trio.lowlevel.add_instrument(guard)
+            await trio.sleep(200.0)
+            trio.lowlevel.remove_instrument(guard)
+        assert not scope.cancelled_caught
+        assert len(network.server._registry.rooms) == 1
 
 
 async def test_ids_continue_when_a_room_is_opened_again() -> None:

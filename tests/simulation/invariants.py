@@ -168,7 +168,8 @@ def was_refused(history: History, visit: Visit, sent: Sent) -> bool:
 
     If not everything was delivered to it, the error may be among the rest.
     """
-    others = history.plan.faults.full or any(told.text == "not-in-room" for told in visit.told)
+    plan = history.plan
+    others = plan.faults.full or plan.away or any(told.text == "not-in-room" for told in visit.told)
     if others and not history.heard_until_departure(visit):
         return True
     return any(
@@ -339,7 +340,9 @@ def only_the_stalled_are_too_slow(history: History) -> Iterator[str]:
 
 def lags_end(history: History) -> Iterator[str]:
     """A lagging client that reads immediately is live as soon as the journal can be read."""
-    slow = history.plan.faults.slow_seconds
+    plan = history.plan
+    slow = plan.faults.slow_seconds + plan.link_seconds
+    away = 0.0 if plan.link is None else sum(time for _, time in plan.link.cuts)
     visits = {
         visit.server_number: visit
         for visit in history.visits
@@ -353,7 +356,7 @@ def lags_end(history: History) -> Iterator[str]:
         if record.kind == "lag":
             since.setdefault(key, record.seconds)
         elif (start := since.pop(key, None)) is not None and record.connection in visits:
-            most = 0.1 + slow * (1 + len(history.chronicle.numbered.get(record.room, [])))
+            most = 0.1 + away + slow * (1 + len(history.chronicle.numbered.get(record.room, [])))
             if record.seconds - start > most:
                 what = f"{visits[record.connection]} lagged for {record.seconds - start:.3f} s"
                 yield f"{what} in {record.room}, and took everything at once"
@@ -417,6 +420,17 @@ def _was_told(history: History, message: Sent) -> bool:
         or not history.heard_until_departure(recipient)
         for recipient in recipients
     )
+
+
+def storage_fails_only_for_a_reason(history: History) -> Iterator[str]:
+    """Messages are refused with `storage-failed` only with a full disk, or without an engine."""
+    plan = history.plan
+    if plan.faults.full or plan.away:
+        return
+    for visit in history.visits:
+        for told in visit.told:
+            if told.text == "storage-failed" or told.text.startswith("messages cannot be stored"):
+                yield f"{visit} was told {told}"
 
 
 # --- Recipients -----------------------------------------------------------------------------------
@@ -695,6 +709,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     lags_end,
     all_is_said,
     accepted_messages_are_published,
+    storage_fails_only_for_a_reason,
     nothing_twice,
     no_echo,
     only_members_hear,

@@ -83,6 +83,11 @@ class _Lane:
         self._items.append((self._last, item))
         self._more.set()
 
+    @property
+    def items(self) -> list[Any]:
+        """What is on its way."""
+        return [item for _, item in self._items]
+
     async def get(self) -> Any:
         """Return the next thing that arrives."""
         while not self._items:
@@ -149,8 +154,15 @@ class Link:
             self._send_push(item)
         self._changed()
 
-    def drop(self) -> None:
-        """Carry nothing more, as when the node or the engine is killed."""
+    def drop(self, *, arriving: bool = False) -> None:
+        """Carry nothing more, as when the node or the engine is killed.
+
+        Some of the calls that are *arriving* are still carried out.
+        """
+        if arriving and not self._is_dropped:
+            calls = self._up.items
+            for call in calls[: self._rng.randint(0, len(calls))]:
+                self._engine.execute(self, call)
         self._is_dropped = True
         self._unanswered.clear()
         self._up, self._down, self._pushes = _Lane(), _Lane(), _Lane()

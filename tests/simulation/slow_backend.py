@@ -55,7 +55,8 @@ class SlowBackend(Backend):
     With *runs_engine*, the engine is this node's alone, and ends with it.  *position* returns the
     number of log records now, and *note_account* is told of the accounts that are to be stored.
 
-    *handed_out* has the messages that rooms were given, by room and first number.
+    *handed_out* has the messages that rooms were given, by room and first number; *undecided* are
+    the rooms of proposals that were neither handed out nor refused when it ended.
     """
 
     def __init__(
@@ -74,11 +75,13 @@ class SlowBackend(Backend):
         self._note_account = note_account
         self._run = 0
         self.handed_out: set[tuple[str, int]] = set()
+        self.undecided: set[str] = set()
         self.link = Link(
             engine, faults, rng, answered=self._answered, pushed=self._pushed, changed=self._changed
         )
         self._waiting: dict[int, PendingWrite] = {}  # by the number of the call
-        self._proposals: dict[int, Proposal] = {}  # that may still be handed out, by call
+        # Those that may still be handed out, with their rooms, by the number of the call.
+        self._proposals: dict[int, tuple[Proposal, str]] = {}
         self._logs: dict[str, _SlowLog] = {}
         self._ends: dict[str, LogState] = {}  # of logs of which entries have come, by room
         # What comes for rooms that are being loaded, and their states as the engine has answered.
@@ -111,10 +114,15 @@ class SlowBackend(Backend):
         finally:
             self.end(_ENDED)
 
-    def end(self, failure: str) -> None:
-        """Stop at once: what is pending fails here, whatever its fate is in the engine."""
+    def end(self, failure: str, *, arriving: bool = False) -> None:
+        """Stop at once: what is pending fails here, whatever its fate is in the engine.
+
+        Some of what is *arriving* may still reach the engine.
+        """
+        if not self._is_over:
+            self.undecided = {room for _, room in self._proposals.values()}
         self._is_over = True
-        self.link.drop()
+        self.link.drop(arriving=arriving)
         for waiting in list(self._waiting.values()):
             if not waiting.resolved:
                 waiting.resolve(failure)
@@ -164,9 +172,8 @@ class SlowBackend(Backend):
             return
         failure = "fenced" if isinstance(answer, Fenced) else answer.failure
         earlier = {} if isinstance(answer, Fenced) else answer.earlier
-        proposal = self._proposals.get(call.number)  # None if it was handed out already
-        if proposal is not None:
-            proposal.earlier = earlier
+        if call.number in self._proposals:  # else it was handed out already
+            self._proposals[call.number][0].earlier = earlier
             if failure or len(earlier) == _messages(call.request.draft):
                 del self._proposals[call.number]  # no entry comes
         if not waiting.resolved:
@@ -183,7 +190,7 @@ class SlowBackend(Backend):
     def _put(self, stored: Stored) -> None:
         said, key, proposal = stored.said, stored.room, None
         if stored.node == self._node:
-            proposal = self._proposals.pop(stored.number, None)
+            proposal, _ = self._proposals.pop(stored.number, (None, ""))
             if proposal is not None:
                 proposal.earlier = stored.earlier
         entry = Entry(said, proposal)
@@ -255,7 +262,8 @@ class SlowBackend(Backend):
             self._run,
         )
         self._waiting[call.number] = pending
-        proposal = self._proposals[call.number] = Proposal(None, pending)
+        proposal = Proposal(None, pending)
+        self._proposals[call.number] = proposal, key
         return proposal
 
     def closed(self, log: "_SlowLog") -> None:

@@ -103,17 +103,19 @@ def numbered(visit: Visit) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watch_numbers() -> Iterator[None]:
-    """Note which number each visit gets when it is connected; see `numbered`."""
+def watch_numbers() -> Iterator[dict[Client, Visit]]:
+    """Note which number each visit gets when it is connected, and which client; see `numbered`."""
     add = Registry.add
+    visits: dict[Client, Visit] = {}
 
     def watched_add(registry: Registry, client: Client) -> None:
         if (visit := _visit.get()) is not None:
             visit.server_number = client.number
+            visits[client] = visit
         add(registry, client)
 
     with mock.patch.object(Registry, "add", watched_add):
-        yield
+        yield visits
 
 
 @contextlib.contextmanager

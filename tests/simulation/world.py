@@ -281,11 +281,12 @@ class _World:
 
     def _look_for_what_is_left(self, tasks_before: int) -> None:
         counts = self._server.statistics()
+        undecided = set() if self._slow is None else self._slow.undecided
         found = {
             "tasks": trio.lowlevel.current_statistics().tasks_living - tasks_before,
             "clients": counts.clients,
-            # One may be kept for messages whose fate the server did not live to know.
-            "rooms": sum(not room.is_delivering for room in self._all_rooms()),
+            # One is kept for messages whose fate the server did not live to know.
+            "rooms": sum(room.key not in undecided for room in self._all_rooms()),
             "waiting bytes": counts.waiting_bytes,
             "connections open": sum(
                 visit.connection is not None and not visit.connection.server.closed

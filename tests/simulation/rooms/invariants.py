@@ -375,6 +375,7 @@ ROOMS_INVARIANTS: tuple[Invariant, ...] = (
     all_is_said,
     texts_are_whole,
     no_forged_tag,
+    invariants.storage_fails_only_for_a_reason,
     invariants.rooms_wait_within_budgets,
     invariants.only_the_stalled_are_too_slow,
     invariants.evicted_are_told,
