@@ -9,6 +9,7 @@ from multichat.cli.process import UsageMistake, read_secret_file, utf8_text
 
 if TYPE_CHECKING:
     from multichat.cluster.backend import ValkeyBackend
+    from multichat.journal.retention import Retention
     from multichat.log import Log
     from multichat.server.config import ServerConfig
 
@@ -18,7 +19,13 @@ CLUSTER_PASSWORD_VARIABLE = "MULTICHAT_CLUSTER_PASSWORD"  # noqa: S105 - the var
 
 
 def open_cluster(
-    url: str, password_file: Path | None, config: "ServerConfig", log: "Log", *, given: str
+    url: str,
+    password_file: Path | None,
+    config: "ServerConfig",
+    retention: "Retention",
+    log: "Log",
+    *,
+    given: str,
 ) -> "ValkeyBackend":
     """Return the backend of a node that shares the engine at *url*; *given* names the option.
 
@@ -55,6 +62,7 @@ def open_cluster(
         directory=DirectoryConfig(
             settings=settings, direct_seconds=config.slow_timeout_seconds + 1
         ),
+        retention=retention,
         max_accounts=config.accounts.max_accounts,
     )
     return ValkeyBackend(cluster, log)

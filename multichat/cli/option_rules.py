@@ -86,8 +86,6 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Needs("cluster_password_file", "cluster"),
         # The bans are in the cluster.
         Useless("ban_file", "cluster"),
-        # The engine keeps what its memory holds.
-        *(Useless(name, "cluster") for name in ("keep_messages", "keep_days", "keep_mib")),
         Needs("keep_days", "journal", unless="cluster"),
         Needs("operators", "journal", unless="cluster"),
         Needs("operators_file", "journal", unless="cluster"),

@@ -222,19 +222,21 @@ def serve(
         typer.Option(
             min=1,
             help="Number of messages to keep for each room.",
-            show_default="all with --journal, else what fits into 16 MiB a room",
+            show_default="all with --journal or --cluster, else what fits into 16 MiB a room",
         ),
     ] = None,
     keep_days: Annotated[
         float | None,
-        typer.Option(help="With --journal, days to keep a message.", show_default="for ever"),
+        typer.Option(
+            help="With --journal or --cluster, days to keep a message.", show_default="for ever"
+        ),
     ] = None,
     keep_mib: Annotated[
         int | None,
         typer.Option(
             min=1,
             help="MiB of messages to keep in all; above this, the oldest are deleted.",
-            show_default="all with --journal, else half of --memory",
+            show_default="all with --journal or --cluster, else half of --memory",
         ),
     ] = None,
     log_file: Annotated[
@@ -290,7 +292,7 @@ def serve(
         if cluster is not None:
             given = described(context, "cluster")
             backend = open_cluster(
-                cluster, cluster_password_file, config, Log("server"), given=given
+                cluster, cluster_password_file, config, retention, Log("server"), given=given
             )
             server = Server(config, backend=backend)
         else:

@@ -42,6 +42,7 @@ from multichat.cluster.changes import (
     TakeSession,
 )
 from multichat.cluster.connection import Connection, ConnectionConfig, Lost, Ready, Retrying
+from multichat.cluster.deletion import Deletion
 from multichat.cluster.directory import CHANNEL, Directory, DirectoryConfig, NodeInUse, Rejected
 from multichat.cluster.errors import (
     EngineAway,
@@ -68,6 +69,7 @@ from multichat.journal.base import (
     SavedSession,
     SessionRecord,
 )
+from multichat.journal.retention import Retention
 from multichat.log import Log
 from multichat.protocol.goodbyes import GOODBYES
 from multichat.protocol.lookalikes import lookalike_keys
@@ -93,13 +95,14 @@ class ClusterConfig:
     """How a node takes part in a cluster.
 
     *node* is its name, a random one if it is empty.  After *unavailable_seconds* without the engine
-    nothing is decided.  *directory* and the limits of accounts, topics and bans should be the same
-    on all nodes.
+    nothing is decided.  *retention*, *directory* and the limits of accounts, topics and bans should
+    be the same on all nodes.
     """
 
     connection: ConnectionConfig
     node: str = ""
     directory: DirectoryConfig = field(default_factory=lambda: DirectoryConfig(settings=Settings()))
+    retention: Retention = field(default_factory=Retention)
     unavailable_seconds: float = 3.0
     max_accounts: int = 10_000
     max_topics: int = 10_000
@@ -135,6 +138,7 @@ class ValkeyBackend(Backend):
                 away_seconds=config.unavailable_seconds,
             )
         )
+        self._deletion = Deletion(self._rooms, config.retention, log)
         self._link: Link | None = None  # that is prepared
         self._scope = trio.CancelScope()
         self._reason = "the engine cannot be reached"
@@ -207,6 +211,7 @@ class ValkeyBackend(Backend):
                     task_status.started()
                     nursery.start_soon(self._receive, nursery)
                     nursery.start_soon(self._watch)
+                    nursery.start_soon(self._deletion.run)
                     await self._stop.wait()
                     with trio.move_on_after(_END_SECONDS):
                         await self._finish()
@@ -304,6 +309,7 @@ class ValkeyBackend(Backend):
             self._log.line("STATE", f"Lost the connection to the cluster: {reason}", WARNING)
             self._link = None
             self._scope.cancel(reason=reason)
+            self._directory.disconnect()
             self._rooms.disconnected()
 
     async def _finish(self) -> None:
@@ -314,6 +320,10 @@ class ValkeyBackend(Backend):
                 await self._directory.end(self._link, "the server shuts down")
         except MultichatError:
             pass  # the others see it by the lease
+
+    def before_shutdown(self) -> None:
+        """Log what was deleted."""
+        self._deletion.tell()
 
     # --- Availability -----------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
-"""What a node asks the directory for: changes in numbered batches, one at a time.  Pure.
+"""What a node asks the directory for: changes in numbered batches.  Pure.
 
-1. Changes are sent in the order of `add`.
+1. Changes are sent in the order of `add`: at once, together only while many are in flight.
 2. A batch stays until it is answered: after a lost connection it is repeated as it was, with its
    number, before anything new is sent.
 3. What waits is bounded.  While the engine is away, reports of what clients are now are not kept:
@@ -12,17 +12,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from multichat.cluster.changes import (
-    Change,
-    ForgetSession,
-    Gone,
-    PutClient,
-    SaveSession,
-)
+from multichat.cluster.changes import Change, PutClient, SaveSession
 
 __all__ = ["Batch", "Batches"]
 
 T = TypeVar("T")
+
+# As `directory.lua` keeps answers.
+MAX_IN_FLIGHT = 64
 
 # The engine takes 10 ms for as many, and everybody waits for it.
 _MAX_CHANGES = 200
@@ -46,22 +43,27 @@ class Batch(Generic[T]):
 
 
 class Batches(Generic[T]):
-    """The changes that a node asks for in one run; with `begin` another run begins."""
+    """The changes that a node asks for in one run; with `begin` another run begins.
+
+    *answered_up_to* is the number of the last batch that was answered; they are answered in order.
+    """
 
     def __init__(self) -> None:
         self._queue: deque[tuple[Change, T | None]] = deque()
         self._sequence = 0
-        self._batch: Batch[T] | None = None
+        self._in_flight: dict[int, Batch[T]] = {}
+        self._unsent: deque[int] = deque()  # of those in flight, to be repeated
         self._is_away = False
+        self.answered_up_to = 0
 
     def __len__(self) -> int:
         """How many changes wait or are in flight."""
-        return len(self._queue) + (0 if self._batch is None else len(self._batch.changes))
+        return len(self._queue) + sum(len(each.changes) for each in self._in_flight.values())
 
     @property
     def is_in_flight(self) -> bool:
         """Whether a batch has not been answered."""
-        return self._batch is not None
+        return bool(self._in_flight)
 
     def add(self, change: Change, waiting: T | None = None) -> None:
         """Ask for *change* after all others; *waiting* waits for its result."""
@@ -72,29 +74,42 @@ class Batches(Generic[T]):
             self._queue.popleft()
 
     def take(self) -> Batch[T] | None:
-        """Return the batch to send: the one in flight, else a new one; None if nothing waits."""
-        if self._batch is None and self._queue:
-            self._sequence += 1
-            count = min(len(self._queue), _MAX_CHANGES)
-            changes = tuple(self._queue.popleft() for _ in range(count))
-            self._batch = Batch(self._sequence, changes)
-        return self._batch
+        """Return the batch to send now; None if nothing waits, or enough is in flight."""
+        if self._unsent:
+            return self._in_flight[self._unsent.popleft()]
+        if not self._queue or len(self._in_flight) >= MAX_IN_FLIGHT:
+            return None
+        self._sequence += 1
+        count = min(len(self._queue), _MAX_CHANGES)
+        changes = tuple(self._queue.popleft() for _ in range(count))
+        batch = self._in_flight[self._sequence] = Batch(self._sequence, changes)
+        return batch
 
-    def answered(self, batch: Batch[T]) -> None:
-        """Note that *batch* was answered."""
-        if self._batch is batch:
-            self._batch = None
+    def not_sent(self, batch: Batch[T]) -> None:
+        """Take *batch* back, which `take` has just returned: it could not be sent."""
+        self._unsent.appendleft(batch.sequence)
+
+    def answered(self, batch: Batch[T]) -> Batch[T] | None:
+        """Note that *batch* was answered; return it with who waits now, None if it is known."""
+        self.answered_up_to = max(self.answered_up_to, batch.sequence)
+        return self._in_flight.pop(batch.sequence, None)
+
+    def repeat(self) -> None:
+        """Send everything that is in flight again, on a new connection."""
+        self._unsent = deque(self._in_flight)
 
     def drop_waiting(self) -> list[T]:
         """Return who waits for a result, and let nobody wait any more.
 
         What was never sent of that is dropped; what is in flight may still be made.
         """
-        in_flight = () if self._batch is None else self._batch.changes
-        waiting = [each for _, each in (*in_flight, *self._queue) if each is not None]
+        waiting: list[T] = []
+        for batch in self._in_flight.values():
+            waiting += [each for _, each in batch.changes if each is not None]
+            nobody = tuple((change, None) for change, _ in batch.changes)
+            self._in_flight[batch.sequence] = Batch(batch.sequence, nobody)
+        waiting += [each for _, each in self._queue if each is not None]
         self._queue = deque(each for each in self._queue if each[1] is None)
-        if self._batch is not None:
-            self._batch = Batch(self._batch.sequence, tuple((one, None) for one, _ in in_flight))
         return waiting
 
     def leave(self) -> list[T]:
@@ -111,9 +126,11 @@ class Batches(Generic[T]):
 
     def begin(self) -> list[T]:
         """Begin another run, and drop everything; return who waits for a result."""
-        waiting = self.leave()
+        waiting = self.drop_waiting()
         self._queue.clear()
-        self._batch, self._sequence, self._is_away = None, 0, False
+        self._in_flight.clear()
+        self._unsent.clear()
+        self._sequence, self.answered_up_to, self._is_away = 0, 0, False
         return waiting
 
 
@@ -124,6 +141,4 @@ def _is_kept(change: Change) -> bool:
             return False
         case SaveSession(connected=connected):
             return not connected
-        case Gone() | ForgetSession():
-            return True
     return True

@@ -1,9 +1,9 @@
 -- The directory: everything that nodes share besides the messages of rooms.
 --
 -- A node changes it with batches: `multichat_change(NODE, RUN, SEQUENCE, SETTINGS, CHANGES)`, the
--- last two packed.  Batches of a run are numbered and sent one at a time: a batch that is repeated
--- after a lost connection gets its first answer, and changes nothing.  The answer has one result
--- for each change: {"ok", …} or {"refused", CODE, …}; "fenced" is the code for a client that has
+-- last two packed.  Batches of a run are numbered and made in order: a batch that is repeated after
+-- a lost connection gets its first answer, and changes nothing.  The answer has one result for each
+-- change: {"ok", …} or {"refused", CODE, …}; "fenced" is the code for a client that has
 -- been resumed elsewhere meanwhile.
 --
 -- What changes is appended to a stream, the feed, as an event [ACTOR, [KIND, …]] with a number, and
@@ -44,6 +44,8 @@ do
 
     -- A node that is further behind reads a snapshot.
     local LOG_EVENTS = 10000
+    -- So many batches of a run are in flight at most, so no older answer is asked for.
+    local ANSWERS = 64
     -- One call removes at most so many clients, sessions or names: about 20 ms.
     local MAX_REMOVED = 500
     -- A run is never valid again; a frozen node asks within a day.
@@ -362,6 +364,10 @@ do
                 lose(holder, lost, name, true)
             end
         else
+            local holder = account ~= '' and call('HGET', LOGINS, account)
+            if holder and holder ~= text(client) then
+                return {'refused', 'name-taken', '', true}
+            end
             local refusal = name_refusal(client, fold, keys, account, origin, context.time)
             if refusal then
                 return refusal
@@ -706,7 +712,8 @@ do
         return redis.error_reply('UNREGISTERED the engine does not know this node')
     end
 
-    -- NODE RUN SETTINGS: a node starts, or joins again; returns the number of the last event.
+    -- NODE RUN SETTINGS LAST: a node starts, or joins again; returns the number of the last event.
+    -- LAST is the number of its last batch that was answered: the engine may have lost that.
     redis.register_function('multichat_join', function(keys, args)
         local node, run, settings = args[1], args[2], unpacked(args[3])
         if call('EXISTS', PREFIX .. 'fenced:' .. run) == 1 then
@@ -721,6 +728,9 @@ do
         end
         call('HSET', NODES, node, run)
         call('SET', lease_of(node), run, 'PX', settings.lease)
+        if tonumber(call('HGET', answer_of(run), 'last') or '0') < tonumber(args[4]) then
+            call('HSET', answer_of(run), 'last', args[4])
+        end
         if not known or known ~= run then
             emit(node, 'node-joined', node)
         end
@@ -765,12 +775,12 @@ do
         if problem then
             return problem
         end
-        local last = call('HMGET', answer_of(run), 'sequence', 'number', 'results')
-        if last[1] and sequence <= tonumber(last[1]) then
-            if sequence < tonumber(last[1]) then
-                return redis.error_reply('REPEATED this batch was answered long ago')
-            end
-            return {tonumber(last[2]), last[3]}
+        local last = tonumber(call('HGET', answer_of(run), 'last') or '0')
+        if sequence <= last then
+            local answer = call('HGET', answer_of(run), text(sequence))
+            return answer and unpacked(answer) or redis.error_reply('FORGOTTEN an old answer')
+        elseif sequence > last + 1 then
+            return redis.error_reply('ORDER the batches before this one were refused')
         end
         local context = {
             node = node, run = run, settings = unpacked(args[4]), time = now(),
@@ -788,10 +798,10 @@ do
             end
             results[index] = result
         end
-        local number, packed = tonumber(call('GET', COUNT) or '0'), pack(results)
-        call('HSET', answer_of(run), 'sequence', text(sequence), 'number', text(number),
-            'results', packed)
-        return {number, packed}
+        local answer = {tonumber(call('GET', COUNT) or '0'), pack(results)}
+        call('HSET', answer_of(run), 'last', text(sequence), text(sequence), pack(answer))
+        call('HDEL', answer_of(run), text(sequence - ANSWERS))
+        return answer
     end)
 
     -- Everything that a replica holds, and the number of the last event in it.

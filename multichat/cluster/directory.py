@@ -15,6 +15,7 @@ Invariants:
 import secrets
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -40,8 +41,8 @@ from multichat.cluster.changes import (
     read_event,
     read_snapshot,
 )
-from multichat.cluster.errors import EngineAway, EngineRefused, FateUnknown
-from multichat.cluster.link import Link
+from multichat.cluster.errors import EngineAway, EngineBusy, EngineRefused, FateUnknown
+from multichat.cluster.link import Link, Request
 from multichat.cluster.replica import DirectAnswered, Replica, Update
 from multichat.errors import StorageFailed
 from multichat.journal.base import PendingWrite
@@ -148,7 +149,9 @@ class Directory:
         self._config = config
         self._settings = pack(config.settings)
         self._batches: Batches[_Waiting] = Batches()
-        self._more = trio.Event()
+        self._link: Link | None = None  # on which batches are sent
+        self._awaited: deque[tuple[Batch[_Waiting], Request]] = deque()
+        self._sent = trio.Event()
         self._emptied = trio.Event()
         self._applied = trio.Event()
         self._clients: dict[int, ClientRecord] = {}
@@ -249,7 +252,7 @@ class Directory:
 
     def _add(self, change: Change, waiting: _Waiting | None = None) -> None:
         self._batches.add(change, waiting)
-        self._more.set()
+        self._flush()
 
     async def give_client_number(self) -> int:
         """Return a number that no client of any node has had; raises `StorageFailed`."""
@@ -309,7 +312,8 @@ class Directory:
         is_first = not self._data
         while True:
             try:
-                await self._call(link, "multichat_join", self._settings)
+                last = self._batches.answered_up_to
+                await self._call(link, "multichat_join", self._settings, last)
                 break
             except EngineRefused as error:
                 if error.code == "INUSE":
@@ -324,15 +328,18 @@ class Directory:
             self._margin = 0 if is_first else _MARGIN
             await self._load(link)
         self._data = data
-        self._batches.resume(self._whole())
         self._away = ""
+        self._link = link
+        self._batches.repeat()
+        self._batches.resume(self._whole())
+        self._flush()
 
     def resume(self) -> None:
         """Note that the engine answers again, on the same link, after `leave`."""
         if self._away:
             self._away = ""
             self._batches.resume(self._whole())
-            self._more.set()
+            self._flush()
 
     def _whole(self) -> list[Change]:
         """Return all that the engine has to know of this node."""
@@ -376,41 +383,69 @@ class Directory:
         """Send what this node asks for, and renew its lease, until *link* has ended."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send, link)
+                nursery.start_soon(self._take_answers, link)
                 nursery.start_soon(self._renew, link)
         except* (EngineAway, FateUnknown):
             pass
 
-    async def _send(self, link: Link) -> None:
-        while True:
-            if (batch := self._batches.take()) is None:
-                self._emptied.set()
-                self._more = trio.Event()
-                await self._more.wait()
-                continue
+    def disconnect(self) -> None:
+        """Note that the link has ended: what is in flight is repeated on the next one."""
+        self._link = None
+        self._awaited.clear()
+
+    def _flush(self) -> None:
+        """Send what can be sent now."""
+        while self._link is not None and (batch := self._batches.take()) is not None:
+            words = (batch.sequence, self._settings, pack(batch.wanted))
             try:
-                number, packed = await self._call(
-                    link, "multichat_change", batch.sequence, self._settings, pack(batch.wanted)
+                request = self._link.request(
+                    "FCALL", "multichat_change", 0, self.node, self.run, *words
                 )
+            except (EngineAway, EngineBusy):
+                self._batches.not_sent(batch)
+                return
+            self._awaited.append((batch, request))
+            self._sent.set()
+
+    async def _take_answers(self, link: Link) -> None:
+        while True:
+            if not self._awaited:
+                if not len(self._batches):
+                    self._emptied.set()
+                self._sent = trio.Event()
+                await self._sent.wait()
+            batch, request = self._awaited.popleft()
+            try:
+                number, packed = await request.reply()
             except EngineRefused as error:
                 if not self._ends(link, error):
-                    self._refused(error)
-                    await trio.sleep(_REFUSED_SECONDS)
+                    await self._wait_refused(error)
                 continue
             self.refused = ""
             while self.replica.number < number:  # what this followed is applied first
                 self._applied = trio.Event()
                 await self._applied.wait()
-            self.replica.echoes = False
-            self._answered(batch, _decode_results(packed))
+            if (answered := self._batches.answered(batch)) is not None:
+                self._answered(answered, _decode_results(packed))
+            if not self._batches.is_in_flight:
+                self.replica.echoes = False
+            self._flush()
 
-    def _refused(self, error: EngineRefused) -> None:
-        """Note that the engine takes nothing, as when its memory is full."""
+    async def _wait_refused(self, error: EngineRefused) -> None:
+        """Wait while the engine takes nothing, as when its memory is full, and then repeat all."""
         self.refused = str(error)
         self._fail(self._batches.drop_waiting(), self.refused)
+        link, self._link = self._link, None  # nothing is sent meanwhile
+        while self._awaited:  # they were refused, too
+            _, request = self._awaited.popleft()
+            with suppress(EngineRefused):
+                await request.reply()
+        await trio.sleep(_REFUSED_SECONDS)
+        self._link = link
+        self._batches.repeat()
+        self._flush()
 
     def _answered(self, batch: Batch[_Waiting], results: list[list[Any]]) -> None:
-        self._batches.answered(batch)
         for (change, waiting), result in zip(batch.changes, results, strict=True):
             is_done = result[0] == "ok"
             if isinstance(waiting, _Decision):

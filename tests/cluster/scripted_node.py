@@ -42,7 +42,7 @@ class ScriptedNode:
 
     async def join(self) -> int:
         """Start; return the number of the last event."""
-        number: int = await self._call("multichat_join", pack(self.settings))
+        number: int = await self._call("multichat_join", pack(self.settings), self.sequence)
         return number
 
     async def renew(self) -> bool:

@@ -94,8 +94,14 @@ async def test_a_repeated_batch_gets_its_first_answer_and_changes_nothing(join: 
     assert events_of(await a.events()) == [NodeJoined("a"), Announcement("hello")]
     a.sequence += 1
     assert await a.repeat(TakeNumbers(64)) == [["ok", 65]]
-    a.sequence -= 1
-    with pytest.raises(EngineError, match="REPEATED"):
+    a.sequence += 2
+    with pytest.raises(EngineError, match="ORDER"):  # the one before it was refused
+        await a.repeat(TakeNumbers(64))
+    a.sequence -= 2
+    for _ in range(64):
+        await a.change()
+    a.sequence = 1
+    with pytest.raises(EngineError, match="FORGOTTEN"):
         await a.repeat(TakeNumbers(64))
 
 
