@@ -127,14 +127,20 @@ class Trimmed(msgspec.Struct, frozen=True):
     first: int
 
 
-def parse_push(payload: bytes) -> Packet | Trimmed:
+def parse_push(payload: bytes) -> list[Packet] | Trimmed:
     """Parse what a channel of a room was told; raises `InvalidPacket`."""
-    if not payload.startswith(_TRIMMED):
-        return parse_packet(payload)
     try:
-        return Trimmed(int(payload[len(_TRIMMED) :]))
+        if payload.startswith(_TRIMMED):
+            return Trimmed(int(payload[len(_TRIMMED) :]))
+        packets: list[Packet] = []
+        at = 0
+        while at < len(payload):
+            start = payload.index(b"\n", at) + 1
+            at = start + int(payload[at : start - 1])
+            packets.append(parse_packet(payload[start:at]))
     except ValueError:
         raise InvalidPacket from None
+    return packets
 
 
 _TRIMMED = b"trimmed "

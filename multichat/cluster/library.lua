@@ -10,17 +10,18 @@
 --   log                 hash: era, primary, last_epoch, bytes, deleted
 --   nodes               hash: node -> run; a node that others have expired has none
 --   generations         hash: client -> generation
---   run:RUN             hash: last, and the answers of the last calls by sequence
+--   run:RUN             hash: last, the sequence, and the last answers by sequence modulo ANSWERS
 --   room:ROOM           hash: first, next, bytes, epoch, era
 --   log:ROOM            stream: a block of messages with the id LAST-COUNT, as one field
 --   epochs:ROOM         list: `EPOCH NUMBER`, the number from which it is valid
 --   oldest              sorted set: rooms with messages, by the time of the oldest in ms
 --   nonces:CLIENT       hash: nonce -> `CHECK EPOCH NUMBER ROOM`; `-` for an unknown check or epoch
 --   nonce_order:CLIENT  list: its nonces, the oldest first
--- Channels: room:ROOM gets each packet, or its first line alone if it is large.
+-- Channels: room:ROOM gets packets, each after a line with its length in bytes; of a large one only
+-- the first line.  It also gets `trimmed FIRST`.
 --
 -- A packet is a block of messages: the line `FIRST COUNT EPOCH MS RUN SEQUENCE INDEX`, and after the
--- LF what the node has packed.  A channel also gets `trimmed FIRST`.
+-- LF what the node has packed.
 
 local VERSION = 1
 local DIGEST = '' -- of this text, written by `multichat.cluster.library`
@@ -34,11 +35,15 @@ local ANSWERS = 64
 -- A node that is away for longer than this takes a new run.
 local RUN_MS = 3600000
 
--- As `multichat.protocol.fields.MAX_UNACCEPTED`.
-local NONCES = 256
+-- As `multichat.protocol.fields.MAX_UNACCEPTED`.  So many more are kept until they are forgotten at
+-- once, and every so many messages with nonces prolong their life.
+local NONCES, MORE_NONCES, PROLONG = 256, 64, 8
 
 -- A larger packet is not pushed: nodes that have the room open read it.
 local PUSHED_BYTES = 16384
+
+-- The packets of a call are pushed together, up to this size.
+local PUSH_BYTES = 65536
 
 -- What a block takes besides its packet.
 local BLOCK_BYTES = 64
@@ -68,11 +73,13 @@ local function now_ms()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
--- Calls *command* on *key* with the values of *list*, in pieces.
+-- Calls *command* on *key* with the values of *list*, in pieces; returns the last reply.
 local function in_pieces(command, key, list)
+  local reply
   for start = 1, #list, VALUES do
-    call(command, key, unpack(list, start, math.min(start + VALUES - 1, #list)))
+    reply = call(command, key, unpack(list, start, math.min(start + VALUES - 1, #list)))
   end
+  return reply
 end
 
 local function malformed(what)
@@ -91,18 +98,23 @@ local function is_fenced(client, generation)
 end
 
 -- Remembers *nonces* of *client*, with their *values*, and forgets the oldest above the limit.
+-- They are forgotten between *ms* and twice that after the last ones.
 local function remember_nonces(client, nonces, values, ms)
   local key, order = nonces_key(client), order_key(client)
+  local count = #nonces
   local pairs_ = {}
-  for i, nonce in ipairs(nonces) do
-    pairs_[2 * i - 1], pairs_[2 * i] = nonce, values[i]
+  for i = 1, count do
+    pairs_[2 * i - 1], pairs_[2 * i] = nonces[i], values[i]
   end
   in_pieces('HSET', key, pairs_)
-  in_pieces('RPUSH', order, nonces)
-  local above = call('LLEN', order) - NONCES
-  if above > 0 then in_pieces('HDEL', key, call('LPOP', order, above)) end
-  call('PEXPIRE', key, ms)
-  call('PEXPIRE', order, ms)
+  local length = in_pieces('RPUSH', order, nonces)
+  if length > NONCES + MORE_NONCES then
+    in_pieces('HDEL', key, call('LPOP', order, length - NONCES))
+  end
+  if length == count or length % PROLONG < count then
+    call('PEXPIRE', key, 2 * ms)
+    call('PEXPIRE', order, 2 * ms)
+  end
 end
 
 -- The nonces of *client* with their values, the oldest first.
@@ -158,15 +170,6 @@ local function known_nonces(block)
   return known
 end
 
--- The epoch for the room's next message: a new one in a new era.
-local function epoch_of(meta, era, ms)
-  if meta.epoch and meta.era == era then return meta.epoch, false end
-  local last = tonumber(call('HGET', LOG, 'last_epoch') or 0)
-  last = math.max(last + 1, ms)
-  call('HSET', LOG, 'last_epoch', last)
-  return string.format('%011x', last), true
-end
-
 local function read_meta(room)
   local meta = call('HMGET', room_key(room), 'first', 'next', 'epoch', 'era', 'bytes')
   return {
@@ -178,61 +181,109 @@ local function read_meta(room)
   }
 end
 
+-- What a call knows of *room*, and has done there.
+local function room_of(from, room)
+  local found = from.rooms[room]
+  if not found then
+    found = read_meta(room)
+    found.was_empty = found.first == found.next
+    found.packets, found.pushes, found.pushed = {}, {}, 0
+    from.rooms[room] = found
+  end
+  return found
+end
+
+-- Begins the era's epoch in the room, if it has none: it is valid from its next message on.
+local function begin_epoch(meta, from)
+  if meta.epoch and meta.era == from.era then return meta.epoch end
+  if not meta.new_epoch then
+    local last = math.max(tonumber(call('HGET', LOG, 'last_epoch') or 0) + 1, from.ms)
+    call('HSET', LOG, 'last_epoch', last)
+    meta.new_epoch = string.format('%011x', last)
+  end
+  return meta.new_epoch
+end
+
 -- Raises if the engine stores nothing; then nothing has been written.
 local function store(block, packet, number)
   call('XADD', log_key(block.room), number.last .. '-' .. block.count, 'p', packet)
 end
 
-local function note_stored(block, size, meta, number, from)
-  local room = block.room
-  call(
-    'HSET', room_key(room), 'next', number.last + 1, 'bytes', meta.bytes + size,
-    'epoch', number.epoch, 'era', from.era
-  )
-  if meta.first == meta.next then call('ZADD', OLDEST, from.ms, room) end
+local function note_stored(meta, number, packet, line, from)
+  local size = #packet + BLOCK_BYTES
+  meta.next, meta.bytes = number.last + 1, meta.bytes + size
   from.bytes = from.bytes + size
-  if number.is_new_epoch then
-    call('RPUSH', epochs_key(room), number.epoch .. ' ' .. number.first)
-    call('LTRIM', epochs_key(room), -EPOCHS, -1)
+  if meta.new_epoch then
+    meta.epoch, meta.era, meta.begun = meta.new_epoch, from.era, number.first
+    meta.new_epoch = nil
   end
+  local pushed = #packet <= PUSHED_BYTES and packet or line
+  if meta.pushed + #pushed > PUSH_BYTES then
+    meta.pushes[#meta.pushes + 1] = table.concat(meta.packets)
+    meta.packets, meta.pushed = {}, 0
+  end
+  meta.packets[#meta.packets + 1] = #pushed .. '\n' .. pushed
+  meta.pushed = meta.pushed + #pushed
+  meta.is_changed = true
 end
 
 local function note_nonces(block, number, nonce_ms)
   local nonces, values = {}, {}
+  local before = number.epoch .. ' '
   for i, nonce in ipairs(block.nonces) do
     if nonce ~= '' then
       nonces[#nonces + 1] = nonce
-      values[#values + 1] = table.concat(
-        { block.checks:sub(8 * i - 7, 8 * i), number.epoch, number.first + i - 1, block.room }, ' '
-      )
+      values[#values + 1] = block.checks:sub(8 * i - 7, 8 * i)
+        .. ' ' .. before .. number.first + i - 1 .. ' ' .. block.room
     end
   end
   if #nonces > 0 then remember_nonces(block.client, nonces, values, nonce_ms) end
 end
 
 local function append_block(block, index, from)
-  if is_fenced(block.client, block.generation) then return { FENCED, '', 0, 0, {} } end
+  if (from.generations[index] or 0) > block.generation then return { FENCED, '', 0, 0, {} } end
   local known = {}
   if #block.nonces > 0 then known = known_nonces(block) end
   if block.count == 0 then return { KNOWN, '', 0, 0, known } end
-  local meta = read_meta(block.room)
-  local epoch, is_new_epoch = epoch_of(meta, from.era, from.ms)
+  local meta = room_of(from, block.room)
   local number = {
     first = meta.next,
     last = meta.next + block.count - 1,
-    epoch = epoch,
-    is_new_epoch = is_new_epoch,
+    epoch = begin_epoch(meta, from),
   }
-  local line = table.concat(
-    { number.first, block.count, epoch, from.ms, from.run, from.sequence, index - 1 }, ' '
-  )
+  local line = number.first .. ' ' .. block.count .. ' ' .. number.epoch .. from.line .. index - 1
   local packet = line .. '\n' .. block.payload
   store(block, packet, number)
   -- It is stored, whatever fails now.
-  pcall(note_stored, block, #packet + BLOCK_BYTES, meta, number, from)
+  note_stored(meta, number, packet, line, from)
   pcall(note_nonces, block, number, from.nonce_ms)
-  pcall(call, 'PUBLISH', room_key(block.room), #packet <= PUSHED_BYTES and packet or line)
-  return { APPENDED, epoch, number.first, from.ms, known }
+  return { APPENDED, number.epoch, number.first, from.ms, known }
+end
+
+-- Writes down what a call has done in *room*, and pushes its packets.
+local function finish_room(room, meta, from)
+  local key = room_key(room)
+  call('HSET', key, 'next', meta.next, 'bytes', meta.bytes, 'epoch', meta.epoch, 'era', meta.era)
+  if meta.was_empty then call('ZADD', OLDEST, from.ms, room) end
+  if meta.begun then
+    call('RPUSH', epochs_key(room), meta.epoch .. ' ' .. meta.begun)
+    call('LTRIM', epochs_key(room), -EPOCHS, -1)
+  end
+  for _, push in ipairs(meta.pushes) do call('PUBLISH', key, push) end
+  call('PUBLISH', key, table.concat(meta.packets))
+end
+
+-- The generations that the engine has of the clients of *blocks*.
+local function generations_of(blocks)
+  local clients, generations = {}, {}
+  for index, block in ipairs(blocks) do clients[index] = block.client end
+  for start = 1, #clients, VALUES do
+    local stop = math.min(start + VALUES - 1, #clients)
+    for i, stored in ipairs(call('HMGET', GENERATIONS, unpack(clients, start, stop))) do
+      generations[start + i - 1] = stored and tonumber(stored) or nil
+    end
+  end
+  return generations
 end
 
 -- node run sequence nonce_ms, then for each block:
@@ -261,20 +312,24 @@ local function append(_, args)
     blocks[#blocks + 1] = block
     at = at + 7 + nonces
   end
-  local run_key = P .. 'run:' .. run
-  local done = call('HMGET', run_key, 'last', sequence)
+  local run_key, slot = P .. 'run:' .. run, sequence % ANSWERS
+  local done = call('HMGET', run_key, 'last', slot)
   if done[1] and sequence <= tonumber(done[1]) then
-    return done[2] or redis.error_reply('FORGOTTEN multichat: the answer to an old call')
+    local of, answer = (done[2] or ''):match('^(%d+) (.*)$')
+    if tonumber(of) == sequence then return answer end
+    return redis.error_reply('FORGOTTEN multichat: the answer to an old call')
   end
   if not is_current(node, run) then
     return redis.error_reply('FENCED multichat: another run of this node, or none')
   end
+  local ms = now_ms()
   local from = {
-    run = run,
-    sequence = sequence,
-    ms = now_ms(),
+    ms = ms,
     era = call('HGET', LOG, 'era') or '0',
+    line = ' ' .. ms .. ' ' .. run .. ' ' .. sequence .. ' ',
+    generations = generations_of(blocks),
     nonce_ms = nonce_ms,
+    rooms = {},
     bytes = 0,
   }
   local answers = {}
@@ -287,11 +342,13 @@ local function append(_, args)
     end
     answers[index] = answer
   end
+  for room, meta in pairs(from.rooms) do
+    if meta.is_changed then pcall(finish_room, room, meta, from) end
+  end
   if from.bytes > 0 then call('HINCRBY', LOG, 'bytes', from.bytes) end
   local packed = cmsgpack.pack(answers)
-  call('HSET', run_key, 'last', sequence, sequence, packed)
-  call('HDEL', run_key, sequence - ANSWERS)
-  call('PEXPIRE', run_key, RUN_MS)
+  call('HSET', run_key, 'last', sequence, slot, sequence .. ' ' .. packed)
+  if slot == 1 then call('PEXPIRE', run_key, RUN_MS) end
   return packed
 end
 

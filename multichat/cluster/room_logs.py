@@ -205,8 +205,9 @@ class RoomLogs:
             if isinstance(pushed, Trimmed):
                 log.state.trimmed(pushed.first)
             else:
-                self._note_epoch(pushed.header.epoch)
-                log.state.push(pushed)
+                for packet in pushed:
+                    self._note_epoch(packet.header.epoch)
+                    log.state.push(packet)
             self.check(log)
         return True
 
