@@ -261,6 +261,9 @@ class Backend(ABC):
         Returns None if it can at once, always if the backend is not shared.  After the result was
         waited for, `room` can be called in the same step, and for at least ten seconds; what is not
         asked for by then is released.  The result raises `StorageFailed` if it cannot be loaded.
+
+        If the room is open, the result is there once all that its log has now is handed out, and
+        the room has asked for more.
         """
         return None
 

@@ -368,6 +368,8 @@ class ValkeyBackend(Backend):
 
     def load_room(self, key: str) -> PendingWrite | None:
         """Prepare the log of the room *key*: what was loaded just now is not loaded again."""
+        if self._rooms.is_open(key):
+            return self._rooms.load(key)
         pending, until = self._loading.pop(key, (None, 0.0))
         if pending is not None and pending.resolved and not pending.failed:
             if trio.current_time() < until:

@@ -242,6 +242,11 @@ class RoomLogs:
         log.is_open = True
         return log
 
+    def is_open(self, key: str) -> bool:
+        """Whether `room` has returned the log of that room, which is not closed."""
+        log = self._logs.get(key)
+        return log is not None and log.is_open
+
     @property
     def refusal(self) -> str:
         """Why nothing new can be appended now; empty if it can."""

@@ -98,11 +98,16 @@ class OpenRooms:
     async def prepare(self, names: Iterable[str]) -> None:
         """Load what is needed to `open` the rooms called *names* in the same step.
 
-        Returns without a checkpoint if nothing is missing.  Raises `StorageFailed`.
+        Waits for those that are open, too: whoever comes from another node may know messages that
+        are not delivered here yet.  Returns without a checkpoint if nothing is missing.  Raises
+        `StorageFailed`.
         """
         if not self._backend.is_shared:
             return
         keys = {fold_name(name) for name in names}
+        for pending in [self._backend.load_room(key) for key in keys & self._rooms.keys()]:
+            if pending is not None:
+                await pending.wait()
         while missing := [
             pending
             for key in keys - self._rooms.keys()

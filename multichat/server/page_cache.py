@@ -59,6 +59,11 @@ class PageCache:
             if page.blocks is not None:
                 return page.blocks
 
+    def forget(self, epoch: str) -> None:
+        """Drop the pages that were read in that *epoch*: the log has lost messages."""
+        for key in [key for key in self._pages if key[0] == epoch]:
+            del self._pages[key]
+
     async def _read(
         self, key: tuple[str, int], log: RoomLog, start: int, delivered: int
     ) -> list[Block]:

@@ -109,7 +109,7 @@ class Room:
         self.name, self.key = name, fold_name(name)
         self.topic = ""
         self._log = log
-        self._rings = rings
+        self._rings, self._pages = rings, pages
         self._ring = Ring(rings, log.next)  # its `next` is delivered next
         self._slow = config.slow
         self._counts, self._disconnect, self._start_soon = counts, disconnect, start_soon
@@ -354,11 +354,23 @@ class Room:
         # The client may have resumed here, or elsewhere, since it said this.
         delivery.sender = self.members.get(delivery.said.client)
         async with self._order:
+            self._skip_to(delivery.said.first)
             await self._apply(delivery)
+
+    def _skip_to(self, first: int) -> None:
+        """Have the members told of the messages before *first* that were deleted meanwhile.
+
+        That happens while this node cannot reach the log.
+        """
+        if first > self.next:
+            for members in self._by_codec.values():
+                for member in list(members.values()):
+                    self.start_replay(member, self.next)
 
     def _lose(self, lost: Lost) -> None:
         """Continue where the log continues, which has lost messages that were delivered."""
         self._ring.truncate(lost.next)
+        self._pages.forget(self._log.epoch)
         for member in self.members.values():
             if member.lag is not None:
                 member.lag.go_back(lost.next)
