@@ -9,6 +9,7 @@ Invariants:
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import msgspec
@@ -65,6 +66,7 @@ class OpenRooms:
         self._config, self._backend = config, backend
         self._start_soon, self._disconnect = start_soon, disconnect
         self._closing: Goodbye | None = None
+        self._left: list[Room] | None = None  # while none is closed
         self._rooms: dict[str, Room] = {}
         self._remote: dict[str, RemoteRoom] = {}  # with members on other nodes, or open here
         self._closing_later: set[Room] = set()
@@ -294,9 +296,23 @@ class OpenRooms:
         for member in list(client.memberships.values()):
             self.leave(member, reason, away=away)
 
+    @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """Close no room during the block, which is one step: a client leaves and enters others."""
+        self._left = []
+        try:
+            yield
+        finally:
+            left, self._left = self._left, None
+            for room in left:
+                self.close_if_empty(room)
+
     def close_if_empty(self, room: Room) -> None:
         """Close *room* if it has no members, once its messages are delivered."""
         if room or self._rooms.get(room.key) is not room:
+            return
+        if self._left is not None:
+            self._left.append(room)
             return
         if room.is_delivering and self._closing is None:  # a message under way is not delivered yet
             # One task for each room: two would give each other the turn to deliver for ever.

@@ -304,6 +304,10 @@ class Registry:
         errors for the name and the rooms if the client cannot have them any more; for the rooms see
         `Client.refused_room`.
         """
+        with self.rooms.kept_open():
+            return self._resume(client, stored_session)
+
+    def _resume(self, client: Client, stored_session: StoredSession) -> list[Refusal]:
         refusals: list[Refusal] = []
         name, rooms = stored_session.name, stored_session.rooms
         old = self._clients.get(stored_session.client)

@@ -133,7 +133,7 @@ show_the_history_of_the_current_room = edited(
 give_a_registered_name_to_a_resume = edited(
     "give_a_registered_name_to_a_resume",
     Registry,
-    "resume",
+    "_resume",
     "self._names.check(client, parse_person_name(name))",
     "parse_person_name(name)",
 )

@@ -1,0 +1,470 @@
+"""Two nodes of one chat, over memory streams and a hub: what clients see of each other."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import pytest
+import trio
+import trio.testing
+
+from multichat import ServerConfig
+from multichat.server.bans import Ban
+from multichat.server.config import AccountLimits
+from multichat.server.passphrases import Hasher
+from multichat.testing import MemoryServer, memory_server
+from tests.support.hub import Hub
+from tests.support.programs import JsonClient, join
+
+pytestmark = pytest.mark.unit
+
+T = TypeVar("T")
+Clock = trio.testing.MockClock
+
+CONFIG = ServerConfig(away_seconds=5.0, accounts=AccountLimits(hash_kib=8, hash_passes=1))
+
+
+class HasherWithoutThreads(Hasher):
+    """Hashes at once: a virtual clock does not wait for threads."""
+
+    async def run(self, work: Callable[[], T]) -> T:
+        await trio.lowlevel.checkpoint()
+        return work()
+
+
+@asynccontextmanager
+async def bounded() -> AsyncGenerator[None]:
+    with trio.fail_after(600):
+        yield
+
+
+@asynccontextmanager
+async def two_nodes(
+    hub: Hub | None = None, config: ServerConfig = CONFIG
+) -> AsyncGenerator[tuple[MemoryServer, MemoryServer]]:
+    hub, hasher = hub or Hub(), HasherWithoutThreads(config.accounts)
+    async with (
+        bounded(),
+        memory_server(config, backend=hub.node("one"), hasher=hasher) as one,
+        memory_server(config, backend=hub.node("two"), hasher=hasher) as two,
+    ):
+        yield one, two
+
+
+async def settle() -> None:
+    """Wait until joins and leaves are announced."""
+    await trio.sleep(3)
+
+
+async def events_of(client: JsonClient) -> list[dict[str, Any]]:
+    """Return all events that *client* has received, up to the answer to a ping."""
+    await settle()
+    events: list[dict[str, Any]] = []
+    nonce = f"quiet {trio.current_time()}"
+    await client.send({"type": "ping", "nonce": nonce})
+    while (event := await client.hear_any()).get("nonce") != nonce:
+        events.append(event)
+    return events
+
+
+def kinds(events: list[dict[str, Any]]) -> list[str]:
+    return [event["type"] for event in events]
+
+
+async def names_in(client: JsonClient, room: str = "lobby") -> set[str]:
+    answer = await client.ask("who", room=room)
+    return {each["name"] for each in answer["members"]}
+
+
+# --- Messages -------------------------------------------------------------------------------------
+
+
+async def test_messages_have_one_order_and_reach_the_members_of_both_nodes_once(
+    autojump_clock: Clock,
+) -> None:
+    async with two_nodes() as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two, name="bob")
+        carol, dave = await join(one), await join(two)
+        await settle()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(alice.say, *(f"a{n}" for n in range(20)))
+            nursery.start_soon(bob.say, *(f"b{n}" for n in range(20)))
+        heard = [[(await each.said())[1] for _ in range(40)] for each in (carol, dave)]
+        assert heard[0] == heard[1]
+        assert sorted(heard[0]) == sorted(f"{who}{n}" for who in "ab" for n in range(20))
+        assert carol.ids == dave.ids
+        assert {**alice.ids, **bob.ids}.items() <= carol.ids.items()
+        assert await alice.history() == await bob.history() == heard[0]
+
+
+async def test_a_message_is_accepted_when_it_is_delivered_here(autojump_clock: Clock) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (one, two):
+        alice, bob = await join(one), await join(two)
+        hub.nodes["one"].hold()
+        await alice.send({"type": "say", "text": "hi", "nonce": 1})
+        assert await bob.said() == ("lobby", "hi")
+        with trio.move_on_after(1):
+            raise AssertionError(await alice.answer(1))
+        hub.nodes["one"].release()
+        assert (await alice.answer(1))["id"] == bob.ids["hi"]
+
+
+async def test_a_message_of_a_sender_that_goes_before_it_is_decided_is_delivered_once(
+    autojump_clock: Clock,
+) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (one, two):
+        alice, bob, carol = await join(one), await join(one), await join(two)
+        await alice.say("before")
+        hub.nodes["one"].hold()
+        await alice.send({"type": "say", "text": "hi", "nonce": "n"})
+        assert [await carol.said() for _ in range(2)] == [("lobby", "before"), ("lobby", "hi")]
+        await alice.reset()
+        await trio.sleep(1)
+        hub.nodes["one"].release()
+        assert [await bob.said() for _ in range(2)] == [("lobby", "before"), ("lobby", "hi")]
+        # It asks on the other node what became of it.
+        again = await join(two, session=alice.welcome["session"])
+        assert again.welcome["resumed"]
+        await again.send({"type": "say", "text": "hi", "nonce": "n"})
+        assert (await again.answer("n"))["id"] == carol.ids["hi"]
+        assert await carol.history() == ["before", "hi"]
+
+
+# --- Presence -------------------------------------------------------------------------------------
+
+
+async def test_members_on_other_nodes_are_counted_listed_and_announced(
+    autojump_clock: Clock,
+) -> None:
+    async with two_nodes() as (one, two):
+        alice = await join(one, name="alice", room="den")
+        bob = await join(two, name="bob", room="den")
+        assert bob.welcome["members"] == 2
+        [joined] = [each for each in await events_of(alice) if each["type"] == "joined"]
+        assert (joined["name"], joined["members"]) == ("bob", 2)
+        assert await names_in(alice, "den") == await names_in(bob, "den") == {"alice", "bob"}
+        await bob.ask("name", name="robert")
+        assert kinds(await events_of(alice)) == ["renamed"]
+        await bob.ask("join", room="attic")
+        [left] = await events_of(alice)
+        assert (left["type"], left["name"], left["members"]) == ("left", "robert", 1)
+        assert left["reason"] == "joined attic"
+        listed = (await alice.ask("rooms"))["rooms"]
+        assert {(each["room"], each["members"]) for each in listed} >= {("den", 1), ("attic", 1)}
+
+
+async def test_a_rename_is_told_once_to_a_client_that_shares_several_rooms(
+    autojump_clock: Clock,
+) -> None:
+    async with two_nodes() as (one, two):
+        alice = await join(one, name="alice", rooms={"den": {}, "attic": {}})
+        bob = await join(two, name="bob", rooms={"den": {}, "attic": {}})
+        await events_of(alice)
+        await bob.ask("name", name="robert")
+        assert kinds(await events_of(alice)) == ["renamed"]
+
+
+async def test_who_lists_a_room_that_only_other_nodes_have(autojump_clock: Clock) -> None:
+    async with two_nodes() as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two, name="bob", room="den")
+        await trio.sleep(1)
+        assert await names_in(alice, "den") == {"bob"}
+        assert (await alice.ask("who", room="bob"))["person_in"] == "den"
+        del bob
+
+
+async def test_a_client_that_leaves_another_node_is_gone_for_all(autojump_clock: Clock) -> None:
+    async with two_nodes() as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two, name="bob")
+        await events_of(alice)
+        await bob.send({"type": "quit"})
+        assert kinds(await events_of(alice)) == ["left"]
+        assert await names_in(alice) == {"alice"}
+
+
+# --- Names ----------------------------------------------------------------------------------------
+
+
+async def test_a_name_belongs_to_one_client_of_all_nodes(autojump_clock: Clock) -> None:
+    async with two_nodes() as (one, two):
+        alice, other = await join(one, name="alice"), await join(two)
+        refused = await other.ask("name", name="ALICE")
+        assert refused["code"] == "name-taken"
+        assert (await other.ask("name", name="bob"))["type"] == "renamed"
+        assert (await alice.ask("name", name="bob"))["code"] == "name-taken"
+        await alice.ask("name", name="al")
+        assert (await other.ask("name", name="alice"))["type"] == "renamed"
+
+
+async def test_of_two_clients_that_want_a_name_at_once_one_gets_it(autojump_clock: Clock) -> None:
+    async with two_nodes() as (one, two):
+        clients = [await join(each) for each in (one, two, one, two)]
+        answers: list[dict[str, Any]] = []
+
+        async def ask(client: JsonClient) -> None:
+            answers.append(await client.ask("name", name="alice"))
+
+        async with trio.open_nursery() as nursery:
+            for client in clients:
+                nursery.start_soon(ask, client)
+        assert sorted(kinds(answers)) == ["error", "error", "error", "renamed"]
+        assert {each.get("code") for each in answers} == {None, "name-taken"}
+
+
+async def test_a_name_claimed_by_a_client_that_goes_meanwhile_is_free(
+    autojump_clock: Clock,
+) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (one, two):
+        alice, bob = await join(one), await join(two)
+        hub.nodes["one"].hold()
+        await alice.send({"type": "name", "name": "queen"})
+        await trio.sleep(1)
+        await alice.reset()
+        await trio.sleep(1)
+        hub.nodes["one"].release()
+        await trio.sleep(10)
+        assert (await bob.ask("name", name="queen"))["type"] == "renamed"
+
+
+async def test_a_claim_that_is_refused_leaves_the_former_name(autojump_clock: Clock) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (one, two):
+        await join(one, name="alice")
+        hub.nodes["two"].hold()  # it has not heard of it
+        bob = JsonClient(await two.join())
+        hub.nodes["two"].release()
+        await bob.hello(name="alice")
+        assert bob.welcome["name"] != "alice"
+        assert (await bob.hear("error"))["code"] == "name-taken"
+        assert (await bob.ask("name", name="bob"))["type"] == "renamed"
+
+
+# --- Sessions -------------------------------------------------------------------------------------
+
+
+async def test_a_client_resumes_on_another_node_and_nobody_sees_it(autojump_clock: Clock) -> None:
+    async with two_nodes() as (one, two):
+        alice = await join(one, name="alice", rooms={"den": {}, "attic": {}})
+        bob, carol = await join(one, name="bob", room="den"), await join(two, room="den")
+        await bob.say("1")
+        assert await alice.said() == ("den", "1")
+        await events_of(bob), await events_of(carol)
+        await alice.reset()
+        await bob.say("2", "3")
+        again = await join(
+            two,
+            session=alice.welcome["session"],
+            rooms={"den": {"since": bob.ids["1"]}, "attic": {}},
+        )
+        assert again.welcome["resumed"]
+        assert (again.welcome["client"], again.welcome["name"]) == (1, "alice")
+        assert [await again.said() for _ in range(2)] == [("den", "2"), ("den", "3")]
+        await again.say("4")
+        assert [each["type"] for each in await events_of(bob)] == []  # it said that in the attic
+        assert kinds(await events_of(carol)) == ["said", "said"]
+        await trio.sleep(10)
+        assert await events_of(bob) == await events_of(carol) == []
+        assert "alice" in await names_in(bob, "den")
+
+
+async def test_a_connection_whose_session_is_resumed_elsewhere_is_replaced(
+    autojump_clock: Clock,
+) -> None:
+    async with two_nodes() as (one, two):
+        alice, bob = await join(one, name="alice"), await join(one, name="bob")
+        await events_of(bob)
+        again = await join(two, session=alice.welcome["session"])
+        assert again.welcome["name"] == "alice"
+        goodbye = await alice.hear("goodbye")
+        assert (goodbye["code"], goodbye["reconnect"]) == ("replaced", False)
+        await again.say("here I am")
+        assert await bob.said() == ("lobby", "here I am")
+        assert [each["type"] for each in await events_of(bob)] == []
+        third = await join(one, session=alice.welcome["session"])
+        assert third.welcome["resumed"]
+        assert (await again.hear("goodbye"))["code"] == "replaced"
+        # It is the same session: its nonces count on, and one of them is known.
+        used = await third.ask("say", text="and here", nonce="ask 1")
+        assert used["code"] == "nonce-reused"
+        assert (await third.ask("say", text="and here", nonce="new"))["type"] == "accepted"
+        assert await bob.said() == ("lobby", "and here")
+
+
+async def test_what_a_replaced_connection_still_says_is_refused(autojump_clock: Clock) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two, name="bob")
+        hub.nodes["one"].hold()  # it does not hear that the session was taken
+        again = await join(two, session=alice.welcome["session"])
+        await alice.send({"type": "say", "text": "from the grave", "nonce": 1})
+        await again.say("alive")
+        assert await bob.said() == ("lobby", "alive")
+        hub.nodes["one"].release()
+        await trio.sleep(1)
+        assert await bob.history() == ["alive"]
+
+
+async def test_a_session_that_is_taken_and_not_resumed_can_be_taken_again(
+    autojump_clock: Clock,
+) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (one, two):
+        alice = await join(one, name="alice")
+        await alice.reset()
+        await trio.sleep(0.1)
+        raw = JsonClient(await two.join())
+        hub.nodes["two"].hold()
+        await raw._client.send(f'/json {{"session": "{alice.welcome["session"]}"}}')
+        await trio.sleep(0.5)
+        await raw.reset()
+        await trio.sleep(0.5)
+        hub.nodes["two"].release()
+        again = await join(one, session=alice.welcome["session"])
+        assert again.welcome["resumed"]
+        assert again.welcome["name"] == "alice"
+        await again.say("hello")
+
+
+async def test_a_session_that_ended_elsewhere_cannot_be_resumed(autojump_clock: Clock) -> None:
+    async with two_nodes() as (one, two):
+        alice = await join(one, name="alice")
+        await alice.reset()
+        again = await join(two, session=alice.welcome["session"])
+        await again.send({"type": "quit"})
+        await again.hear("goodbye")
+        third = await join(one, session=alice.welcome["session"])
+        assert not third.welcome["resumed"]
+
+
+async def test_a_node_that_was_taken_for_dead_lets_its_clients_come_back(
+    autojump_clock: Clock,
+) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two, name="bob")
+        await events_of(bob)
+        hub.fence("one")
+        goodbye = await alice.hear("goodbye")
+        assert (goodbye["code"], goodbye["reconnect"]) == ("draining", True)
+        again = await join(two, session=alice.welcome["session"])
+        assert again.welcome["resumed"]
+        assert [each["type"] for each in await events_of(bob)] == []
+        assert await names_in(bob) == {"alice", "bob"}
+
+
+# --- Accounts -------------------------------------------------------------------------------------
+
+SECRET = "correct horse battery"
+
+
+async def test_a_login_takes_the_name_and_the_login_from_clients_of_other_nodes(
+    autojump_clock: Clock,
+) -> None:
+    async with two_nodes() as (one, two):
+        alice = await join(one, name="alice")
+        assert (await alice.ask("register", passphrase=SECRET))["type"] == "logged-in"
+        bob = await join(two)
+        assert (await bob.ask("name", name="alice"))["code"] == "name-taken"
+        assert (await bob.ask("login", name="alice", passphrase=SECRET))["type"] == "logged-in"
+        lost = await alice.hear("logged-out")
+        assert lost["name"] == "Client 1"
+        assert await names_in(bob) == await names_in(alice) == {"alice", "Client 1"}
+        assert (await alice.ask("name", name="alice"))["code"] == "name-taken"
+        assert (await alice.ask("login", name="alice", passphrase=SECRET))["type"] == "logged-in"
+        assert (await bob.hear("logged-out"))["name"] == "Client 2"
+
+
+async def test_a_hello_logs_in_to_an_account_of_another_node(autojump_clock: Clock) -> None:
+    async with two_nodes() as (one, two):
+        alice = await join(one, name="alice")
+        await alice.ask("register", passphrase=SECRET)
+        login = {"name": "alice", "passphrase": SECRET}
+        again = await join(two, login=login)
+        assert (again.welcome["name"], again.welcome["account"]) == ("alice", "alice")
+        assert (await alice.hear("logged-out"))["name"] == "Client 1"
+        third = await join(one, session=again.welcome["session"])
+        assert (third.welcome["name"], third.welcome["account"]) == ("alice", "alice")
+
+
+# --- To other nodes' clients ----------------------------------------------------------------------
+
+
+async def test_private_messages_reach_clients_of_other_nodes(autojump_clock: Clock) -> None:
+    async with two_nodes() as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two, name="bob")
+        answer = await alice.ask("direct", to="bob", text="psst")
+        assert answer["type"] == "accepted"
+        assert (await bob.hear("direct"))["text"] == "psst"
+        assert (await bob.ask("direct", to=1, text="yes?"))["type"] == "accepted"
+        assert (await alice.hear("direct"))["text"] == "yes?"
+        assert (await alice.ask("direct", to="nobody", text="?"))["code"] == "nobody-there"
+
+
+async def test_operators_reach_clients_of_other_nodes(autojump_clock: Clock) -> None:
+    async with two_nodes() as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two, name="bob")
+        await trio.sleep(1)
+        number = two.server.find("bob")
+        assert number is not None
+        assert one.server.find("bob") == number
+        await one.server.broadcast("all of you")
+        assert (await alice.hear("notice"))["text"] == "all of you"
+        assert (await bob.hear("notice"))["text"] == "all of you"
+        one.server.kick(number, "kicked: enough")
+        goodbye = await bob.hear("goodbye")
+        assert (goodbye["code"], goodbye["reason"]) == ("kicked", "kicked: enough")
+        carol = await join(two, name="carol")
+        await trio.sleep(1)
+        assert len(one.server.ban(Ban(target="carol"))) == 1
+        assert (await carol.hear("goodbye"))["code"] == "banned"
+        dave = await join(two)
+        assert (await dave.ask("name", name="carol"))["code"] == "banned"
+        assert one.server.unban("carol")
+        await trio.sleep(1)
+        assert (await dave.ask("name", name="carol"))["type"] == "renamed"
+
+
+async def test_a_topic_set_on_one_node_is_known_on_all(autojump_clock: Clock) -> None:
+    async with two_nodes() as (one, two):
+        root = await join(one, name="other", room="den")
+        bob = await join(two, rooms={"den": {}})
+        await one.server.admin.topic("den what we talk about")
+        assert (await bob.hear("topic"))["text"] == "what we talk about"
+        carol = await join(two, rooms={"den": {}})
+        assert carol.welcome["rooms"]["den"]["topic"] == "what we talk about"
+        del root
+
+
+# --- While the storage is away --------------------------------------------------------------------
+
+
+async def test_while_the_storage_is_away_nothing_is_decided_and_nobody_disconnected(
+    autojump_clock: Clock,
+) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two, name="bob")
+        await events_of(alice)
+        hub.nodes["one"].become(available=False)
+        assert "storage" in (await alice.hear("notice"))["text"]
+        for type_, fields in {
+            "say": {"text": "hi"},
+            "name": {"name": "al"},
+            "join": {"room": "den"},
+            "enter": {"room": "den"},
+            "direct": {"to": "bob", "text": "psst"},
+        }.items():
+            assert (await alice.ask(type_, **fields))["code"] == "storage-failed", type_
+        assert (await alice.ask("ping", token="x"))["type"] == "pong"
+        refused = await one.join()
+        assert "not available" in await refused.line()
+        await bob.say("still here")
+        assert await alice.said() == ("lobby", "still here")
+        hub.nodes["one"].become(available=True)
+        await trio.sleep(1)
+        await alice.say("back again")
+        assert (await alice.ask("enter", room="den"))["type"] == "joined"
+        assert (await bob.said()) == ("lobby", "back again")
