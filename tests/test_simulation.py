@@ -21,6 +21,8 @@ from multichat.testing import ScriptedClient, memory_server
 
 from .simulation.broken import AT_SHUTDOWN, MUTATIONS, Break, echo
 from .simulation.invariants import INVARIANTS
+from .simulation.nodes.plan import make_nodes_plan
+from .simulation.nodes.world import simulate_nodes
 from .simulation.plan import Plan, make_plan, with_slow_backend
 from .simulation.rooms.broken import ROOMS_MUTATIONS
 from .simulation.rooms.invariants import ROOMS_INVARIANTS
@@ -35,6 +37,7 @@ pytestmark = pytest.mark.unit
 
 # The number of seeds in each build; `python -m tests.simulation` runs more.
 SEEDS = range(24)
+SEEDS_OF_NODES = range(12)
 
 # In these a client that lags at the shutdown is told how many messages it missed, and reads that.
 SEEDS_WITH_A_COUNT_AT_SHUTDOWN = (1334, 1380, 1836)
@@ -74,6 +77,11 @@ def test_no_schedule_with_a_backend_that_decides_late_violates_an_invariant(seed
     assert simulate_rooms(with_slow_backend(make_rooms_plan(seed))).violations == []
 
 
+@pytest.mark.parametrize("seed", SEEDS_OF_NODES)
+def test_no_schedule_with_several_nodes_violates_an_invariant(seed: int) -> None:
+    assert simulate_nodes(make_nodes_plan(seed)).violations == []
+
+
 @pytest.mark.parametrize("seed", SEEDS_WITH_A_COUNT_AT_SHUTDOWN)
 def test_a_count_of_missed_messages_at_shutdown_is_right(seed: int) -> None:
     assert simulate(make_plan(seed)).violations == []
@@ -104,6 +112,12 @@ def test_a_seed_is_a_run() -> None:
 
 def test_a_seed_is_a_run_with_a_backend_that_decides_late() -> None:
     digests = [simulate(with_slow_backend(make_plan(seed))).digest for seed in (1, 2, 1, 2)]
+    assert digests[:2] == digests[2:]
+    assert len(set(digests)) == 2
+
+
+def test_a_seed_is_a_run_with_several_nodes() -> None:
+    digests = [simulate_nodes(make_nodes_plan(seed)).digest for seed in (1, 2, 1, 2)]
     assert digests[:2] == digests[2:]
     assert len(set(digests)) == 2
 

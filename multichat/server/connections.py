@@ -190,8 +190,8 @@ class Connections:
         """Return a session for *connection*, to be run at once; raises `AdmissionRefused`."""
         self.check(address, too_many)
         try:
-            await self._registry.rooms.prepare([LOBBY])
             number = await self._backend.give_client_number()  # which may wait for the disk
+            await self._registry.rooms.prepare([LOBBY])  # last: it holds for seconds only
         except StorageFailed:
             raise AdmissionRefused.politely(UNAVAILABLE) from None
         self.clients += 1

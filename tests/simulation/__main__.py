@@ -4,10 +4,11 @@
     python -m tests.simulation --seeds 500 --start N  from N on
     python -m tests.simulation --seed N               one, with its log
 
-There are two kinds of schedules for each seed: clients in one room each, and clients in several,
-with accounts (`rooms`).  Each runs with two backends: the local one, and one that decides late
-(`slow_backend`).  `--kind one` or `--kind several` runs one kind only, and `--backend local` or
-`--backend slow` one backend only; so does `--seed`, which means the first of each by default.
+There are three kinds of schedules: clients in `one` room each, clients in `several`, with accounts
+(`rooms`), and several `nodes` on one engine (`nodes`).  The first two run with two backends: the
+`local` one, and one that decides late (`slow_backend`).  So that a run takes minutes, every second
+seed runs with the slow backend, and every fourth with several nodes.  `--kind KIND` or `--backend
+BACKEND` runs these only, and all seeds; so does `--seed`, which means the first by default.
 
 Each schedule that violates an invariant is printed with the command that replays it, and repeated.
 The exit status is 1 if any schedule also fails the second time.
@@ -24,6 +25,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NamedTuple
 
+from .nodes.plan import make_nodes_plan
+from .nodes.world import NodesOutcome, simulate_nodes
 from .plan import Plan, make_plan, with_slow_backend
 from .rooms.plan import make_rooms_plan
 from .rooms.world import simulate_rooms
@@ -49,8 +52,12 @@ _BACKENDS: dict[str, Callable[[Plan], Plan]] = {
 }
 
 
+# Of how many seeds one runs, because of what it costs.
+_EVERY = {"local": 1, "slow": 2, "nodes": 4}
+
+
 class Variant(NamedTuple):
-    """A kind of schedules with a backend."""
+    """A kind of schedules with a backend; several nodes always have a slow one."""
 
     kind: str = "one"
     backend: str = "local"
@@ -59,10 +66,16 @@ class Variant(NamedTuple):
     def options(self) -> str:
         """The options that choose it, as far as they are no defaults."""
         kind = "" if self.kind == "one" else f" --kind {self.kind}"
-        return kind + ("" if self.backend == "local" else f" --backend {self.backend}")
+        needed = self.backend != "local" and self.kind != "nodes"
+        return kind + (f" --backend {self.backend}" if needed else "")
+
+    @property
+    def every(self) -> int:
+        """Of how many seeds one runs."""
+        return _EVERY["nodes" if self.kind == "nodes" else self.backend]
 
     def make(self, seed: int) -> Plan:
-        """Return the plan of *seed*."""
+        """Return the plan of *seed*, not of several nodes."""
         return _BACKENDS[self.backend](_KINDS[self.kind][0](seed))
 
     def run(self, plan: Plan) -> Outcome:
@@ -70,7 +83,10 @@ class Variant(NamedTuple):
         return _KINDS[self.kind][1](plan)
 
 
-VARIANTS = [Variant(kind, backend) for kind in _KINDS for backend in _BACKENDS]
+VARIANTS = [
+    *(Variant(kind, backend) for kind in _KINDS for backend in _BACKENDS),
+    Variant("nodes", "slow"),
+]
 
 
 @dataclass(frozen=True)
@@ -108,6 +124,24 @@ def _figures(variant: Variant, outcome: Outcome) -> Figures:
     )
 
 
+def _nodes_figures(outcome: NodesOutcome) -> Figures:
+    history = outcome.history
+    talkings = history.talkings
+    return Figures(
+        variant=Variant("nodes", "slow"),
+        seed=history.plan.seed,
+        seconds=history.seconds,
+        people=len(history.visits),
+        messages=sum(map(len, history.rooms.values())),
+        deliveries=sum(talking.heard for talking in talkings),
+        resumes=sum(bool(each.welcome and each.welcome["resumed"]) for each in talkings),
+        kills=len(history.plan.kills),
+        restores=0,
+        evictions=0,
+        violations=tuple(map(str, outcome.violations)),
+    )
+
+
 def _run_seed(variant: Variant, seed: int) -> Figures:
     def give_up(number: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"no end after {_RUN_SECONDS} s of work")
@@ -115,6 +149,8 @@ def _run_seed(variant: Variant, seed: int) -> Figures:
     signal.signal(signal.SIGVTALRM, give_up)
     signal.setitimer(signal.ITIMER_VIRTUAL, _RUN_SECONDS)
     try:
+        if variant.kind == "nodes":
+            return _nodes_figures(simulate_nodes(make_nodes_plan(seed)))
         return _figures(variant, variant.run(variant.make(seed)))
     except Exception as error:  # noqa: BLE001 - a seed that we cannot judge has failed
         return Figures(variant, seed, 0, 0, 0, 0, 0, 0, 0, 0, (f"ends_in_time: {error!r}",))
@@ -122,9 +158,16 @@ def _run_seed(variant: Variant, seed: int) -> Figures:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
-def _run_seeds(seeds: range, jobs: int, variants: Sequence[Variant]) -> Iterator[Figures]:
-    each = [variant for _ in seeds for variant in variants]
-    of_seed = [seed for seed in seeds for _ in variants]
+def _run_seeds(
+    seeds: range, jobs: int, variants: Sequence[Variant], *, every: bool
+) -> Iterator[Figures]:
+    pairs = [
+        (variant, seed)
+        for seed in seeds
+        for variant in variants
+        if every or seed % variant.every == 0
+    ]
+    each, of_seed = [variant for variant, _ in pairs], [seed for _, seed in pairs]
     if jobs == 1:
         yield from map(_run_seed, each, of_seed)
         return
@@ -159,12 +202,17 @@ def _summary(all_figures: list[Figures], seconds: float) -> str:
     )
 
 
-def run_many(seeds: range, jobs: int, variants: Sequence[Variant] = (Variant(),)) -> int:
-    """Run all *seeds* of these *variants*; return the exit status."""
+def run_many(
+    seeds: range, jobs: int, variants: Sequence[Variant] = (Variant(),), *, every: bool = True
+) -> int:
+    """Run *seeds* of these *variants*, *every* one or as many as `Variant.every` says.
+
+    Return the exit status.
+    """
     failed = False
     started = told_at = time.perf_counter()
     done: list[Figures] = []
-    for figures in _run_seeds(seeds, jobs, variants):
+    for figures in _run_seeds(seeds, jobs, variants, every=every):
         done.append(figures)
         if figures.violations:
             _tell_failure(figures)
@@ -182,6 +230,8 @@ def run_many(seeds: range, jobs: int, variants: Sequence[Variant] = (Variant(),)
 
 def replay(seed: int, variant: Variant) -> int:
     """Run one *seed* and print its log and result; return the exit status."""
+    if variant.kind == "nodes":
+        return _replay_nodes(seed)
     plan = variant.make(seed)
     _tell(plan.config)
     _tell(f"rooms {', '.join(plan.rooms)}; {plan.server_ending.name}; eager: {plan.eager}")
@@ -202,6 +252,25 @@ def replay(seed: int, variant: Variant) -> int:
     return int(bool(outcome.violations))
 
 
+def _replay_nodes(seed: int) -> int:
+    plan = make_nodes_plan(seed)
+    _tell(plan.config)
+    for number, link in enumerate(plan.links):
+        _tell(f"node {number}: {link}")
+    _tell(f"rooms {', '.join(plan.rooms)}; killed at {plan.kills}, frozen at {plan.freezes}")
+    outcome = simulate_nodes(plan)
+    history = outcome.history
+    for visit in history.visits:
+        node = history.nodes_of[id(visit)]
+        _tell(f"{visit}: node {node}, {visit.plan.reading.name}, {visit.plan.ending.name}")
+    for seconds, node, text in history.log:
+        _tell(f"{seconds:9.4f} {node} {text}")
+    _tell(f"digest {outcome.digest}")
+    if outcome.violations:
+        _tell_failure(_nodes_figures(outcome))
+    return int(bool(outcome.violations))
+
+
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation")
@@ -209,7 +278,7 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="replay this one alone, with its log")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many processes")
-    parser.add_argument("--kind", choices=[*_KINDS], help="this kind of schedules only")
+    parser.add_argument("--kind", choices=[*_KINDS, "nodes"], help="this kind of schedules only")
     parser.add_argument("--backend", choices=[*_BACKENDS], help="this backend only")
     options = parser.parse_args()
     if options.seed is not None:
@@ -220,7 +289,8 @@ def main() -> int:
         for each in VARIANTS
         if options.kind in (None, each.kind) and options.backend in (None, each.backend)
     ]
-    return run_many(seeds, options.jobs, variants)
+    chosen = options.kind or options.backend
+    return run_many(seeds, options.jobs, variants, every=bool(chosen))
 
 
 if __name__ == "__main__":

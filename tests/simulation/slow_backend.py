@@ -43,6 +43,9 @@ __all__ = ["SlowBackend"]
 # How often a node renews its lease.
 _RENEW_SECONDS = 3.0
 
+# How long a node follows a log that it has closed, at least.
+_LOADED_SECONDS = 10.0
+
 _ENDED = "the server has ended"
 
 # What is told of an account: its key, what is stored, and what becomes of that.
@@ -83,10 +86,10 @@ class SlowBackend(Backend):
         # Those that may still be handed out, with their rooms, by the number of the call.
         self._proposals: dict[int, tuple[Proposal, str]] = {}
         self._logs: dict[str, _SlowLog] = {}
-        self._ends: dict[str, LogState] = {}  # of logs of which entries have come, by room
-        # What comes for rooms that are being loaded, and their states as the engine has answered.
-        self._loading: dict[str, list[Entry]] = {}
-        self._loaded: dict[str, LogState] = {}
+        # The states of logs that were opened or loaded, and the pushes for those being loaded.
+        self._states: dict[str, LogState] = {}
+        self._loading: dict[str, list[SaidBlock]] = {}
+        self._needed_at: dict[str, float] = {}
         self._send_events, self._events = trio.open_memory_channel[Event](1_000_000)
         self._was_available = True
         self._is_over = False
@@ -164,8 +167,8 @@ class SlowBackend(Backend):
         waiting, answer = self._waiting.pop(call.number), call.answer
         if isinstance(waiting, _Answer):
             waiting.answer = StorageFailed("fenced") if isinstance(answer, Fenced) else answer
-            if isinstance(answer, LogState) and call.request.arguments[0] not in self._logs:
-                self._loaded[call.request.arguments[0]] = answer
+            if isinstance(answer, LogState):
+                self._load(call.request.arguments[0], answer)
             waiting.resolve(
                 str(waiting.answer) if isinstance(waiting.answer, StorageFailed) else ""
             )
@@ -193,12 +196,19 @@ class SlowBackend(Backend):
             proposal, _ = self._proposals.pop(stored.number, (None, ""))
             if proposal is not None:
                 proposal.earlier = stored.earlier
-        entry = Entry(said, proposal)
-        self._ends[key] = _after(self._ends.get(key), said)
         if (loading := self._loading.get(key)) is not None:
-            loading.append(entry)
-        if (log := self._logs.get(key)) is not None:
-            log.put(entry)
+            loading.append(said)
+        if key in self._states and said.first == self._states[key].next:
+            self._states[key] = _after(self._states[key], said)
+            if (log := self._logs.get(key)) is not None:
+                log.put(Entry(said, proposal))
+
+    def _load(self, key: str, state: LogState) -> None:
+        for said in self._loading.pop(key, ()):
+            if said.first == state.next:
+                state = _after(state, said)
+        self._states.setdefault(key, state)
+        self._needed_at[key] = trio.current_time()
 
     def _tell(self, event: Event) -> None:
         self._send_events.send_nowait(event)
@@ -219,24 +229,27 @@ class SlowBackend(Backend):
     # --- Rooms ------------------------------------------------------------------------------------
 
     def load_room(self, key: str) -> PendingWrite | None:
-        """Ask the engine for the state of the log, if others may have written to it."""
-        if not self.is_shared or key in self._logs or key in self._loaded:
+        """Ask the engine for the state of the log, if this node does not follow it any more."""
+        if not self.is_shared:
             return None
+        now = trio.current_time()
+        if key in self._states and (
+            key in self._logs or now - self._needed_at[key] <= _LOADED_SECONDS
+        ):
+            self._needed_at[key] = now
+            return None
+        self._states.pop(key, None)
         self._check()
         self._loading.setdefault(key, [])
         return self._ask("load_room", key)
 
     def room(self, key: str) -> RoomLog:
         """Return the log as this node knows it."""
-        if self.is_shared:
-            if (state := self._loaded.pop(key, None)) is None:
+        if key not in self._states:
+            if self.is_shared:
                 raise StorageFailed("the room is not loaded")
-        else:
-            state = self._ends.get(key) or self._engine.state(key)
-        self._ends[key] = state
-        log = self._logs[key] = _SlowLog(self, key, state)
-        for entry in self._loading.pop(key, ()):
-            log.put(entry)
+            self._states[key] = self._engine.state(key)
+        log = self._logs[key] = _SlowLog(self, key, self._states[key])
         return log
 
     def propose(
@@ -270,6 +283,7 @@ class SlowBackend(Backend):
         """Note that *log* is closed."""
         if self._logs.get(log.key) is log:
             del self._logs[log.key]
+            self._needed_at[log.key] = trio.current_time()
 
     async def wait_up(self) -> None:
         """Wait as long as a read takes to come to the engine and back."""
@@ -403,11 +417,9 @@ def _messages(said: SaidBlock) -> int:
     return said.text.count("\n") + 1
 
 
-def _after(state: LogState | None, said: SaidBlock) -> LogState:
+def _after(state: LogState, said: SaidBlock) -> LogState:
     """Return the state of a log after *said*."""
     end = said.first + _messages(said)
-    if state is None:
-        return LogState(said.epoch, end, {})
     earlier = state.earlier
     if said.epoch != state.epoch:
         earlier = {**earlier, state.epoch: said.first} if said.first else {}
@@ -451,10 +463,9 @@ class _SlowLog(RoomLog):
         return self._backend.propose(self.key, draft, nonces, checks, generation)
 
     def put(self, entry: Entry) -> None:
-        """Hand out *entry*, after what is waiting, unless the log was opened behind it."""
-        if entry.said.first >= self._state.next:
-            self._fed.append(entry)
-            self._more.set()
+        """Hand out *entry*, after what is waiting."""
+        self._fed.append(entry)
+        self._more.set()
 
     async def receive(self) -> Fed:
         await trio.lowlevel.checkpoint()
