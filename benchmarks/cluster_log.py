@@ -101,10 +101,10 @@ async def _latency(here: Follower, there: Follower) -> None:
         print(f"{name} at {_RATE}/s: p50 {p50:.2f} ms, p99 {p99:.2f} ms")
 
 
-async def _throughput(here: Follower, there: Follower) -> None:
+async def _throughput(here: Follower, there: Follower, first_client: int = 1000) -> None:
     async def talk(who: int) -> None:
         for number in range(_SENDER_MESSAGES):
-            await said(here, f"{who}.{number}", number, client=1000 + who)
+            await said(here, f"{who}.{number}", number, client=first_client + who)
 
     before, start = len(there.said), time.perf_counter()
     async with trio.open_nursery() as nursery:

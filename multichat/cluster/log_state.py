@@ -324,6 +324,8 @@ class RoomState(Generic[P]):
             return True
         if self._is_stale or not self._waiting:
             return False
+        if not self._own:  # mostly, on a node whose members listen
+            return True
         own = self._own.get(_place(self._waiting[0].header))
         return own is None or own.said is not None
 
@@ -340,7 +342,7 @@ class RoomState(Generic[P]):
             self._begin_epoch(*self._coming.pop(0))  # the first messages of some may be gone
         self._begin_epoch(header.epoch, header.first)
         self.next = header.end
-        own = self._own.pop(_place(header), None)
+        own = self._own.pop(_place(header), None) if self._own else None
         if own is None:
             return Handed(said, None)
         return Handed(own.said or said, own.proposal)

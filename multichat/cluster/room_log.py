@@ -189,7 +189,8 @@ class EngineLog(RoomLog):
         finally:
             self._is_receiving = False
         fed = state.hand_out()
-        self._logs.check(self)
+        if state.wanted is not None:  # there is room for more
+            self._logs.check(self)
         if isinstance(fed, LostBlocks):
             for proposal in fed.proposals:
                 _succeed(proposal)

@@ -489,3 +489,58 @@ async def test_a_push_that_was_lost_is_found_by_comparing_tails(engine: Engine) 
         await a.link.unsubscribe("multichat:room:lobby").reply()
         await said(there, "one")
         assert await here.until(1) == ["one"]
+
+
+# --- Kills of the engine --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aof", ["always", "everysec"])
+async def test_kills_of_the_engine_under_load_lose_only_what_its_aof_may(
+    engines: Engines, aof: str
+) -> None:
+    """Two nodes agree on the log; with `always` nothing is lost, else what is lost is counted."""
+    engine = await engines.start(EngineConfig(aof=aof))
+    async with running_node(engine, "a") as a, running_node(engine, "b") as b:
+        here, there = await a.open(), await b.open()
+        stored: list[str] = []
+        stop = trio.Event()
+
+        async def talk(who: int) -> None:
+            follower = here if who % 2 else there
+            number = 0
+            while not stop.is_set():
+                text = f"{who}.{number}"
+                try:
+                    await said(follower, text, number, client=who)
+                except StorageFailed:  # it was never sent
+                    await trio.sleep(0.05)
+                    continue
+                stored.append(text)
+                number += 1
+                await trio.sleep(0.002)
+
+        async with trio.open_nursery() as nursery:
+            for who in range(6):
+                nursery.start_soon(talk, who)
+            for _ in range(2):
+                await trio.sleep(0.3)
+                engine.kill()
+                await engine.start()
+                await trio.sleep(0.4)
+            stop.set()
+        await said(here, "end", client=99)
+        for follower in (here, there):
+            with trio.fail_after(WAIT_SECONDS):
+                while follower.texts[-1:] != ["end"]:
+                    await trio.sleep(0.01)
+        assert here.said == there.said
+        read = await here.log.read(0, here.log.next, max_bytes=10**9)
+        assert [text for one in read for text in one.text.split("\n")] == here.texts
+        missing = set(stored) - set(here.texts)
+        assert len(set(here.texts)) == len(here.texts)
+        assert len(here.log.earlier) == 2
+        if aof == "always":
+            assert not missing
+            assert here.lost == there.lost == 0
+        else:
+            assert len(missing) <= max(here.lost, there.lost)
