@@ -251,6 +251,7 @@ class OpenRooms:
         """Raise `InvalidName` or `TooManyRooms` if a room that nobody is in cannot be opened."""
         # With other nodes, `_remote` has all rooms, also those that only we have opened.
         rooms = max(len(self._rooms), len(self._remote))
+        rooms -= sum(not room for room in self._left or ())
         if rooms - closing >= self._config.max_rooms:
             raise TooManyRooms(self._config.max_rooms)
         self._check_name(name, is_new=not has_messages)
@@ -298,13 +299,18 @@ class OpenRooms:
 
     @contextmanager
     def kept_open(self) -> Iterator[None]:
-        """Close no room during the block, which is one step: a client leaves and enters others."""
-        self._left = []
+        """Close no room during the block, which is one step: a client leaves and enters others.
+
+        Where a log has to be loaded, it could not be opened again in that step.  Without other
+        nodes, this does nothing.
+        """
+        if self._backend.is_shared:
+            self._left = []
         try:
             yield
         finally:
             left, self._left = self._left, None
-            for room in left:
+            for room in left or ():
                 self.close_if_empty(room)
 
     def close_if_empty(self, room: Room) -> None:
