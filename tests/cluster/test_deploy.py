@@ -1,0 +1,212 @@
+"""The files in deploy/: what compose.yaml starts is started as processes on loopback.
+
+Each service runs the command that the file has, with the addresses and ports of its containers
+replaced by those of the test.  The image itself is not built here.
+"""
+
+import json
+import re
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from multichat.testing import ScriptedClient
+from tests.support.processes import BIN, LOOPBACK, WAIT_SECONDS, Command, program
+from tests.support.sockets import open_client
+
+from .engine import Kind
+
+pytestmark = pytest.mark.process
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+CONTAINERFILE = (DEPLOY / "Containerfile").read_text("utf-8")
+BALANCER = (DEPLOY / "haproxy.cfg").read_text("utf-8")
+yaml: Any = pytest.importorskip("yaml")
+COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+NODES = ("chat-1", "chat-2")
+ENGINE = "valkey"
+
+
+@contextmanager
+def kept_port() -> Iterator[int]:
+    """Yield a port that nobody else gets: it is bound, and does not listen."""
+    with socket.socket() as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((LOOPBACK, 0))
+        yield bound.getsockname()[1]
+
+
+class Ports:
+    """The ports on loopback that stand for the ports of containers."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        def port() -> int:
+            return stack.enter_context(kept_port())
+
+        self.engine, self.chat, self.page = port(), port(), port()
+        self.nodes = {name: (port(), port()) for name in NODES}
+
+    def engine_words(self) -> list[str]:
+        """Return the command of the engine."""
+        [name, *words] = SERVICES[ENGINE]["command"]
+        assert name == "valkey-server"
+        return [*words, "--port", str(self.engine), "--bind", LOOPBACK]
+
+    def node_words(self, name: str) -> list[str]:
+        """Return the command of a node."""
+        chat, page = self.nodes[name]
+        [entry] = re.findall(r'^ENTRYPOINT \["(.*)"\]$', CONTAINERFILE, re.MULTILINE)
+        words = [str(BIN / entry), *SERVICES[name]["command"], "--host", LOOPBACK]
+        balancer = SERVICES["balancer"]["networks"]["default"]["ipv4_address"]
+        replaced = {
+            "9000": str(chat),
+            "8080": str(page),
+            balancer: LOOPBACK,
+            f"valkey://{ENGINE}:6379": f"valkey://{LOOPBACK}:{self.engine}",
+        }
+        assert replaced.keys() <= set(words)
+        return [replaced.get(word, word) for word in words]
+
+    def balancer_file(self) -> str:
+        """Return the balancer's configuration."""
+        text = BALANCER.replace("bind :9000", f"bind {LOOPBACK}:{self.chat}")
+        text = text.replace("bind :8080", f"bind {LOOPBACK}:{self.page}")
+        for name, (chat, page) in self.nodes.items():
+            here = f"{LOOPBACK}:{chat} check port {page}"
+            text = text.replace(f"{name}:9000", here)
+            text = text.replace(f"{name}:8080", f"{LOOPBACK}:{page} check port {page}")
+        return text
+
+
+async def wait_listening(port: int, of: Command) -> None:
+    with trio.fail_after(WAIT_SECONDS):
+        while True:
+            try:
+                stream = await trio.open_tcp_stream(LOOPBACK, port)
+            except OSError:
+                assert of.process.poll() is None, of.err
+                await trio.sleep(0.05)
+            else:
+                await stream.aclose()
+                return
+
+
+class Deployed:
+    """The services, as processes."""
+
+    def __init__(self, ports: Ports, nodes: dict[str, Command]) -> None:
+        self.ports, self.nodes = ports, nodes
+
+    async def home(self, name: str) -> Command:
+        """Return the node on which the client *name* is, once its log says so."""
+        while True:
+            for node in self.nodes.values():
+                if f"is now called {name}" in node.out:
+                    return node
+            await trio.sleep(0.05)
+
+
+@asynccontextmanager
+async def deployed(folder: Path, kind: Kind) -> AsyncIterator[Deployed]:
+    """Run all services of compose.yaml."""
+    haproxy = program("haproxy")
+    data = folder / "data"
+    data.mkdir()
+    with ExitStack() as stack:
+        ports = Ports(stack)
+        config = folder / "haproxy.cfg"
+        config.write_text(ports.balancer_file(), "utf-8")
+        engine = Command(folder, kind.program(), *ports.engine_words(), "--dir", str(data))
+        async with engine:
+            await wait_listening(ports.engine, engine)
+            one, two = (Command(folder, *ports.node_words(name)) for name in NODES)
+            async with one, two:
+                for node in (one, two):
+                    await node.wait_for("Listening on")
+                async with Command(folder, haproxy, "-db", "-f", str(config)) as balancer:
+                    await wait_listening(ports.chat, balancer)
+                    yield Deployed(ports, dict(zip(NODES, (one, two), strict=True)))
+
+
+def test_every_service_is_known_here() -> None:
+    assert set(SERVICES) == {ENGINE, *NODES, "balancer"}
+    # A file that is mounted exists.
+    for volume in SERVICES["balancer"]["volumes"]:
+        assert (DEPLOY / volume.partition(":")[0]).is_file()
+    for name in NODES:
+        assert (DEPLOY.parent / SERVICES[name]["build"]["dockerfile"]).is_file()
+    for source in re.findall(r"^COPY (.*) \S+$", CONTAINERFILE, re.MULTILINE):
+        assert all((DEPLOY.parent / each).exists() for each in source.split())
+    stopping = int(SERVICES[NODES[0]]["stop_grace_period"].removesuffix("s"))
+    assert stopping > 10  # seconds: `--grace`, and the engine's farewell
+
+
+@asynccontextmanager
+async def client(port: int) -> AsyncIterator[ScriptedClient]:
+    opened = await open_client(port)
+    try:
+        yield opened
+    finally:
+        await trio.aclose_forcefully(opened.stream)
+
+
+async def test_clients_of_the_balancer_talk_across_nodes_and_survive_the_end_of_one(
+    tmp_path: Path, engine_kind: Kind
+) -> None:
+    async with deployed(tmp_path, engine_kind) as services:
+        port = services.ports.chat
+        # The balancer takes the node with fewer connections.
+        async with client(port) as one, client(port) as two:
+            await one.send('/json {"type":"hello","name":"one"}')
+            session = json.loads(await one.line())["session"]
+            await two.send("/name two", "hello")
+            with trio.fail_after(WAIT_SECONDS):
+                while '"hello"' not in (said := await one.line()):
+                    pass
+                assert json.loads(said)["name"] == "two"
+                home = await services.home("one")
+                assert home is not await services.home("two")
+                home.signal(signal.SIGTERM)
+                assert json.loads((await one.rest())[-1])["reconnect"] is True
+                assert await home.wait() == 0
+        async with client(port) as two, client(port) as again:
+            with trio.fail_after(WAIT_SECONDS):
+                await again.send(f'/json {{"type":"hello","session":"{session}"}}')
+                welcome = json.loads(await again.line())
+                assert (welcome["name"], welcome["resumed"]) == ("one", True)
+                await two.send("still here")
+                while '"still here"' not in await again.line():
+                    pass
+
+
+async def test_clients_of_a_frozen_node_are_disconnected_by_the_balancer(tmp_path: Path) -> None:
+    async with deployed(tmp_path, Kind.REDIS) as services:
+        with trio.fail_after(WAIT_SECONDS):
+            async with client(services.ports.chat) as one:
+                await one.send("/name frozen")
+                assert "is now frozen" in await one.line()
+                (await services.home("frozen")).signal(signal.SIGSTOP)
+                assert await one.rest() == []
+            async with client(services.ports.chat) as two:
+                await two.send("/name other")
+                assert "is now other" in await two.line()
+
+
+async def test_the_page_is_behind_the_balancer(tmp_path: Path) -> None:
+    async with deployed(tmp_path, Kind.REDIS) as services:
+        port = services.ports.page
+        with trio.fail_after(WAIT_SECONDS):
+            async with client(port) as browser:
+                await browser.send(
+                    f"GET / HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\nConnection: close\r\n\r"
+                )
+                answer = await browser.rest()
+        assert answer[0].strip() == "HTTP/1.1 200 OK"
+        assert any("<title>" in line for line in answer)
