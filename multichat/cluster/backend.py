@@ -83,8 +83,8 @@ _SLOW_SECONDS = 1.0
 # Interval in which that is looked at.
 _WATCH_SECONDS = 0.25
 
-# How long a room that was loaded can be opened; its log is kept for longer.
-_LOADED_SECONDS = 10.0
+# More rooms than are loaded at the same time.
+_MAX_LOADING = 10_000
 
 # How long the last reports may take at the end.
 _END_SECONDS = 2.0
@@ -147,7 +147,7 @@ class ValkeyBackend(Backend):
         self._prepared = trio.Event()
         self._stop = trio.Event()
         self._era = 0
-        self._loading: dict[str, tuple[PendingWrite, float]] = {}
+        self._loading: dict[str, PendingWrite] = {}
 
     @property
     def location(self) -> str:  # type: ignore[override]
@@ -367,19 +367,20 @@ class ValkeyBackend(Backend):
     # --- Rooms ------------------------------------------------------------------------------------
 
     def load_room(self, key: str) -> PendingWrite | None:
-        """Prepare the log of the room *key*: what was loaded just now is not loaded again."""
-        if self._rooms.is_open(key):
-            return self._rooms.load(key)
-        pending, until = self._loading.pop(key, (None, 0.0))
-        if pending is not None and pending.resolved and not pending.failed:
-            if trio.current_time() < until:
+        """Prepare the log of the room *key*.
+
+        Returns None if that was waited for just now, unless the room is open.
+        """
+        pending = self._loading.pop(key, None)
+        if pending is not None and pending.resolved:
+            if not pending.failed and self._rooms.is_loaded(key):
                 return None
             pending = None
-        if pending is None or pending.failed:
-            pending = self._rooms.load(key)
-            until = trio.current_time() + _LOADED_SECONDS
-        if pending is not None:
-            self._loading[key] = pending, until
+        pending = pending or self._rooms.load(key)
+        if pending is not None and not self._rooms.is_open(key):
+            self._loading[key] = pending
+            if len(self._loading) > _MAX_LOADING:  # of callers that were cancelled
+                del self._loading[next(iter(self._loading))]
         return pending
 
     def room(self, key: str) -> RoomLog:

@@ -242,6 +242,11 @@ class RoomLogs:
         log.is_open = True
         return log
 
+    def is_loaded(self, key: str) -> bool:
+        """Return whether the log of the room *key* is loaded, and not open yet."""
+        log = self._logs.get(key)
+        return log is not None and log.state is not None and not log.is_open
+
     def is_open(self, key: str) -> bool:
         """Whether `room` has returned the log of that room, which is not closed."""
         log = self._logs.get(key)

@@ -21,7 +21,14 @@ from os import write
 import trio
 
 from multichat.net.memory_budget import MemoryBudget
-from multichat.net.transport import close, describe_error, eager_fileno, send_all, unsent_bytes
+from multichat.net.transport import (
+    close,
+    describe_error,
+    eager_fileno,
+    has_ended,
+    send_all,
+    unsent_bytes,
+)
 
 __all__ = ["SendQueue", "SendResult"]
 
@@ -198,6 +205,11 @@ class SendQueue:
     def progress(self) -> tuple[int, int]:
         """Return a value that changes whenever the peer takes bytes while some are queued."""
         return self._written_bytes, unsent_bytes(self._stream)
+
+    @property
+    def peer_has_ended(self) -> bool:
+        """Whether the peer has closed its side of the connection."""
+        return has_ended(self._stream)
 
     def is_half_empty(self) -> bool:
         """Return whether the queue is at most half full."""

@@ -32,6 +32,7 @@ __all__ = [
     "encrypt",
     "format_address",
     "handshake",
+    "has_ended",
     "has_input",
     "has_unknown_issuer",
     "is_not_tls",
@@ -332,6 +333,19 @@ def has_input(stream: trio.abc.Stream) -> bool:
         return bool(select.select([below.socket], [], [], 0)[0])
     poll = select.poll()
     poll.register(below.socket, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def has_ended(stream: trio.abc.Stream) -> bool:
+    """Return whether the peer has closed its side, even if what it sent before is not read yet.
+
+    False where the system cannot tell.
+    """
+    below = _socket_of(stream)
+    if below is None or not hasattr(select, "POLLRDHUP"):
+        return False
+    poll = select.poll()
+    poll.register(below.socket, select.POLLRDHUP)
     return bool(poll.poll(0))
 
 

@@ -159,6 +159,10 @@ class HelloHandler:
             while True:
                 former = stored.rooms if stored is not None else ()
                 await registry.rooms.prepare([LOBBY, *passed, *former])
+                if stored is not None and send_queue.peer_has_ended:
+                    # A node that was frozen reads what a client sent long ago, which is connected
+                    # elsewhere by now: it would be replaced by a connection that it has closed.
+                    raise Unavailable
                 if stored is None or await registry.session_store.take(stored):
                     break
                 stored = await self._find_session(hello.session or "", size)

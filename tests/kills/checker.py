@@ -15,7 +15,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ _MAX_UNACCEPTED = 128
 _MAX_BURST = 20
 _PAUSE_SECONDS = 0.05
 _RETRY_SECONDS = 0.05
+_REFUSED_SECONDS = 0.5
 _ANSWER_SECONDS = 60.0
 
 # By then, duplicates would have arrived.
@@ -48,8 +49,9 @@ class _Cut(Exception):
 class _Lines:
     """The JSON lines of one connection."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, patience: float = _ANSWER_SECONDS) -> None:
         self.socket = socket.create_connection((LOOPBACK, port), _ANSWER_SECONDS)
+        self._patience = patience
         self._rest = b""
         self._early: list[dict[str, Any]] = []
 
@@ -69,7 +71,7 @@ class _Lines:
 
     def answer(self, kind: str) -> dict[str, Any]:
         """Wait for an event of a *kind* and return it; other events are returned by `receive`."""
-        until = time.monotonic() + _ANSWER_SECONDS
+        until = time.monotonic() + self._patience
         while time.monotonic() < until:
             early = self.receive(1.0)
             for number, event in enumerate(early):
@@ -77,6 +79,8 @@ class _Lines:
                     self._early += early[:number] + early[number + 1 :]
                     return event
             self._early += early
+        if self._patience < _ANSWER_SECONDS:
+            raise _Cut
         raise Wrong(f"no answer `{kind}` in {_ANSWER_SECONDS:g} s")
 
     def take_early(self) -> list[dict[str, Any]]:
@@ -153,6 +157,8 @@ class Client:
         self._came = False
         self._is_trusted = False  # the session has accepted a message, so it must be stored
         self._session = ""
+        self._refused: list[dict[str, Any]] = []  # said again later
+        self._again_at = 0.0
 
     def run(self) -> None:
         """Connect and reconnect until the end."""
@@ -160,7 +166,8 @@ class Client:
         try:
             while not self._everything.over.is_set():
                 try:
-                    lines = _Lines(self._everything.port)
+                    everything = self._everything
+                    lines = _Lines(dice.choice(everything.ports), everything.patience)
                 except OSError:
                     time.sleep(_RETRY_SECONDS)
                     continue
@@ -185,6 +192,7 @@ class Client:
             lines.send(*again)
         for event in lines.take_early():
             self._hear(event)
+        self._refused.clear()
         self.connected = True
 
     def _come(self, lines: _Lines) -> None:
@@ -227,9 +235,16 @@ class Client:
         raise _Cut
 
     def _talk(self, lines: _Lines, dice: random.Random) -> None:
-        next_at = 0.0
+        next_at = ping_at = 0.0
+        heard_at = time.monotonic()
+        patience = self._everything.patience
         while not self._everything.over.is_set():
             now = time.monotonic()
+            if now - heard_at > patience:
+                raise _Cut
+            if now >= ping_at and patience < _ANSWER_SECONDS:
+                ping_at = now + patience / 4
+                lines.send({"type": "ping"})
             if self._may_say() and now >= next_at:
                 next_at = now + dice.uniform(0, 2 * _PAUSE_SECONDS)
                 requests = []
@@ -238,7 +253,12 @@ class Client:
                     self._nonce += 1
                 lines.send(*requests)
             for event in lines.receive(_PAUSE_SECONDS / 2):
+                heard_at = now
                 self._hear(event)
+            if self._refused and now >= self._again_at:
+                lines.send(*self._refused)
+                self.said_again += len(self._refused)
+                self._refused.clear()
 
     def _may_say(self) -> bool:
         quiet = self._everything.hushed.is_set() or not self._everything.begun.is_set()
@@ -260,14 +280,24 @@ class Client:
                         self._is_trusted = True
                         return
                 raise Wrong(f"accepted and not asked: {event}")
-            case "joined" | "left" | "renamed" | "presence" | "pong":
+            case "joined" | "left" | "renamed" | "presence" | "pong" | "notice":
                 pass
+            case "goodbye" if event["reconnect"]:
+                raise _Cut
+            case "error" if event["code"] == "storage-failed" and event.get("nonce") is not None:
+                for member in self.members:
+                    if (text := member.unaccepted.get(event["nonce"])) is not None:
+                        self._refused.append(member._say(event["nonce"], text))
+                        self._again_at = time.monotonic() + _REFUSED_SECONDS
             case _:
                 raise Wrong(str(event))
 
 
 class Rooms:
     """*rooms* rooms, each with *writers* and *readers*, on *port*, from one *seed*.
+
+    With *others*, each connection is to one of these ports and *port*.  A client that has heard
+    nothing for *patience* seconds, not even answers to its pings, connects again.
 
     Each client is in *rooms_each* of them, so that a room has as many times the members.  Writers
     start when `begun` is set, and send nothing new after `hushed`.
@@ -282,8 +312,11 @@ class Rooms:
         writers: int = 2,
         readers: int = 1,
         rooms_each: int = 1,
+        others: Sequence[int] = (),
+        patience: float = _ANSWER_SECONDS,
     ) -> None:
         self.port, self.seed = port, seed
+        self.ports, self.patience = (port, *others), patience
         self.begun, self.hushed, self.over = (threading.Event() for _ in range(3))
         self.clients = [
             Client(
