@@ -15,6 +15,7 @@
 --   log:ROOM            stream: a block of messages with the id LAST-COUNT, as one field
 --   epochs:ROOM         list: `EPOCH NUMBER`, the number from which it is valid
 --   oldest              sorted set: rooms with messages, by the time of the oldest in ms
+--   empty               sorted set: rooms whose messages are deleted, by when that was noticed in ms
 --   nonces:CLIENT       hash: nonce -> `CHECK EPOCH NUMBER ROOM`; `-` for an unknown check or epoch
 --   nonce_order:CLIENT  list: its nonces, the oldest first
 -- Channels: room:ROOM gets packets, each after a line with its length in bytes; of a large one only
@@ -27,7 +28,8 @@ local VERSION = 1
 local DIGEST = '' -- of this text, written by `multichat.cluster.library`
 
 local P = 'multichat:'
-local LOG, NODES, GENERATIONS, OLDEST = P .. 'log', P .. 'nodes', P .. 'generations', P .. 'oldest'
+local LOG, NODES, GENERATIONS = P .. 'log', P .. 'nodes', P .. 'generations'
+local OLDEST, EMPTY = P .. 'oldest', P .. 'empty'
 
 -- A node has at most this many calls in flight, so no older answer is asked for.
 local ANSWERS = 64
@@ -47,6 +49,9 @@ local PUSH_BYTES = 65536
 
 -- What a block takes besides its packet.
 local BLOCK_BYTES = 64
+
+-- A room without messages is forgotten after a day, as sessions are that know ids of it.
+local FORGET_MS, FORGET_ROOMS = 86400000, 100
 
 -- The epochs of a room that are known, the newest.
 local EPOCHS = 100
@@ -263,8 +268,14 @@ end
 -- Writes down what a call has done in *room*, and pushes its packets.
 local function finish_room(room, meta, from)
   local key = room_key(room)
-  call('HSET', key, 'next', meta.next, 'bytes', meta.bytes, 'epoch', meta.epoch, 'era', meta.era)
-  if meta.was_empty then call('ZADD', OLDEST, from.ms, room) end
+  call(
+    'HSET', key, 'first', meta.first, 'next', meta.next, 'bytes', meta.bytes,
+    'epoch', meta.epoch, 'era', meta.era
+  )
+  if meta.was_empty then
+    call('ZADD', OLDEST, from.ms, room)
+    call('ZREM', EMPTY, room)
+  end
   if meta.begun then
     call('RPUSH', epochs_key(room), meta.epoch .. ' ' .. meta.begun)
     call('LTRIM', epochs_key(room), -EPOCHS, -1)
@@ -435,7 +446,7 @@ end
 
 -- Deletes the oldest blocks of *room* while *is_over(meta, ms, last)*, at most *budget* of them.
 -- Returns how many messages, blocks and bytes.
-local function trim_room(room, is_over, budget)
+local function trim_room(room, is_over, budget, now)
   local key, meta = room_key(room), read_meta(room)
   local from, bytes, blocks = '-', 0, 0
   local before, oldest = meta.first, nil
@@ -458,12 +469,34 @@ local function trim_room(room, is_over, budget)
   if blocks == 0 then return 0, 0, 0 end
   call('XTRIM', log_key(room), 'MINID', meta.first)
   call('HSET', key, 'first', meta.first, 'bytes', meta.bytes)
-  if oldest then call('ZADD', OLDEST, oldest, room) else call('ZREM', OLDEST, room) end
+  if oldest then
+    call('ZADD', OLDEST, oldest, room)
+  else
+    call('ZREM', OLDEST, room)
+    call('ZADD', EMPTY, now, room)
+  end
   local messages = meta.first - before
   call('HINCRBY', LOG, 'bytes', -bytes)
   call('HINCRBY', LOG, 'deleted', messages)
   call('PUBLISH', key, 'trimmed ' .. meta.first)
   return messages, blocks, bytes
+end
+
+-- Forgets rooms that have had no message for long and are open nowhere: they begin again, in a later
+-- epoch.  Not while a node is away, which may have them open.
+local function forget_rooms(now)
+  local nodes = call('PUBSUB', 'NUMSUB', P .. 'directory')
+  if tonumber(nodes[2]) < call('HLEN', NODES) then return end
+  local rooms = call('ZRANGEBYSCORE', EMPTY, '-inf', now - FORGET_MS, 'LIMIT', 0, FORGET_ROOMS)
+  for _, room in ipairs(rooms) do
+    local open = call('PUBSUB', 'NUMSUB', room_key(room))
+    if tonumber(open[2]) > 0 then
+      call('ZADD', EMPTY, now, room)
+    else
+      call('DEL', room_key(room), log_key(room), epochs_key(room))
+      call('ZREM', EMPTY, room)
+    end
+  end
 end
 
 -- cursor age_ms messages bytes blocks: deletes what is above the limits, 0 for no limit, at most
@@ -476,7 +509,7 @@ local function trim(_, args)
   local ms = now_ms()
   local deleted = { { 0, {} }, { 0, {} }, { 0, {} } }
   local function count(kind, room, is_over, limit)
-    local messages, blocks, bytes = trim_room(room, is_over, math.min(limit, budget))
+    local messages, blocks, bytes = trim_room(room, is_over, math.min(limit, budget), ms)
     budget = budget - blocks
     if messages > 0 then
       local rooms = deleted[kind][2]
@@ -522,6 +555,7 @@ local function trim(_, args)
       bytes = bytes - freed
     end
   end
+  forget_rooms(ms)
   return { ms, cursor, budget <= 0 and 1 or 0, deleted }
 end
 

@@ -297,7 +297,7 @@ class RoomState(Generic[P]):
     def _common(self, theirs: Sequence[tuple[str, int]]) -> int:
         """Return the number up to which a log with *theirs* epochs may have the same as we."""
         ours = self._lineage()
-        if len(theirs) >= _MAX_EPOCHS:  # it has forgotten older ones
+        if theirs:  # it may have forgotten older ones
             ours = [(epoch, start) for epoch, start in ours if start >= theirs[0][1]]
         same = 0
         while same < min(len(ours), len(theirs)) and ours[same] == theirs[same]:

@@ -481,6 +481,40 @@ async def test_old_messages_are_deleted_and_numbers_continue(caller: Caller) -> 
     assert await caller.command("ZCARD", "multichat:oldest") == 1
 
 
+async def test_rooms_without_messages_are_forgotten_once_nobody_has_them_open(
+    engine: Engine, caller: Caller
+) -> None:
+    await caller.begin_era("p1")
+    [one] = await caller.append(block("a\nb"))
+    await caller.append(block("x", room="ops"))
+    later = "  local ms = now_ms()\n  local deleted"
+    soon = mutated(
+        (later, later.replace("now_ms()", "now_ms() + 700000")),
+        ("local FORGET_MS, FORGET_ROOMS = 86400000,", "local FORGET_MS, FORGET_ROOMS = -1000000,"),
+    )
+    await caller.command("FUNCTION", "LOAD", "REPLACE", soon)
+    rooms = [room_channel("lobby"), room_channel("ops")]
+    async with calling(engine, node="b", run="run-b") as other:
+        await other.subscribe("lobby")
+        await caller.call(trim("0", max_age_seconds=600))
+        assert await tail_of(caller) == (2, 2)
+        assert await caller.command("EXISTS", *rooms) == 2  # the node that is away may have both
+        await other.send("SUBSCRIBE", "multichat:directory")
+        await other.push()
+        await caller.call(trim("0", max_age_seconds=600))
+        assert await caller.command("EXISTS", *rooms) == 1
+    await caller.send("SUBSCRIBE", "multichat:directory")
+    await caller.push()
+    await caller.call(trim("0", max_age_seconds=600))
+    assert await caller.command("EXISTS", *rooms, room_stream("ops"), "multichat:epochs:ops") == 0
+    assert await caller.command("ZCARD", "multichat:empty") == 0
+    await caller.load()
+    [again] = await caller.append(block("c"))
+    assert again.first == 0
+    assert again.epoch > one.epoch
+    assert await said(caller) == ["0 c"]
+
+
 async def test_above_the_bytes_the_oldest_of_all_rooms_are_deleted(caller: Caller) -> None:
     for number in range(10):
         for room in ("a", "b"):

@@ -176,6 +176,14 @@ def test_an_engine_that_has_lost_everything() -> None:
     assert state.number_of(message_id("e1", 5)) is None
 
 
+def test_a_lineage_whose_oldest_epochs_are_forgotten_has_lost_nothing() -> None:
+    state = RoomState[str](tail(20, ("e1", 0), ("e2", 10)))
+    state.reconnected()
+    state.tail(tail(21, ("e2", 10), ("e3", 20)))
+    assert state.hand_out() is None
+    assert state.wanted == (20, 21)
+
+
 def test_an_own_block_that_was_lost_before_it_was_handed_out() -> None:
     state, place = state_at(5), Place(OURS, 1, 0)
     own = packet(6, run=OURS, sequence=1)
