@@ -9,7 +9,13 @@ from multichat.cli.piped import Piped, for_pipe, send_input
 from multichat.client.connect import Endpoint
 from multichat.client.front_end import FrontEnd
 from multichat.client.line_chat import LineChat
-from multichat.client.negotiation import check_welcome, make_hello, settles_text
+from multichat.client.negotiation import (
+    PROBE,
+    PROBE_ANSWER,
+    check_welcome,
+    make_hello,
+    settles_text,
+)
 from multichat.client.options import ChatOptions
 from multichat.errors import ConnectionLost, MultichatError, NoJson
 from multichat.protocol.json_codec import JSON, encode_hello
@@ -36,6 +42,7 @@ class JsonPipe(FrontEnd):
         if input_fd is not None:  # the server closes after our `quit`, when it has received all
             timeouts = replace(timeouts, finish=timeouts.progress)
         self._hello = encode_hello(_hello(options))
+        self._asks_first = options.login is not None
         options = replace(options, name=None, room=None, rooms=(), login=None, plain=True)
         options = replace(options, reconnect=False)
         super().__init__(endpoint, replace(options, timeouts=timeouts))
@@ -69,12 +76,15 @@ class JsonPipe(FrontEnd):
         last = ""
         with trio.move_on_after(self.options.timeouts.answer) as timeout:
             try:
-                await chat.link.send_lines(self._hello)
+                await chat.link.send_lines(PROBE if self._asks_first else self._hello)
                 while events := await chat.receive():
                     # Unchanged: in the text protocol every line is an event.
                     lines = list(map(TEXT.format, events))
                     if not self._welcomed.is_set():
                         chat.link.check_admitted()
+                        if self._asks_first and PROBE_ANSWER in lines:
+                            self._asks_first = False
+                            await chat.link.send_lines(self._hello)
                         lines = _from_welcome(lines)
                         if not lines:
                             chat.check_ready()

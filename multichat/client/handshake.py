@@ -4,12 +4,14 @@ What the server's answers mean is decided by `multichat.client.negotiation`; her
 and for how long the client waits.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 
 import trio
 
 from multichat.client.connection import Connection
 from multichat.client.event_queue import Condition
+from multichat.client.negotiation import PROBE
 from multichat.client.session import ClientSession
 from multichat.client.timeouts import ClientTimeouts
 from multichat.errors import ConnectionLost, NotPrivate
@@ -31,7 +33,9 @@ async def negotiate(
 ) -> None:
     """Send the hello, and the *password* if the server requires it; wait for the answer.
 
-    In plain text no hello is sent, and only a server that requires the password is waited for.
+    In plain text no hello is sent, and only a server that requires the password is waited for.  A
+    hello with a passphrase is sent only to a server that has answered `PROBE`, or requires the
+    password.
     Returns when the answer has come, or not within *answer_seconds*, or the connection is over.
     Raises `RemoteProtocolError` for a welcome that is not valid, `NotPrivate` for a login over a
     connection that others can read.
@@ -40,15 +44,25 @@ async def negotiate(
     if negotiation.hello.login is not None and not transport.is_private(connection.stream):
         raise NotPrivate
     plain = negotiation.plain
-    with suppress(ConnectionLost):  # the receiving task reports it
-        if not plain:
-            await connection.send(encode_hello(negotiation.hello))
-        if not plain or password is not None:
-            with trio.move_on_after(answer_seconds):
-                await connection.wait_for(lambda: negotiation.answered or negotiation.chatting)
+
+    async def wait_for(condition: Callable[[], bool]) -> None:
+        # A server of ours may take a while to compare the passphrase.
+        limit = max(answer_seconds, timeouts.password) if negotiation.is_ours else answer_seconds
+        with trio.move_on_after(limit):
+            await connection.wait_for(lambda: condition() or negotiation.chatting)
         if negotiation.chatting:
             with trio.move_on_after(timeouts.lobby):
-                await connection.wait_for(lambda: negotiation.answered)
+                await connection.wait_for(condition)
+
+    with suppress(ConnectionLost):  # the receiving task reports it
+        if negotiation.asks_first:
+            await connection.send(PROBE)
+            await wait_for(lambda: negotiation.is_ours or negotiation.answered)
+        if not plain and (negotiation.is_ours or not negotiation.asks_first):
+            await connection.send(encode_hello(negotiation.hello))
+            await wait_for(lambda: negotiation.answered)
+        if plain and password is not None:
+            await wait_for(lambda: negotiation.answered)
         if negotiation.password_asked and password is not None:
             negotiation.password_sent = True
             line = encode_password(password)

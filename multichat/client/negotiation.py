@@ -1,6 +1,8 @@
 """Negotiation: which protocol a connection speaks, and whether the server admits us.  Pure.
 
-The client asks for JSON with its hello, and sends nothing else until the server has answered:
+The client asks for JSON with its hello, and sends nothing else until the server has answered.  A
+hello with a passphrase comes only behind the answer to a `PROBE`: any other server might show that
+line to everybody.
 
 - A `welcome` settles JSON; one that is not valid is an error.
 - Any other line settles text, for good: the other side is a plain line server.
@@ -39,7 +41,21 @@ from multichat.protocol.messages import (
 from multichat.protocol.names import fold_name
 from multichat.protocol.text_codec import TEXT
 
-__all__ = ["Negotiation", "check_welcome", "make_hello", "plain_hello", "settles_text"]
+__all__ = [
+    "PROBE",
+    "PROBE_ANSWER",
+    "Negotiation",
+    "check_welcome",
+    "make_hello",
+    "plain_hello",
+    "settles_text",
+]
+
+PROBE = "/ping multichat"
+"""What a client sends before a hello with a passphrase; no secret, and no message to anybody."""
+
+PROBE_ANSWER = "[Server] pong multichat"
+"""What only a server of ours answers to `PROBE`."""
 
 # Recognizes a welcome of any server, whatever is wrong with the rest of it.
 _WELCOME = re.compile(r'\{\s*"type"\s*:\s*"welcome"')
@@ -96,7 +112,7 @@ def settles_text(event: Event) -> bool:
     """Return whether a first line, decoded as text, can only come from a server that speaks it."""
     match event:
         case Notice(text=text):
-            return text.startswith("unknown command /json")
+            return text.startswith(("unknown command /json", "unknown command /ping"))
         case Said(name=name):
             return not name
     return False
@@ -121,17 +137,22 @@ class Negotiation:
     *password_sent* that it was sent one, *password_refused* that this is wrong, *password_accepted*
     that one was accepted, whoever sent it.
 
+    *asks_first* says that `PROBE` has to be sent before the hello, *is_ours* that it was answered.
+
     *said_goodbye* says that the last event was a goodbye; *disconnected*, that lines after it are
     ignored.  Once text is settled they never are: another server may relay such a line that anybody
     has typed.
 
     With *plain*, text is settled from the start.  With *knows_json* the server has welcomed us on
     an earlier connection: whatever comes before its welcome is dropped, and text is never settled.
+    So it is once `PROBE` was answered.
     """
 
     def __init__(self, hello: Hello, *, plain: bool = False, knows_json: bool = False) -> None:
         self.hello = hello
         self.settled = self.plain = plain
+        self.asks_first = hello.login is not None and not plain
+        self.is_ours = False
         self.welcome: Welcome | None = None
         self.refusals: list[Error] = []
         self.password_asked = self.password_sent = self.password_refused = False
@@ -215,6 +236,10 @@ class Negotiation:
     def _receive_line(self, line: str) -> list[Event]:
         if self.welcome is not None:
             return self._receive_refusals(line)
+        if self.asks_first and line == PROBE_ANSWER:
+            self.is_ours = self._knows_json = True
+            self._chat.clear()
+            return []
         event = next(JSON.parse_events(line), None) if line.startswith("{") else None
         if isinstance(event, Welcome):
             self._be_welcomed(event)

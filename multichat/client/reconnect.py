@@ -371,6 +371,8 @@ class Link:
                 return
             if connection.over:
                 raise self.lost()
+            if negotiation.is_ours:
+                raise ConnectionLost("the server does not answer")
             raise NoJson(timeouts.answer)
         if negotiation.plain and (lines := plain_hello(negotiation.hello)):
             await self.send_lines(lines)

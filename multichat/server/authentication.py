@@ -72,7 +72,7 @@ class AdmissionRequest:
 
     *name* is the name in the hello that the client sent before the password; not validated.  None
     before it was asked for a password, and for a client that sends no such hello: one that speaks
-    text, or `connect --json`, which sends its hello after the password.
+    text, or `connect --json` or `--login`, which send their hello after the password.
     """
 
     address: str

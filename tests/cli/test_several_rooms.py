@@ -2,6 +2,7 @@
 
 import random
 import signal
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import trio
 
 import multichat
 from multichat import Chat, ClientTimeouts, Said
+from multichat.client.negotiation import PROBE
 from tests.support.processes import LOOPBACK, MULTICHAT, Command, connect, serve
 
 pytestmark = pytest.mark.process
@@ -145,4 +147,27 @@ async def test_a_passphrase_goes_nowhere_but_to_its_server(
             await client.wait_for("you are alice in lobby")
             client.signal(signal.SIGINT)
             assert await client.wait() == 0
+        argv = "connect", "--json", "--listen", "--login", "alice", *option, LOOPBACK
+        async with Command(tmp_path, MULTICHAT, *argv, str(server.port)) as client:
+            await client.wait_for('"account":"alice"')
+            assert client.out.startswith('{"type":"welcome"')
         assert PASSPHRASE not in server.out + server.err
+    # Another program at that port might show the line to everybody.
+    listener = (await trio.open_tcp_listeners(0, host=LOOPBACK))[0]
+    argv = *argv, str(listener.socket.getsockname()[1])
+    for words in argv, [each for each in argv if each != "--json"]:
+        async with (
+            Command(tmp_path, MULTICHAT, *words) as client,
+            await listener.accept() as foreign,
+        ):
+            heard = bytearray()
+            while b"\n" not in heard:
+                heard += await foreign.receive_some()
+            await foreign.send_all(b"hello from elsewhere\n")
+            client.signal(signal.SIGTERM)
+            with suppress(trio.BrokenResourceError):
+                async for data in foreign:
+                    heard += data
+            assert heard.startswith(f"{PROBE}\n".encode())
+            assert PASSPHRASE.encode() not in heard
+    await listener.aclose()

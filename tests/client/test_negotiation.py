@@ -28,10 +28,10 @@ from multichat import (
     open_chat,
 )
 from multichat.client.line_chat import LineChat
-from multichat.client.negotiation import Negotiation
+from multichat.client.negotiation import PROBE, PROBE_ANSWER, Negotiation
 from multichat.errors import Remedy
 from multichat.protocol.json_codec import JSON
-from multichat.protocol.messages import PROTOCOL, Error, Hello, Limits, Welcome
+from multichat.protocol.messages import PROTOCOL, Credentials, Error, Hello, Limits, Welcome
 from multichat.protocol.text_codec import TEXT
 from multichat.server.config import Filtered
 from multichat.testing import ScriptedClient, memory_server
@@ -63,6 +63,7 @@ FOREIGN = [
     '/json {"protocol":1}',  # an echo
     "[Server] unknown command /json; /help lists them",
 ]
+ALICE = Credentials("alice", "correct horse")
 
 
 # --- Pure ----------------------------------------------------------------------------------------
@@ -165,14 +166,22 @@ def test_refusals_of_a_name_or_room_are_distinguished_from_other_errors() -> Non
 
 
 told = map(line_of, (Error("x", "y"), Notice("x"), Goodbye("x")))
-lines = st.sampled_from([*CHAT, *FOREIGN, ASKED, ACCEPTED, WELCOME, *told, "[Server] goodbye: x"])
+lines = st.sampled_from(
+    [*CHAT, *FOREIGN, ASKED, ACCEPTED, WELCOME, *told, "[Server] goodbye: x", PROBE_ANSWER]
+)
 
 
-@given(st.lists(lines, min_size=1), st.booleans(), st.sampled_from([None, "alice"]))
+@given(
+    st.lists(lines, min_size=1),
+    st.booleans(),
+    st.sampled_from([None, "alice"]),
+    st.sampled_from([None, ALICE]),
+)
 def test_a_block_of_lines_equals_its_single_lines(
-    said: list[str], knows_json: bool, name: str | None
+    said: list[str], knows_json: bool, name: str | None, login: Credentials | None
 ) -> None:
-    one, other = (Negotiation(Hello(PROTOCOL, name), knows_json=knows_json) for _ in range(2))
+    hello = Hello(PROTOCOL, name, login=login)
+    one, other = (Negotiation(hello, knows_json=knows_json) for _ in range(2))
     assert one.receive("\n".join(said)) == [event for line in said for event in other.receive(line)]
     assert vars(one) == vars(other)
 
@@ -226,6 +235,34 @@ async def test_a_server_that_speaks_only_text_gets_no_passphrase(
             assert "no accounts" in refusal.text
         with pytest.raises(NotPrivate):
             await chat.login("bob", "swordfish")
+
+
+@pytest.mark.parametrize("line", [*FOREIGN, "[bob] hello", "[Server] unknown command /ping", PROBE])
+async def test_a_passphrase_is_not_sent_before_a_server_of_ours_has_answered(
+    line: str, autojump_clock: MockClock
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    await server.send(line)
+    async with open_line_chat(ours, login=ALICE) as chat:
+        assert chat.fell_back
+        assert await server.line() == PROBE
+        await chat.send("hi")
+        assert await server.line() == "hi"
+        await server.stream.aclose()
+
+
+async def test_a_passphrase_goes_to_a_server_of_ours_also_behind_chat_and_a_password() -> None:
+    for config in ServerConfig(), ServerConfig(password="sesame"):
+        async with memory_server(config) as network:
+            options = {"password": config.password}
+            async with open_line_chat(network.connect(), **options, name="alice") as alice:
+                await alice.register(ALICE.passphrase)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(alice.say, "hello")
+                    stream = network.connect()
+                    async with open_line_chat(stream, **options, login=ALICE) as again:
+                        assert again.account == "alice"
 
 
 async def test_a_plain_server_that_only_tags_chat_is_given_a_moment(

@@ -183,6 +183,7 @@ async def test_later_connections_log_in_again_until_we_are_logged_out(
         await peer.reset()
         assert isinstance(await anext(chat), Disconnected)
         again = await network.peer()
+        await again.admit_probe()
         hello = await again.welcome(name="Alice", account="Alice")
         assert hello["login"] == {"name": "Alice", "passphrase": PASSPHRASE}
         assert await anext(chat) == Reconnected(resumed=True)
@@ -202,6 +203,7 @@ async def test_a_wrong_passphrase_ends_the_handshake(autojump_clock: MockClock) 
         peer = Peer(theirs)
 
         async def serve() -> None:
+            await peer.admit_probe()
             await peer.welcome(rooms=rooms_of(lobby=None))
             await peer.tell("error", code="wrong-passphrase", text="the passphrase is wrong")
 
@@ -215,7 +217,13 @@ async def test_a_server_without_accounts_is_an_error(autojump_clock: MockClock) 
     login = Credentials("alice", PASSPHRASE)
     async with trio.open_nursery() as nursery:
         ours, theirs = trio.testing.memory_stream_pair()
-        nursery.start_soon(Peer(theirs).welcome)
+        peer = Peer(theirs)
+
+        async def serve() -> None:
+            await peer.admit_probe()
+            await peer.welcome()
+
+        nursery.start_soon(serve)
         with pytest.raises(Refused, match="this server has no accounts"):
             async with multichat.open_chat(ours, login=login):
                 pytest.fail("it is admitted")

@@ -10,6 +10,7 @@ import trio.testing
 
 from multichat import Chat, ConnectFailed, Said
 from multichat.client.line_chat import LineChat
+from multichat.client.negotiation import PROBE, PROBE_ANSWER
 from multichat.testing import ScriptedClient
 from tests.support.clients import open_line_chat
 
@@ -26,6 +27,11 @@ class Peer(ScriptedClient):
 
     async def tell(self, type_: str, **fields: object) -> None:
         await self.send(json.dumps({"type": type_, **fields}, separators=(",", ":")))
+
+    async def admit_probe(self) -> None:
+        """Receive what comes before a hello with a passphrase, and answer it as our server does."""
+        assert await self.line() == PROBE
+        await self.send(PROBE_ANSWER)
 
     async def welcome(self, **fields: object) -> dict[str, Any]:
         """Receive the hello, answer it, and return it."""
