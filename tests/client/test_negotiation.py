@@ -255,13 +255,13 @@ async def test_a_passphrase_is_not_sent_before_a_server_of_ours_has_answered(
 async def test_a_passphrase_goes_to_a_server_of_ours_also_behind_chat_and_a_password() -> None:
     for config in ServerConfig(), ServerConfig(password="sesame"):
         async with memory_server(config) as network:
-            options = {"password": config.password}
-            async with open_line_chat(network.connect(), **options, name="alice") as alice:
+            secret = config.password
+            async with open_line_chat(network.connect(), password=secret, name="alice") as alice:
                 await alice.register(ALICE.passphrase)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(alice.say, "hello")
                     stream = network.connect()
-                    async with open_line_chat(stream, **options, login=ALICE) as again:
+                    async with open_line_chat(stream, password=secret, login=ALICE) as again:
                         assert again.account == "alice"
 
 
