@@ -148,8 +148,8 @@ async def test_a_passphrase_goes_nowhere_but_to_its_server(
             client.signal(signal.SIGINT)
             assert await client.wait() == 0
         words = "--listen", "--login", "alice", *option, LOOPBACK
-        argv = MULTICHAT, "connect", "--json", *words, str(server.port)
-        async with Command(tmp_path, *argv) as client:
+        ours = MULTICHAT, "connect", "--json", *words, str(server.port)
+        async with Command(tmp_path, *ours) as client:
             await client.wait_for('"account":"alice"')
             assert client.out.startswith('{"type":"welcome"')
         assert PASSPHRASE not in server.out + server.err
