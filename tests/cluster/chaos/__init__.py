@@ -1,0 +1,1 @@
+"""Faults in a cluster of real processes under load; see `python -m tests.cluster.chaos --help`."""

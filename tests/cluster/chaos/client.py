@@ -1,0 +1,407 @@
+"""A client of its own for the chaos: it chats in several rooms, reconnects and resumes anywhere.
+
+Imports nothing from multichat: the reference is docs/protocol.md.  It repeats what is not
+acknowledged, in order and with its nonces, and gives up a connection that is silent.
+"""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from tests.support.processes import LOOPBACK
+
+from .checker import Heard, Missed, Record
+
+__all__ = ["Chatter", "Crowd", "Cut", "Line", "probe", "replay"]
+
+# Pauses between what a client says are up to twice as long.
+_PAUSE_SECONDS = 0.15
+
+_MAX_BURST = 4
+
+# Below the limit of 256 of docs/protocol.md.
+_MAX_UNACCEPTED = 64
+
+# Silence after which a connection is given up: below `--away`, so that a client returns in time.
+SILENT_SECONDS = 3.0
+
+_PING_SECONDS = 1.0
+_RETRY_SECONDS = 0.1
+
+# Pause before a message that was refused may be repeated.
+_REFUSED_SECONDS = 0.5
+
+_EVERYTHING = 2**31 - 1
+
+
+class Cut(Exception):
+    """The connection has ended; the text says how."""
+
+
+class Line:
+    """JSON lines on a connection."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._rest = b""
+
+    async def send(self, *requests: dict[str, Any]) -> None:
+        await self._send(b"".join(json.dumps(each).encode() + b"\n" for each in requests))
+
+    async def hello(self, fields: dict[str, Any]) -> None:
+        await self._send(f"/json {json.dumps(fields)}\n".encode())
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            with trio.move_on_after(SILENT_SECONDS) as sending:
+                await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise Cut("broken") from error
+        if sending.cancelled_caught:
+            raise Cut("stalled")
+
+    async def receive(self) -> list[dict[str, Any]]:
+        """Return the events of a read.  Raises `Cut`, also after silence."""
+        data = b""
+        with trio.move_on_after(SILENT_SECONDS) as silence:
+            try:
+                data = bytes(await self._stream.receive_some(1 << 18))
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise Cut("broken") from error
+        if not data:
+            raise Cut("silent" if silence.cancelled_caught else "ended")
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        # Before the welcome, lines of the text protocol may come.
+        return [json.loads(line) for line in lines if line.startswith(b"{")]
+
+    async def until(self, kind: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Wait for an event of a *kind*; return it, and the events that came after it."""
+        with trio.move_on_after(2 * SILENT_SECONDS):
+            while True:
+                events = await self.receive()
+                for number, event in enumerate(events):
+                    if event["type"] == kind:
+                        return event, events[number + 1 :]
+                    if event["type"] == "goodbye":
+                        raise Cut(f"goodbye {event['code']}")
+        raise Cut("no answer")
+
+
+@dataclass
+class _Unaccepted:
+    room: str
+    text: str
+    sent: int = 1
+    refused_at: float | None = None
+
+
+@dataclass
+class Chatter:
+    """A client called *name* in *rooms*; `run` runs until `Crowd.over`."""
+
+    crowd: "Crowd"
+    name: str
+    rooms: Sequence[str]
+    client: int = 0
+    connected: bool = False
+    resumed: int = 0
+    new_sessions: int = 0
+    failures: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    goodbyes: Counter[str] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)  # how connections ended
+    seen_left: list[str] = field(default_factory=list)
+    records: dict[str, Record] = field(default_factory=dict)
+    unaccepted: dict[int, _Unaccepted] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.records = {room: Record(self.name) for room in self.rooms}
+        self._since: dict[str, str] = {}
+        self._session = ""
+        self._nonce = 0
+        self._wait = 0.0
+        self._dice = random.Random(f"{self.crowd.seed} {self.name}")
+
+    async def run(self) -> None:
+        """Connect and reconnect until the end."""
+        while not self.crowd.over:
+            try:
+                stream = await trio.open_tcp_stream(LOOPBACK, self.crowd.port)
+            except OSError:
+                await trio.sleep(_RETRY_SECONDS)
+                continue
+            try:
+                await self._talk(Line(stream))
+            except* Cut as cuts:
+                self.ends[str(cuts.exceptions[0])] += 1
+            finally:
+                self.connected = False
+                await trio.aclose_forcefully(stream)
+            await trio.sleep(max(_RETRY_SECONDS, self._wait) * self._dice.uniform(0.5, 1.5))
+            self._wait = 0.0
+
+    async def _talk(self, line: Line) -> None:
+        events = await self._greet(line)
+        self.connected = True
+        self._hear(events)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen, line)
+            nursery.start_soon(self._speak, line)
+
+    async def _greet(self, line: Line) -> list[dict[str, Any]]:
+        fields: dict[str, Any] = {"protocol": 1, "rooms": self._rooms()}
+        fields |= {"session": self._session} if self._session else {"name": self.name}
+        await line.hello(fields)
+        try:
+            welcome, events = await line.until("welcome")
+        except Cut as cut:
+            if str(cut).startswith("goodbye"):
+                self.goodbyes[str(cut).removeprefix("goodbye ")] += 1
+            raise
+        self._welcome(welcome)
+        if again := self._say_again():
+            await line.send(*again)
+        return events
+
+    def _rooms(self) -> dict[str, Any]:
+        return {
+            room: {"since": since} if (since := self._since.get(room)) else {"replay": _EVERYTHING}
+            for room in self.rooms
+        }
+
+    def _welcome(self, welcome: dict[str, Any]) -> None:
+        first, was = not self._session, self._session
+        self._session = welcome["session"]
+        if not first and welcome["resumed"]:
+            self.resumed += 1
+            if welcome["client"] != self.client:
+                self._fail(f"has resumed as client {welcome['client']}, was {self.client}")
+        elif not first:
+            self.new_sessions += 1
+            self._begin_again(welcome, was)
+        if welcome["name"] != self.name and (welcome["resumed"] or first):
+            if first or self.crowd.lossy:  # a connection before has the name still
+                self._session = ""
+                raise Cut("the name is taken")
+            self._fail(f"is called {welcome['name']}")
+        if set(welcome["rooms"]) != set(self.rooms):
+            self._fail(f"is in {', '.join(welcome['rooms'])}, not in {', '.join(self.rooms)}")
+        self.client = welcome["client"]
+
+    def _begin_again(self, welcome: dict[str, Any], was: str) -> None:
+        """The session is gone: what is not acknowledged may be published or not."""
+        if not self.crowd.lossy:
+            self._fail(f"the session {was[:6]} was lost: is client {welcome['client']} now")
+        for each in self.unaccepted.values():
+            self.records[each.room].unsure.add(each.text)
+        self.unaccepted.clear()
+        self._session = ""
+        raise Cut("the session was lost")
+
+    def _say_again(self) -> list[dict[str, Any]]:
+        for each in self.unaccepted.values():
+            each.sent += 1
+            each.refused_at = None
+        return [self._say(nonce) for nonce in self.unaccepted]
+
+    def _say(self, nonce: int) -> dict[str, Any]:
+        each = self.unaccepted[nonce]
+        return {"type": "say", "text": each.text, "room": each.room, "nonce": nonce}
+
+    async def _speak(self, line: Line) -> None:
+        ping_at = trio.current_time() + _PING_SECONDS
+        while True:
+            await trio.sleep(self._dice.uniform(0, 2 * _PAUSE_SECONDS))
+            now = trio.current_time()
+            requests = self._repeat_refused(now)
+            if self.crowd.talking and len(self.unaccepted) < _MAX_UNACCEPTED:
+                requests += [self._new() for _ in range(self._dice.randint(1, _MAX_BURST))]
+            if now >= ping_at:
+                ping_at = now + _PING_SECONDS
+                requests.append({"type": "ping"})
+            if requests:
+                await line.send(*requests)
+
+    def _repeat_refused(self, now: float) -> list[dict[str, Any]]:
+        requests = []
+        for nonce, each in self.unaccepted.items():
+            if each.refused_at is not None and now - each.refused_at > _REFUSED_SECONDS:
+                each.refused_at = None
+                each.sent += 1
+                requests.append(self._say(nonce))
+        return requests
+
+    def _new(self) -> dict[str, Any]:
+        room = self._dice.choice(self.rooms)
+        record = self.records[room]
+        text = f"{room} {self.name} {len(record.said)}"
+        record.said.append(text)
+        self._nonce += 1
+        self.unaccepted[self._nonce] = _Unaccepted(room, text)
+        return self._say(self._nonce)
+
+    async def _listen(self, line: Line) -> None:
+        while True:
+            self._hear(await line.receive())
+
+    def _hear(self, events: Sequence[dict[str, Any]]) -> None:
+        for event in events:
+            self._hear_one(event)
+
+    def _hear_one(self, event: dict[str, Any]) -> None:
+        match event["type"]:
+            case "said":
+                self._said(event["room"], event["id"], event["text"])
+            case "missed":
+                self.records[event["room"]].heard.append(Missed(event["count"]))
+            case "accepted":
+                self._accepted(event)
+            case "joined" | "left" | "presence":
+                self._presence(event)
+            case "notice":
+                self.notices.append(event["text"])
+            case "error":
+                self._error(event)
+            case "goodbye":
+                self.goodbyes[event["code"]] += 1
+                self._wait = event.get("after", 0.0)
+                if not event["reconnect"]:
+                    self._fail(f"was told goodbye: {event}")
+                raise Cut(f"goodbye {event['code']}")
+            case "renamed" | "pong":
+                pass
+            case _:
+                self._fail(f"got {event}")
+
+    def _said(self, room: str, id_: str, text: str) -> None:
+        if room not in self.records or not text.startswith(f"{room} "):
+            self._fail(f"heard in {room}: {text}")
+            return
+        self._since[room] = id_
+        self.records[room].heard.append(Heard(id_, text))
+
+    def _accepted(self, event: dict[str, Any]) -> None:
+        each = self.unaccepted.pop(event["nonce"], None)
+        if each is None:
+            self._fail(f"was told of no message of its own: {event}")
+        else:
+            self.records[each.room].accepted[each.text] = event["id"]
+
+    def _presence(self, event: dict[str, Any]) -> None:
+        if event["type"] == "left" or event.get("left"):
+            who = event.get("name", f"{event.get('left')} clients")
+            self.seen_left.append(f"{who} left {event['room']}: {event.get('reason', '')}")
+
+    def _error(self, event: dict[str, Any]) -> None:
+        """A message that was sent once is certainly not published; else its fate is open."""
+        each = self.unaccepted.get(event.get("nonce", 0))
+        if event["code"] != "storage-failed" or each is None:
+            self._fail(f"got {event}")
+        elif each.sent == 1:
+            self.records[each.room].refused.add(each.text)
+            del self.unaccepted[event["nonce"]]
+        else:
+            self.records[each.room].late.add(each.text)
+            each.refused_at = trio.current_time()
+
+    def _fail(self, what: str) -> None:
+        self.failures.append(f"{self.name} {what}")
+
+
+@dataclass
+class Crowd:
+    """The clients of a run, which connect to *port*; *lossy* is what the fault may do."""
+
+    port: int
+    seed: int
+    clients: int = 6
+    rooms: int = 3
+    rooms_each: int = 2
+    lossy: bool = False
+    talking: bool = False
+    over: bool = False
+
+    def __post_init__(self) -> None:
+        self.chatters = [
+            Chatter(
+                self,
+                f"chatter{number}",
+                [f"room{(number + other) % self.rooms}" for other in range(self.rooms_each)],
+            )
+            for number in range(self.clients)
+        ]
+
+    @property
+    def connected(self) -> bool:
+        return all(each.connected for each in self.chatters)
+
+    @property
+    def each_accepted(self) -> bool:
+        return all(r.accepted for each in self.chatters for r in each.records.values())
+
+    def of(self, room: str) -> list[Chatter]:
+        return [each for each in self.chatters if room in each.rooms]
+
+    @property
+    def room_names(self) -> list[str]:
+        return sorted({room for each in self.chatters for room in each.rooms})
+
+    def missing(self) -> list[str]:
+        """Return what is still to come before the run can be checked."""
+        found = [f"{each.name} is not connected" for each in self.chatters if not each.connected]
+        found += [
+            f"{each.name} has {len(each.unaccepted)} unacknowledged messages"
+            for each in self.chatters
+            if each.unaccepted
+        ]
+        for room in self.room_names:
+            every = set() if self.lossy else self._accepted_in(room)
+            for each in self.of(room):
+                record = each.records[room]
+                heard = {one.text for one in record.messages()} | set(record.said)
+                missed = sum(one.count for one in record.heard if isinstance(one, Missed))
+                if (late := len(every - heard) - missed) > 0:
+                    found.append(f"{each.name} waits for {late} messages in {room}")
+        return found
+
+    def _accepted_in(self, room: str) -> set[str]:
+        return {text for each in self.of(room) for text in each.records[room].accepted}
+
+
+async def probe(
+    port: int, requests: Sequence[dict[str, Any]], kind: str, hello: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Connect to the node at *port*; return the answers of a *kind* to *requests*, in order."""
+    async with await trio.open_tcp_stream(LOOPBACK, port) as stream:
+        line = Line(stream)
+        await line.hello({"protocol": 1} | (hello or {}))
+        await line.until("welcome")
+        answers = []
+        for request in requests:
+            await line.send(request)
+            answer, _ = await line.until(kind)
+            answers.append(answer)
+        await line.send({"type": "quit"})
+        return answers
+
+
+async def replay(port: int, room: str) -> list[Heard]:
+    """Return the whole history of *room*, as the node at *port* replays it to a new client."""
+    heard: list[Heard] = []
+    async with await trio.open_tcp_stream(LOOPBACK, port) as stream:
+        line = Line(stream)
+        await line.hello({"protocol": 1, "rooms": {room: {"replay": _EVERYTHING}}})
+        welcome, events = await line.until("welcome")
+        last = welcome["rooms"][room]["last"]
+        while True:
+            heard += [Heard(each["id"], each["text"]) for each in events if each["type"] == "said"]
+            if last is None or (heard and heard[-1].id >= last):
+                break
+            events = await line.receive()
+        await line.send({"type": "quit"})
+        return heard

@@ -1,0 +1,190 @@
+"""One run: a cluster, a crowd of clients, a fault again and again, and what was found."""
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import trio
+
+from .checker import Missed, check_room
+from .client import Crowd, Cut, probe, replay
+from .cluster import Cluster, Plan, running_cluster
+from .faults import Fault
+
+__all__ = ["Outcome", "run"]
+
+# Generous, for a shared machine; reached only if something is wrong.
+_START_SECONDS = 60.0
+_SETTLE_SECONDS = 60.0
+
+# By then, duplicates would have arrived.
+_AFTER_SECONDS = 1.0
+
+# In which all nodes must agree on who is there.
+_AGREE_SECONDS = 15.0
+
+
+@dataclass
+class Outcome:
+    """What came out of a run."""
+
+    fault: str
+    seed: int
+    violations: list[str] = field(default_factory=list)
+    figures: dict[str, object] = field(default_factory=dict)
+    details: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        figures = ", ".join(f"{value} {name}" for name, value in self.figures.items())
+        verdict = f"{len(self.violations)} VIOLATIONS" if self.violations else "ok"
+        return f"{self.fault}, seed {self.seed}: {verdict}: {figures}"
+
+
+async def run(name: str, fault: Fault, plan: Plan, folder: Path, *, seconds: float) -> Outcome:
+    """Cause *fault* at least once, for about *seconds*; return what was found."""
+    plan = replace(plan, replica=fault.replica, sentinel=fault.sentinel)
+    seed = plan.seed
+    outcome = Outcome(name, seed)
+    started = trio.current_time()
+    dice = random.Random(f"{seed} {name}")
+    async with running_cluster(plan, folder) as cluster, trio.open_nursery() as nursery:
+        crowd = Crowd(
+            cluster.front.port, seed, plan.clients, plan.rooms, lossy=fault.lossy, talking=False
+        )
+        for chatter in crowd.chatters:
+            nursery.start_soon(chatter.run)
+        try:
+            times = await _disturb(cluster, crowd, fault, dice, seconds, outcome)
+            await _settle(cluster, crowd, outcome)
+            await _check(cluster, crowd, fault, outcome)
+            crowd.over = True
+            nursery.cancel_scope.cancel(reason="the run has ended")
+        except trio.TooSlowError:
+            outcome.violations.append("a part of the run took too long")
+            outcome.violations += crowd.missing()
+            times = 0
+            nursery.cancel_scope.cancel(reason="the run took too long")
+        outcome.violations += cluster.faults_told()
+        outcome.details += [f"{node.name}:\n{node.states}" for node in cluster.nodes]
+    outcome.figures |= {"faults": times} | _figures(crowd, outcome)
+    outcome.figures["s"] = round(trio.current_time() - started, 1)
+    return outcome
+
+
+async def _disturb(
+    cluster: Cluster,
+    crowd: Crowd,
+    fault: Fault,
+    dice: random.Random,
+    seconds: float,
+    outcome: Outcome,
+) -> int:
+    with trio.fail_after(_START_SECONDS):
+        while not crowd.connected:
+            await trio.sleep(0.05)
+        crowd.talking = True
+        while not crowd.each_accepted:  # from here on, sessions must be stored
+            await trio.sleep(0.05)
+    until, times = trio.current_time() + seconds, 0
+    while not times or trio.current_time() < until:
+        await trio.sleep(dice.uniform(0.3, 1.5))
+        await fault.cause(cluster, dice)
+        times += 1
+        if fault.lossy or fault.replica:  # the next one is another fault
+            await _all(crowd)
+    await trio.sleep(0.5)
+    return times
+
+
+async def _all(crowd: Crowd) -> None:
+    with trio.fail_after(_SETTLE_SECONDS):
+        while not crowd.connected:
+            await trio.sleep(0.05)
+
+
+async def _settle(cluster: Cluster, crowd: Crowd, outcome: Outcome) -> None:
+    """Wait until everything has arrived; what has not is found by the check."""
+    crowd.talking = False
+    with trio.move_on_after(_SETTLE_SECONDS) as settling:
+        while crowd.missing():
+            await trio.sleep(0.05)
+    if settling.cancelled_caught:
+        outcome.violations += [f"after {_SETTLE_SECONDS:g} s: {one}" for one in crowd.missing()]
+    await trio.sleep(_AFTER_SECONDS)
+
+
+async def _check(cluster: Cluster, crowd: Crowd, fault: Fault, outcome: Outcome) -> None:
+    seen = Counter(one for each in crowd.chatters for one in each.seen_left)
+    if fault.quiet:
+        outcome.violations += [f"{count} were told: {what}" for what, count in seen.items()]
+    outcome.figures["left seen"] = seen.total()  # from here on, we come and leave ourselves
+    lost = 0
+    for room in crowd.room_names:
+        records = [each.records[room] for each in crowd.of(room)]
+        histories = []
+        for node in cluster.nodes:
+            try:
+                histories.append(await replay(node.port, room))
+            except (Cut, OSError) as error:
+                outcome.violations.append(f"no history of {room} on {node.name}: {error}")
+        if any(each != histories[0] for each in histories):
+            outcome.violations.append(f"{room}: the nodes have different histories")
+        if histories:
+            found, count = check_room(room, records, histories[0], lossy=fault.lossy)
+            outcome.violations += found
+            lost += count
+    outcome.figures["lost"] = lost
+    outcome.violations += [one for each in crowd.chatters for one in each.failures]
+    outcome.violations += await _ghosts(cluster, crowd)
+
+
+async def _ghosts(cluster: Cluster, crowd: Crowd) -> list[str]:
+    """Compare who is there on each node with who is; it may take a moment."""
+    wrong = ["nobody has answered"]
+    numbers = Counter(each.client for each in crowd.chatters)
+    twice = [
+        f"{count} clients are number {number}" for number, count in numbers.items() if count > 1
+    ]
+    with trio.move_on_after(_AGREE_SECONDS):
+        while wrong:
+            wrong = await _differences(cluster, crowd)
+            await trio.sleep(0.2)
+    return twice + wrong
+
+
+async def _differences(cluster: Cluster, crowd: Crowd) -> list[str]:
+    rooms = crowd.room_names
+    found = []
+    for node in cluster.nodes:
+        asked = [{"type": "who", "room": room} for room in rooms]
+        try:
+            answers = await probe(node.port, asked, "members")
+        except (Cut, OSError) as error:
+            found.append(f"{node.name} does not answer: {error}")
+            continue
+        for room, answer in zip(rooms, answers, strict=True):
+            there = {(each["client"], each["name"]) for each in answer["members"]}
+            right = {(each.client, each.name) for each in crowd.of(room)}
+            if there != right:
+                more, less = sorted(there - right), sorted(right - there)
+                found.append(f"who of {room} on {node.name}: too many {more}, missing {less}")
+    return found
+
+
+def _figures(crowd: Crowd, outcome: Outcome) -> dict[str, object]:
+    every = crowd.chatters
+    records = [record for each in every for record in each.records.values()]
+    outcome.details.append(f"notices: {Counter(n for each in every for n in each.notices)}")
+    ends = Counter(end for each in every for end in each.ends.elements())
+    outcome.details.append(f"connections ended: {ends}")
+    return {
+        "said": sum(len(record.said) for record in records),
+        "delivered": sum(len(record.messages()) for record in records),
+        "accepted": sum(len(record.accepted) for record in records),
+        "refused": sum(len(record.refused) for record in records),
+        "unsure": sum(len(record.unsure) for record in records),
+        "missed": sum(e.count for r in records for e in r.heard if isinstance(e, Missed)),
+        "resumes": sum(each.resumed for each in every),
+        "new sessions": sum(each.new_sessions for each in every),
+    }

@@ -1,0 +1,78 @@
+"""The checker of the chaos notices each violation."""
+
+import pytest
+
+from .chaos.checker import Heard, Missed, Record, check_room
+
+pytestmark = pytest.mark.unit
+
+
+def heard(*numbers: int) -> list[Heard | Missed]:
+    return [Heard(f"e-{number}", f"room alice {number}") for number in numbers]
+
+
+def found(
+    *bob_heard: Heard | Missed,
+    history: tuple[int, ...] = (0, 1, 2),
+    alice: Record | None = None,
+    lossy: bool = False,
+) -> list[str]:
+    """Return what is found if alice has said three messages, which bob has heard like this."""
+    texts = [f"room alice {number}" for number in range(3)]
+    ids = {text: f"e-{number}" for number, text in enumerate(texts)}
+    alice = alice or Record("alice", said=texts, accepted=ids)
+    bob = Record("bob", heard=list(bob_heard))
+    stored = [each for each in heard(*history) if isinstance(each, Heard)]
+    return check_room("room", [alice, bob], stored, lossy=lossy)[0]
+
+
+def test_a_faultless_run_has_no_violations() -> None:
+    assert found(*heard(0, 1, 2)) == []
+
+
+def test_a_message_that_was_told_as_missed_is_no_violation() -> None:
+    assert found(*heard(0), Missed(1), *heard(2)) == []
+
+
+@pytest.mark.parametrize(
+    ("bob", "words"),
+    [
+        (heard(0, 2), "was not told 1 messages"),
+        (heard(0, 1), "was not told 1 messages"),
+        ([*heard(0), Missed(2), *heard(2)], "and of 2"),
+        ([*heard(0, 1, 2), Missed(1)], "and of 1"),
+        ([Missed(1), *heard(0, 2)], "and of 1"),
+        (heard(0, 1, 1, 2), "heard twice"),
+        (heard(1, 0, 2), "do not rise"),
+        ([*heard(0, 1, 2), Heard("e-3", "room alice 3")], "heard what is not stored"),
+        ([*heard(0, 1), Heard("f-2", "room alice 2")], "heard with another id"),
+    ],
+)
+def test_what_a_member_heard_is_compared_with_the_history(
+    bob: list[Heard | Missed], words: str
+) -> None:
+    assert any(words in each for each in found(*bob)), found(*bob)
+
+
+def test_an_acknowledged_message_that_is_not_stored_is_lost() -> None:
+    assert "acknowledged and lost" in found(*heard(0, 1), history=(0, 1))[0]
+    assert found(*heard(0, 1), history=(0, 1), lossy=True) == []
+
+
+def test_a_refused_message_that_is_stored_is_a_violation() -> None:
+    alice = Record("alice", said=[f"room alice {number}" for number in range(3)])
+    alice.refused = set(alice.said)
+    assert any("refused and published" in each for each in found(*heard(0, 1, 2), alice=alice))
+
+
+def test_a_message_without_an_answer_is_a_violation() -> None:
+    alice = Record("alice", said=[f"room alice {number}" for number in range(3)])
+    assert any("never answered" in each for each in found(*heard(0, 1, 2), alice=alice))
+
+
+def test_the_order_of_a_sender_is_compared() -> None:
+    alice = Record("alice", said=[f"room alice {number}" for number in (1, 0, 2)])
+    alice.accepted = {f"room alice {number}": f"e-{number}" for number in range(3)}
+    assert any("another order" in each for each in found(*heard(0, 1, 2), alice=alice))
+    alice.late = {"room alice 1"}
+    assert found(*heard(0, 1, 2), alice=alice) == []
