@@ -85,13 +85,18 @@ class AdminCommands:
 
     def _target(self, client: int) -> Target:
         """Return the ban target for *client*: its address, or its name if it has no address."""
-        info = next(each for each in self._server.members if each.client == client)
-        if (network := network_of(info.address)) is not None:
+        here, elsewhere = self._registry.find(client), self._registry.find_elsewhere(client)
+        address, name = "", ""
+        if here is not None:
+            address, name = here.address, here.name
+        elif elsewhere is not None:
+            address, name = elsewhere.address, elsewhere.name
+        if (network := network_of(address)) is not None:
             return network
         try:
-            return parse_target(f"name {info.name}")
+            return parse_target(f"name {name}")
         except InvalidBan:
-            raise InvalidBan(f"{info.name} has neither an address nor a name; /kick it") from None
+            raise InvalidBan(f"{name} has neither an address nor a name; /kick it") from None
 
     def unban(self, text: str) -> str:
         """Lift the ban of exactly that target."""

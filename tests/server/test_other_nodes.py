@@ -132,6 +132,68 @@ async def test_a_message_of_a_sender_that_goes_before_it_is_decided_is_delivered
         assert await carol.history() == ["before", "hi"]
 
 
+async def test_messages_that_the_storage_has_lost_are_told_and_the_room_goes_on(
+    autojump_clock: Clock,
+) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two, name="bob")
+        await alice.say("1", "2", "3")
+        assert [await bob.said() for _ in range(3)] == [("lobby", each) for each in "123"]
+        hub.fail_over("lobby", 1)
+        for client in (alice, bob):
+            assert "2 messages were lost in lobby" in (await client.hear("notice"))["text"]
+        await alice.say("4")
+        assert await bob.said() == ("lobby", "4")
+        assert alice.ids["4"] > alice.ids["3"]
+        assert await alice.history() == await bob.history() == ["1", "4"]
+        for since in "123":
+            again = await join(two, since=bob.ids[since])
+            assert await again.said() == ("lobby", "4")
+
+
+async def test_a_message_that_the_storage_has_lost_before_it_was_delivered_is_refused(
+    autojump_clock: Clock,
+) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (one, two):
+        alice, bob = await join(one), await join(one)
+        hub.nodes["one"].hold()
+        await alice.send({"type": "say", "text": "lost", "nonce": 1})
+        await trio.sleep(1)
+        hub.fail_over("lobby", 0)
+        hub.nodes["one"].release()
+        assert (await alice.answer(1))["code"] == "storage-failed"
+        assert (await alice.ask("say", text="lost", nonce=1))["type"] == "accepted"
+        assert await bob.said() == ("lobby", "lost")
+        assert await bob.history() == ["lost"]
+        del two
+
+
+async def test_a_block_of_which_the_log_has_some_messages_is_said_once(
+    autojump_clock: Clock,
+) -> None:
+    """The nonces that a session has here may be fewer than the log knows."""
+    hub = Hub()
+    async with two_nodes(hub) as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two)
+        known = {}
+        for n, text in enumerate("abc"):
+            known[text] = (await alice.ask("say", text=text, nonce=n))["id"]
+        [client] = [each for each in one.server._registry.clients if each.name == "alice"]
+        assert client.stored_session is not None
+        client.stored_session.window.clear()
+        says = [{"type": "say", "text": text, "nonce": n} for n, text in enumerate("abcd")]
+        await alice.send(*says)
+        ids = [(await alice.answer(n))["id"] for n in range(4)]
+        assert ids[:3] == list(known.values())
+        assert [(await bob.said())[1] for _ in range(4)] == list("abcd")
+        assert ids[3] == bob.ids["d"]
+        await alice.send(*says)
+        assert [(await alice.answer(n))["id"] for n in range(4)] == ids
+        assert await bob.history() == list("abcd")
+
+
 # --- Presence -------------------------------------------------------------------------------------
 
 
@@ -416,6 +478,11 @@ async def test_operators_reach_clients_of_other_nodes(autojump_clock: Clock) -> 
         one.server.kick(number, "kicked: enough")
         goodbye = await bob.hear("goodbye")
         assert (goodbye["code"], goodbye["reason"]) == ("kicked", "kicked: enough")
+        carol = await join(two, name="carol")
+        await trio.sleep(1)
+        assert "carol" in one.server.admin.ban("carol")  # it has no address in memory
+        assert (await carol.hear("goodbye"))["code"] == "banned"
+        assert one.server.unban("carol")
         carol = await join(two, name="carol")
         await trio.sleep(1)
         assert len(one.server.ban(Ban(target="carol"))) == 1

@@ -247,6 +247,24 @@ def test_the_ring_that_was_used_last_has_its_newest_two_blocks() -> None:
     assert (ring.first, ring.next) == (3, 5)
 
 
+@pytest.mark.parametrize("kept", [0, 1, 7, 10])
+def test_a_ring_forgets_messages_whose_numbers_are_given_again(kept: int) -> None:
+    rings = RingBudget(MANY_BYTES)
+    ring = Ring(rings, 0)
+    for _ in range(2):
+        ring.add(block(ring.next, 5))
+    lag = Lag(8)
+    lag.note_own(0, 1)
+    lag.note_own(4, 9)
+    ring.truncate(kept)
+    lag.go_back(kept)
+    assert (ring.next, lag.position) == (kept, min(8, kept))
+    assert ring.bytes == sum(each.size for each in ring._blocks) == rings._bytes
+    fill(ring, 3)
+    assert follow(TEXT, ring.encode(Lag(0), TEXT, ME, max_bytes=1 << 20)) == [*range(kept + 3)]
+    assert lag.behind(kept + 3) == 3 + kept - lag.position - max(0, min(9, kept) - 8)
+
+
 def test_the_rings_of_quiet_rooms_are_emptied_first() -> None:
     rings = RingBudget(30_000, ring_bytes=20_000)
     quiet, busy = Ring(rings, 0), Ring(rings, 0)

@@ -4,16 +4,16 @@ Everything is decided in the hub, in the order in which it is asked; answers, en
 reach a node only after a checkpoint or, while the node is `held`, when it is released.
 """
 
+import itertools
 import math
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 
 import msgspec
 import trio
 
-from multichat.backend.base import Backend, Claim, Entry, Fed, Proposal, RoomLog
+from multichat.backend.base import Backend, Claim, Entry, Fed, Lost, Proposal, RoomLog
 from multichat.backend.events import (
     AccountChanged,
     Announced,
@@ -43,7 +43,7 @@ from multichat.journal.base import (
     take_first,
     take_newest,
 )
-from multichat.protocol.ids import message_id
+from multichat.protocol.ids import message_id, message_number
 from multichat.protocol.lookalikes import lookalike_keys
 from multichat.protocol.messages import Directed, Nonce, SaidBlock
 from multichat.protocol.names import fold_name
@@ -174,6 +174,20 @@ class Hub:
             held.until = trio.current_time() + keep_seconds
             held.record = msgspec.structs.replace(held.record, account="", rooms=())
         self.tell(ClientGone(client, generation, reason, keep_seconds is not None), but=node)
+
+    def fail_over(self, key: str, next_: int) -> None:
+        """Lose the messages of a room from number *next_* on, and go on in a new epoch."""
+        room = self.rooms[key]
+        kept = [slice_block(each, 0, next_) for each in room.blocks]
+        room.blocks = [each for each in kept if each is not None]
+        room.next = next_
+        room.epochs.append((f"{int(room.epochs[-1][0], 16) + 1000:011x}", next_))
+        for nonces in self.nonces.values():
+            for nonce, saved in list(nonces.items()):
+                if saved.room == key and saved.number >= next_:
+                    del nonces[nonce]
+        for log in room.logs:
+            log.lose(next_)
 
     def fence(self, name: str) -> None:
         """Take the node *name* for dead: its clients are removed."""
@@ -414,11 +428,12 @@ class _Log(RoomLog):
         self._room = hub.room(key)
         self._room.logs.append(self)
         self._next = self._room.next
-        self._fed: deque[Entry] = deque()
+        self._epochs = len(self._room.epochs)  # so many are known here
+        self._fed: deque[Fed] = deque()
 
     @property
     def epoch(self) -> str:
-        return self._room.epochs[-1][0]
+        return self._room.epochs[self._epochs - 1][0]
 
     @property
     def first(self) -> int:
@@ -430,7 +445,29 @@ class _Log(RoomLog):
 
     @property
     def earlier(self) -> Mapping[str, int]:
-        return MappingProxyType({})
+        epochs = self._room.epochs[: self._epochs]
+        return {epoch: end for (epoch, _), (_, end) in itertools.pairwise(epochs)}
+
+    def number_of(self, id_: str) -> int | None:
+        epoch = id_.partition("-")[0]
+        end = self.earlier.get(epoch)
+        number = message_number(epoch, id_)
+        if end is not None and number is not None:
+            return min(number, end - 1)
+        return super().number_of(id_)
+
+    def lose(self, next_: int) -> None:
+        """Note that the hub has lost the messages from *next_* on."""
+        lost: list[Proposal] = []
+        kept: deque[Fed] = deque()
+        for fed in self._fed:
+            if isinstance(fed, Entry) and fed.said.first >= next_:
+                lost += [] if fed.proposal is None else [fed.proposal]
+            else:
+                kept.append(fed)
+        self._fed = kept
+        self._fed.append(Lost(next_, max(0, self._next - next_), lost))
+        self._node.wake()
 
     def propose(
         self,
@@ -456,7 +493,7 @@ class _Log(RoomLog):
         proposal.earlier = earlier
         new = [i for i in range(len(texts)) if i not in earlier]
         said = msgspec.structs.replace(
-            draft, epoch=self.epoch, first=room.next, text="\n".join(texts[i] for i in new)
+            draft, epoch=room.epochs[-1][0], first=room.next, text="\n".join(texts[i] for i in new)
         )
         for offset, i in enumerate(new if nonces else []):
             if (nonce := nonces[i]) is not None:
@@ -480,6 +517,12 @@ class _Log(RoomLog):
             if not self._fed:
                 await self._node._woken.wait()
         entry = self._fed.popleft()
+        if isinstance(entry, Lost):
+            self._next, self._epochs = min(self._next, entry.next), len(self._room.epochs)
+            for proposal in entry.proposals:
+                if proposal.pending is not None:
+                    proposal.pending.resolve()
+            return entry
         self._next = entry.said.first + entry.said.text.count("\n") + 1
         if entry.proposal is not None and entry.proposal.pending is not None:
             entry.proposal.pending.resolve()
