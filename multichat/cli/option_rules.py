@@ -75,6 +75,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Needs("host", "port", where="unix", unless="web"),
         Needs("tls_cert", "port", where="unix", unless="web"),
         Needs("max_clients_per_address", "port", where="unix", unless="web"),
+        Needs("proxy", "port", where="unix", unless="web"),
         Needs("web_host", "web"),
         Needs("web_url", "web"),
         Needs("web_proxy", "web"),

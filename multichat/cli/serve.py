@@ -122,6 +122,14 @@ def serve(
         Path | None,
         typer.Option(help="Private key of the certificate (PEM).", show_default="in the same file"),
     ] = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address or network of a load balancer, whose connections begin with a PROXY "
+            "header (version 1 or 2) that says whose they are; may be repeated.",
+            show_default="none",
+        ),
+    ] = None,
     web: Annotated[
         int | None,
         typer.Option(
@@ -261,7 +269,15 @@ def serve(
         )
     names = (*_split_names(operators), *_read_names(operators_file))
     site = _web_config(web_url, web_proxy, webhook_token_file)
-    config = make_config(context, password_file, filter_ or [], settings, operators=names, web=site)
+    config = make_config(
+        context,
+        password_file,
+        filter_ or [],
+        settings,
+        operators=names,
+        web=site,
+        proxies=tuple(proxy or ()),
+    )
     if not re.fullmatch("0?[0-7]{3}", unix_mode):
         given = described(context, "unix_mode")
         raise UsageMistake(f"{given} must be a mode such as 0600, not {unix_mode!r}")
@@ -328,6 +344,7 @@ def make_config(
     *,
     operators: tuple[str, ...] = (),
     web: WebConfig = WebConfig(),  # noqa: B008 - immutable
+    proxies: tuple[str, ...] = (),
 ) -> ServerConfig:
     """Return the configuration that the options describe; raises `UsageMistake`."""
     values = {}
@@ -342,6 +359,7 @@ def make_config(
             filters=_filters(filters),
             operators=operators,
             web=web,
+            proxies=proxies,
             **values,
         )
     except ValueError as error:

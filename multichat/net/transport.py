@@ -35,6 +35,7 @@ __all__ = [
     "has_ended",
     "has_input",
     "has_unknown_issuer",
+    "is_disconnected",
     "is_not_tls",
     "is_private",
     "keep_alive",
@@ -240,6 +241,21 @@ def peer_address(stream: trio.abc.Stream) -> str:
     return ""
 
 
+def is_disconnected(stream: trio.abc.Stream) -> bool:
+    """Return whether *stream* is a TCP connection that was reset, so that it has no peer any more.
+
+    Its address is unknown then, but what it had sent can still be read.
+    """
+    below = _socket_of(stream)
+    if below is None or below.socket.family == _AF_UNIX:
+        return False
+    try:
+        below.socket.getpeername()
+    except OSError:
+        return True
+    return False
+
+
 def is_private(stream: trio.abc.Stream) -> bool:
     """Return whether nobody on the network can read *stream*: it uses TLS, or stays on the machine.
 
@@ -367,8 +383,8 @@ def _stream_error(error: OSError) -> Exception:
     return (trio.ClosedResourceError if closed_by_us else trio.BrokenResourceError)(str(error))
 
 
-async def peek(stream: trio.abc.Stream) -> bytes:
-    """Wait for the first byte and return it without consuming it.
+async def peek(stream: trio.abc.Stream, max_bytes: int = 1) -> bytes:
+    """Wait for the next bytes and return them, at most *max_bytes*, without consuming them.
 
     Returns no bytes at EOF, and immediately for a stream that is not on a socket.  Raises
         `trio.BrokenResourceError`.
@@ -379,7 +395,7 @@ async def peek(stream: trio.abc.Stream) -> bytes:
     if (meter := current_meter.get()) is not None:
         meter.end()
     try:
-        return await below.socket.recv(1, socket.MSG_PEEK)
+        return await below.socket.recv(max_bytes, socket.MSG_PEEK)
     except OSError as error:
         raise trio.BrokenResourceError from error
 

@@ -12,6 +12,7 @@ from multichat.protocol.framing import clean
 from multichat.protocol.messages import MAX_NAME_CHARACTERS, Directed, Limits, Said
 from multichat.protocol.names import parse_person_name
 from multichat.web.config import WebConfig
+from multichat.web.forwarded import Proxies
 
 __all__ = [
     "MAX_CLIENTS_PER_ADDRESS",
@@ -422,6 +423,10 @@ class ServerConfig:
     # registered there.
     operators: tuple[str, ...] = ()
 
+    # The addresses and networks of load balancers, whose connections begin with a PROXY header: it
+    # says whose they are.  By default nobody's: a client could claim any address.
+    proxies: tuple[str, ...] = ()
+
     # Limits of accounts that have no option on the command line.
     accounts: AccountLimits = AccountLimits()
 
@@ -485,6 +490,7 @@ class ServerConfig:
             if setting.at_least is not None and not value >= setting.at_least:
                 bound = f"at least {setting.at_least}" if setting.at_least else "0 or more"
                 raise ValueError(f"{each.name} must be {bound}")
+        Proxies(self.proxies)
         for operator in self.operators:
             try:
                 parse_person_name(operator)

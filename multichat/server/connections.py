@@ -29,6 +29,7 @@ from multichat.server.bans import Bans
 from multichat.server.config import ServerConfig
 from multichat.server.filters import Filters
 from multichat.server.origin import Origin
+from multichat.server.proxied import Arrival, LoadBalancers
 from multichat.server.registry import Registry
 from multichat.server.session import Session
 
@@ -66,6 +67,7 @@ class Connections:
         self._bans, self._filters = bans, filters
         self._admission, self._authentication = admission, authentication
         self._turns = turns
+        self._balancers = LoadBalancers(config, admission)
         self.clients = self.refused = 0
 
     async def handle(
@@ -77,13 +79,21 @@ class Connections:
     ) -> None:
         """Serve one client that speaks lines; see `Server.handle`."""
         address = transport.peer_address(stream)
+        if not address and transport.is_disconnected(stream):
+            # No limit and no ban would apply to what it has sent.
+            await transport.close(stream)
+            return
         origin = Origin.of(address, transport.peer_user(stream))
         meter = Meter(self._turns, origin and origin.address)
         current_meter.set(meter)
+        arrival = Arrival(
+            address,
+            origin,
+            counted=None if self._balancers.sends_header(address) else origin,
+            is_private=transport.is_private(stream),
+        )
         try:
-            await meter.measure(
-                self._handle(stream, address, origin, meter, tls=tls, trusted=trusted)
-            )
+            await meter.measure(self._handle(stream, arrival, meter, tls=tls, trusted=trusted))
         except* Exception as group:  # noqa: BLE001 - the boundary of one connection
             self._log.crash("a session crashed", group)
         finally:
@@ -92,45 +102,51 @@ class Connections:
     async def _handle(
         self,
         stream: trio.abc.Stream,
-        address: str,
-        origin: Origin | None,
+        arrival: Arrival,
         meter: Meter,
         *,
         tls: ssl.SSLContext | None,
         trusted: bool,
     ) -> None:
         authenticates = self._authentication.is_required and not trusted
+        is_passed_on = self._balancers.sends_header(arrival.address)
         await meter.take()
         transport.keep_alive(stream, self._config.stall_timeout_seconds)
         connection = AdmittedConnection(stream, LineDecoder(self._config.max_line_bytes))
         try:
-            too_many = self._admission.add_connection(origin)
+            arrival.too_many = self._admission.add_connection(arrival.counted)
             try:
-                if tls is not None or authenticates:
-                    with PendingSlot(self._admission, origin) as slot:
+                if tls is not None or authenticates or is_passed_on:
+                    with PendingSlot(self._admission, arrival.origin) as slot:
+                        if is_passed_on:
+                            header = await self._balancers.receive(stream, arrival, slot, meter)
+                            if header is None or header.is_local:
+                                return  # a check of health
                         if tls is not None:
-                            connection.stream = stream = await self._admission.tls_handshake(
-                                stream, tls
-                            )
-                        self.check(address, too_many)
+                            connection.stream = await self._admission.tls_handshake(stream, tls)
+                            arrival.is_private = arrival.is_encrypted = True
+                        self.check(arrival.address, arrival.too_many)
                         if authenticates:
                             await self._authentication.authenticate(
-                                connection, slot, address, encrypted=tls is not None
+                                connection,
+                                slot,
+                                arrival.address,
+                                encrypted=arrival.is_encrypted,
                             )
                 session = await self._admit(
                     connection,
-                    address,
-                    origin,
+                    arrival.address,
+                    arrival.origin,
                     meter,
-                    too_many,
-                    is_private=transport.is_private(stream),
+                    arrival.too_many,
+                    is_private=arrival.is_private,
                     trusted=trusted,
                 )
                 await session.run()
             finally:
-                self._admission.remove_connection(origin)
+                self._admission.remove_connection(arrival.counted)
         except AdmissionRefused as refusal:
-            await self._reject(connection, address, refusal)
+            await self._reject(connection, arrival.address, refusal)
 
     async def handle_websocket(
         self,

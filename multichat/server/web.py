@@ -34,6 +34,7 @@ from multichat.server.admission import Admission, AdmissionRefused, PendingSlot
 from multichat.server.bans import host_of
 from multichat.server.connections import Connections
 from multichat.server.origin import Origin
+from multichat.server.proxied import Arrival, LoadBalancers
 from multichat.server.webhook import Webhook
 from multichat.web.forwarded import Peer, Proxies
 from multichat.web.handshake import Handshake, shake_hands
@@ -81,6 +82,7 @@ class WebPort:
         self._admission, self._turns, self._log = admission, turns, log
         self._config = server.config
         self._proxies = Proxies(self._config.web.proxies)
+        self._balancers = LoadBalancers(self._config, admission)
         page = PageFiles(_read_page() if contents is None else contents)
         own = (*own_names(socket.gethostname()), *names)
         self._site = Site(page, self._config.web, own)
@@ -89,6 +91,10 @@ class WebPort:
     async def handle(self, stream: trio.abc.Stream, *, tls: SSLContext | None = None) -> None:
         """Serve one connection until it is closed; see `Server.handle_web`."""
         address = transport.peer_address(stream)
+        if not address and transport.is_disconnected(stream):
+            # No limit and no ban would apply to what it has sent.
+            await transport.close(stream)
+            return
         origin = Origin.of(address, transport.peer_user(stream))
         meter = Meter(self._turns, origin and origin.address)
         current_meter.set(meter)
@@ -104,10 +110,14 @@ class WebPort:
         await connection.meter.take()
         transport.keep_alive(connection.stream, self._config.stall_timeout_seconds)
         is_proxy = self._proxies.trusts(host_of(connection.address))
-        connection.counted = None if is_proxy else connection.origin
+        # A proxy of the page says it in the request.
+        is_passed_on = not is_proxy and self._balancers.sends_header(connection.address)
+        connection.counted = None if is_proxy or is_passed_on else connection.origin
         connection.too_many = self._admission.add_connection(connection.counted)
         try:
             with PendingSlot(self._admission, connection.origin) as slot:
+                if is_passed_on and not await self._receive_header(connection, slot):
+                    return
                 todo = await self._receive(connection, slot, tls)
                 if isinstance(todo, bytes):
                     await self._send(connection, todo)
@@ -134,6 +144,24 @@ class WebPort:
             pass  # a browser may leave at any time
         finally:
             self._admission.remove_connection(connection.counted)
+
+    async def _receive_header(self, connection: "_Connection", slot: PendingSlot) -> bool:
+        """Read the PROXY header of a load balancer; return whether there is a connection behind it.
+
+        Raises `AdmissionRefused`.
+        """
+        header = await self._balancers.receive(
+            connection.stream, connection, slot, connection.meter
+        )
+        if header is None:
+            return False
+        if connection.is_encrypted:
+            connection.scheme = "https"
+        if self._proxies.trusts(host_of(connection.address)):  # a proxy behind the balancer
+            self._admission.remove_connection(connection.counted)
+            connection.counted = None
+            connection.too_many = self._admission.add_connection(None)
+        return True
 
     async def _receive(
         self, connection: "_Connection", slot: PendingSlot, tls: SSLContext | None
@@ -286,17 +314,15 @@ class _Posting(NamedTuple):
     posted: Posted
 
 
-class _Connection:
-    """What is known of a connection so far; *counted* is the origin that it counts for."""
+class _Connection(Arrival):
+    """What is known of a connection so far."""
 
     def __init__(
         self, stream: trio.abc.Stream, address: str, origin: Origin | None, meter: Meter
     ) -> None:
-        self.stream, self.address, self.origin, self.meter = stream, address, origin, meter
+        super().__init__(address, origin, counted=None, is_private=transport.is_private(stream))
+        self.stream, self.meter = stream, meter
         self.scheme = "http"
-        self.is_private = transport.is_private(stream)
-        self.counted: Origin | None = None
-        self.too_many = ""
         self.reader: RequestReader
 
 

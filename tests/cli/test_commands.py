@@ -901,7 +901,7 @@ async def test_options_have_environment_variables(tmp_path: Path) -> None:
     shown = subprocess.run([MULTICHAT, "serve", "--help"], capture_output=True, text=True).stdout
     options = set(re.findall(r"^  --([a-z-]+) <", shown, re.MULTILINE))
     assert options == {
-        "host", "unix", "unix-mode", "tls-cert", "tls-key", "password-file", "max-line",
+        "host", "unix", "unix-mode", "tls-cert", "tls-key", "proxy", "password-file", "max-line",
         "send-queue", "slow", "slow-timeout", "stall-timeout", "max-clients",
         "max-clients-per-address", "rate", "burst", "byte-rate", "memory", "idle", "filter",
         "ban-file", "max-rooms", "max-rooms-per-client", "max-new-rooms", "grace",
