@@ -7,7 +7,6 @@ Of version 2, the extension about TLS is read; the others are skipped, and so is
 """
 
 import re
-import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
@@ -157,7 +156,7 @@ class HeaderReader:
         if family in (_IPV4, _IPV6):
             size = 4 if family == _IPV4 else 16
             host = _host(ip_address(rest[:size]))
-            [port] = struct.unpack_from("!H", rest, 2 * size)
+            port = int.from_bytes(rest[2 * size : 2 * size + 2], "big")
         self.header = ProxyHeader(host, port, uses_tls=_uses_tls(rest[_ADDRESS_BYTES[family] :]))
 
 
