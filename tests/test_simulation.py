@@ -21,6 +21,7 @@ from multichat.testing import ScriptedClient, memory_server
 
 from .simulation.broken import AT_SHUTDOWN, MUTATIONS, Break, echo
 from .simulation.invariants import INVARIANTS
+from .simulation.nodes.broken import NODES_MUTATIONS
 from .simulation.nodes.plan import make_nodes_plan
 from .simulation.nodes.world import simulate_nodes
 from .simulation.plan import Plan, make_plan, with_slow_backend
@@ -311,6 +312,23 @@ def test_a_broken_server_with_a_backend_that_decides_late_is_caught(
     pytest.fail(f"{break_it.__name__} was not noticed")
 
 
+@pytest.mark.stress
+@pytest.mark.parametrize(
+    ("break_it", "invariant", "freezes"),
+    [pytest.param(*each, id=f"{each[0].__name__}-{each[1]}") for each in NODES_MUTATIONS],
+)
+def test_broken_nodes_are_caught(
+    break_it: Break, invariant: str, freezes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_it(monkeypatch)
+    for plan in map(make_nodes_plan, SEEDS_FOR_A_MUTATION):
+        if freezes:
+            plan = replace(plan, freezes=((plan.seconds / 2, 0, 15.0),))
+        if invariant in {violation.invariant for violation in simulate_nodes(plan).violations}:
+            return
+    pytest.fail(f"{break_it.__name__} was not noticed")
+
+
 def small_rooms_plans(settings: dict[str, Any]) -> Iterator[Plan]:
     """Yield plans with *settings* of the server; for the others see `ROOMS_MUTATIONS`."""
     config = dict(settings)
@@ -339,6 +357,7 @@ def test_a_broken_server_with_several_rooms_is_caught(
 def test_every_mutation_applies_to_the_current_code() -> None:
     """A quick check that the mutated code still exists, without the long stress tests."""
     every = [break_it for break_it, _, _ in [*MUTATIONS, *ROOMS_MUTATIONS, *SLOW_MUTATIONS]]
+    every += [break_it for break_it, _, _ in NODES_MUTATIONS]
     for break_it in [*every, *AT_SHUTDOWN]:
         with pytest.MonkeyPatch.context() as monkeypatch:
             break_it(monkeypatch)

@@ -66,11 +66,11 @@ class PresenceChanges:
     def announce(self, client: int, name: str) -> Joined | None:
         """Return the late `Joined` of a client that left before its first message was delivered.
 
-        None if it has been announced.  Its `Left` follows that message.
+        None if it has been announced.  Its `Left` follows that message, unless it is back by then.
         """
         if client in self._names or client in self._announced or client in self._listed:
             return None
-        self._listed[client] = name
+        self._announced[client] = name
         return Joined(client, name, members=len(self._names))
 
     def show(self, to: int) -> None:

@@ -136,6 +136,18 @@ def test_a_short_absence_between_two_announcements_is_not_announced() -> None:
     assert changes.take() == [(1, Renamed(1, "alice", "bob"))]
 
 
+def test_a_client_that_was_introduced_while_it_was_away_has_joined_once() -> None:
+    """Its first message was delivered only once it had left, and then it came back."""
+    changes = PresenceChanges()
+    changes.enter(1, "alice")
+    changes.leave(1, "connection reset")
+    assert changes.announce(1, "alice") == Joined(1, "alice", members=0)
+    changes.enter(1, "alice")
+    assert changes.take() == []
+    changes.leave(1, "")
+    assert changes.take() == [(1, Left(1, "alice", "", 0))]
+
+
 def test_a_client_missing_from_a_member_list_is_announced_when_it_returns() -> None:
     changes = PresenceChanges()
     changes.enter(1, "alice")

@@ -407,18 +407,20 @@ def short_absences_are_not_told(history: History) -> Iterator[str]:
     """A client that reconnects within `away_seconds` is not announced as left or joined.
 
     So other members get no more joins and leaves than there were: when it entered or left a room,
-    and once more if it was away for longer, or if another client took its name.
+    and once more if it was away for longer, or if another client took its name.  A member that
+    enters a room again does not know who was there before.
     """
     most = {client: _goings(history, client) for client in history.person_of}
     for visit in history.visits:
-        heard = Counter(
-            (each.kind, each.number)
-            for each in visit.heard
-            if each.kind == "left" or (each.kind == "joined" and not each.room)
-        )
-        for (kind, client), count in heard.items():
-            if count > most.get(client or 0, 0):
-                yield f"{visit} heard {count} times that client {client} {kind}"
+        heard: Counter[tuple[str, int | None]] = Counter()
+        for each in visit.heard:
+            if each.kind == "welcome" or (each.kind == "joined" and each.room):
+                heard.clear()
+            elif each.kind in ("left", "joined"):
+                heard[each.kind, each.number] += 1
+                count = heard[each.kind, each.number]
+                if count > most.get(each.number or 0, 0):
+                    yield f"{visit} heard {count} times that client {each.number} {each.kind}"
 
 
 def _goings(history: History, client: int) -> int:
