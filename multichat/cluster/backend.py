@@ -278,17 +278,15 @@ class ValkeyBackend(Backend):
         await self._load_library(link)
         await link.subscribe(CHANNEL).reply()
         primary = f"{link.engine.run_id}/{link.engine.replication_id}"
-        is_first, run = not self._era, self._directory.run
+        is_first = not self._era
         call = begin_era(primary, era=self._era, epoch=self._rooms.epoch)
         self._era = call.decode(await link.call(*call.words))
         await self._directory.connect(link)
-        if self._directory.run != run:
-            self._log.line("STATE", "This node was taken for dead, and joins again", WARNING)
         self._link = link
         self._scope = trio.CancelScope()
         self._rooms.connected(link, self._directory.run)
         nursery.start_soon(self._serve, link, self._scope)
-        if not is_first:
+        if not is_first and self._available:  # else the server logs it
             self._log.line("STATE", f"Connected to the cluster again: {link.engine}")
 
     async def _load_library(self, link: Link) -> None:
@@ -340,7 +338,6 @@ class ValkeyBackend(Backend):
                 self._changed.set()
                 self._directory.leave(trouble)
                 self._directory.tell(AvailabilityChanged(False, trouble))
-                self._log.line("STATE", f"The cluster is unavailable: {trouble}", ERROR)
 
     def _trouble(self, now: float) -> tuple[str, float]:
         """Return what is wrong with the engine, and since when; an empty string if nothing is."""
@@ -357,7 +354,6 @@ class ValkeyBackend(Backend):
             self._changed.set()
             self._directory.resume()
             self._directory.tell(AvailabilityChanged(True))
-            self._log.line("STATE", "The cluster is available again")
 
     async def _wait_available(self) -> None:
         while not self._available:

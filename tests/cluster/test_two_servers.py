@@ -1,0 +1,163 @@
+"""Two servers on one real engine, over memory streams: what clients see of each other.
+
+The same is tested with a backend in memory, in every order of events, by
+`tests/server/test_other_nodes.py`.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from multichat import ServerConfig
+from multichat.cluster.backend import ValkeyBackend
+from multichat.log import Log
+from multichat.server.bans import Ban
+from multichat.server.config import AccountLimits
+from multichat.testing import MemoryServer, memory_server
+from tests.support.processes import WAIT_SECONDS
+from tests.support.programs import JsonClient, join
+
+from .engine import Engine
+from .running_backend import cluster_config
+
+pytestmark = pytest.mark.process
+
+_CONFIG = ServerConfig(away_seconds=5.0, accounts=AccountLimits(hash_kib=8, hash_passes=1))
+_SECRET = "correct horse battery"
+
+
+@asynccontextmanager
+async def _two_servers(engine: Engine) -> AsyncGenerator[tuple[MemoryServer, MemoryServer]]:
+    log = Log("server")
+    backends = [ValkeyBackend(cluster_config(engine, name), log) for name in ("one", "two")]
+    with trio.fail_after(WAIT_SECONDS):
+        async with (
+            memory_server(_CONFIG, backend=backends[0]) as one,
+            memory_server(_CONFIG, backend=backends[1]) as two,
+        ):
+            yield one, two
+
+
+async def _names_in(client: JsonClient, expected: set[str], room: str = "lobby") -> None:
+    """Wait until the node of *client* lists those names: others' reports take a moment."""
+    with trio.fail_after(WAIT_SECONDS):
+        while True:
+            answer = await client.ask("who", room=room)
+            if sorted(each["name"] for each in answer["members"]) == sorted(expected):
+                return
+            await trio.sleep(0.02)
+
+
+async def _events_of(client: JsonClient) -> list[dict[str, Any]]:
+    """Return what *client* hears until joins and leaves have been announced."""
+    await trio.sleep(1.5)
+    events: list[dict[str, Any]] = []
+    nonce = f"quiet {trio.current_time()}"
+    await client.send({"type": "ping", "nonce": nonce})
+    while (event := await client.hear_any()).get("nonce") != nonce:
+        events.append(event)
+    return events
+
+
+async def test_messages_have_one_order_on_both(engine: Engine) -> None:
+    async with _two_servers(engine) as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two, name="bob")
+        carol, dave = await join(one), await join(two)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(alice.say, *(f"a{n}" for n in range(20)))
+            nursery.start_soon(bob.say, *(f"b{n}" for n in range(20)))
+        heard = [[(await each.said())[1] for _ in range(40)] for each in (carol, dave)]
+        assert heard[0] == heard[1]
+        assert sorted(heard[0]) == sorted(f"{who}{n}" for who in "ab" for n in range(20))
+        assert carol.ids == dave.ids
+        assert {**alice.ids, **bob.ids}.items() <= carol.ids.items()
+        assert await alice.history() == await bob.history() == heard[0]
+
+
+async def test_a_name_belongs_to_one_client_of_both(engine: Engine) -> None:
+    async with _two_servers(engine) as (one, two):
+        alice, other = await join(one, name="alice"), await join(two)
+        assert (await other.ask("name", name="ALICE"))["code"] == "name-taken"
+        assert (await other.ask("name", name="aIice"))["code"] == "name-taken"
+        assert (await other.ask("name", name="bob"))["type"] == "renamed"
+        assert (await alice.ask("name", name="bob"))["code"] == "name-taken"
+        await alice.ask("name", name="al")
+        await _names_in(other, {"al", "bob"})
+        assert (await other.ask("name", name="alice"))["type"] == "renamed"
+        await _names_in(alice, {"al", "alice"})
+        await _names_in(other, {"al", "alice"})
+
+
+async def test_a_client_resumes_on_the_other_and_nobody_sees_it(engine: Engine) -> None:
+    async with _two_servers(engine) as (one, two):
+        alice = await join(one, name="alice", rooms={"den": {}, "attic": {}})
+        bob, carol = await join(one, name="bob", room="den"), await join(two, room="den")
+        await bob.say("1")
+        assert await alice.said() == ("den", "1")
+        await _events_of(bob), await _events_of(carol)
+        await alice.reset()
+        await bob.say("2", "3")
+        session = alice.welcome["session"]
+        rooms = {"den": {"since": bob.ids["1"]}, "attic": {}}
+        again = await join(two, session=session, rooms=rooms)
+        assert again.welcome["resumed"]
+        assert again.welcome["name"] == "alice"
+        assert [await again.said() for _ in range(2)] == [("den", "2"), ("den", "3")]
+        assert await _events_of(bob) == []
+        assert [each["type"] for each in await _events_of(carol)] == ["said", "said"]
+        third = await join(one, session=session)
+        assert (await again.hear("goodbye"))["code"] == "replaced"
+        assert third.welcome["name"] == "alice"
+        assert await _events_of(bob) == []
+
+
+async def test_a_login_takes_name_and_login_from_a_client_of_the_other(engine: Engine) -> None:
+    async with _two_servers(engine) as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two)
+        assert (await alice.ask("register", passphrase=_SECRET))["type"] == "logged-in"
+        assert (await bob.ask("name", name="alice"))["code"] == "name-taken"
+        answer = await bob.ask("login", name="alice", passphrase=_SECRET)
+        assert answer["type"] == "logged-in"
+        unnamed = (await alice.hear("logged-out"))["name"]
+        assert unnamed.startswith("Client ")
+        await _names_in(alice, {"alice", unnamed})
+        await _names_in(bob, {"alice", unnamed})
+        await alice.ask("login", name="alice", passphrase=_SECRET)
+        await bob.hear("logged-out")
+
+
+async def test_private_messages_and_operators_reach_clients_of_the_other(engine: Engine) -> None:
+    async with _two_servers(engine) as (one, two):
+        alice = await join(one, name="alice")
+        bob = await join(two, name="bob", rooms={"lobby": {}})
+        await _names_in(alice, {"alice", "bob"})
+        assert (await alice.ask("direct", to="bob", text="psst"))["type"] == "accepted"
+        assert (await bob.hear("direct"))["text"] == "psst"
+        assert (await alice.ask("direct", to="nobody", text="?"))["code"] == "nobody-there"
+        await one.server.admin.topic("lobby what we talk about")
+        assert (await bob.hear("topic"))["text"] == "what we talk about"
+        await one.server.broadcast("all of you")
+        assert (await bob.hear("notice"))["text"] == "all of you"
+        number = one.server.find("bob")
+        assert number is not None
+        one.server.kick(number, "kicked: enough")
+        assert (await bob.hear("goodbye"))["code"] == "kicked"
+        again = await join(two, session=bob.welcome["session"])
+        assert not again.welcome["resumed"]
+        await again.ask("name", name="carol")
+        await _names_in(alice, {"alice", "carol"})
+        one.server.ban(Ban(target="carol"))
+        assert (await again.hear("goodbye"))["code"] == "banned"
+        assert (await join(two, name="carol")).welcome["name"] != "carol"
+
+
+async def test_a_message_to_somebody_who_has_just_gone_is_not_delivered(engine: Engine) -> None:
+    async with _two_servers(engine) as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two, name="bob")
+        await _names_in(alice, {"alice", "bob"})
+        await bob.send({"type": "quit"})
+        answer = await alice.ask("direct", to="bob", text="psst")
+        assert answer["code"] in ("nobody-there", "not-delivered")
