@@ -359,7 +359,7 @@ local function append(_, args)
   if from.bytes > 0 then call('HINCRBY', LOG, 'bytes', from.bytes) end
   local packed = cmsgpack.pack(answers)
   call('HSET', run_key, 'last', sequence, slot, sequence .. ' ' .. packed)
-  if slot == 1 then call('PEXPIRE', run_key, RUN_MS) end
+  call('PEXPIRE', run_key, RUN_MS)
   return packed
 end
 

@@ -175,6 +175,7 @@ async def test_answers_are_kept_for_as_many_calls_as_may_be_in_flight(caller: Ca
         await caller.append(block("x"), sequence=1)
     assert len(await said(caller)) == 65
     assert await caller.command("HLEN", "multichat:run:run-a") == 65  # 64 and the last sequence
+    assert await caller.command("PTTL", "multichat:run:run-a") > 3_500_000
 
 
 # --- The fences -----------------------------------------------------------------------------------
