@@ -11,9 +11,16 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from multichat.cli.config_file import Preferences, Settings, load_settings, settings_path
+from multichat.cli.config_file import (
+    Preferences,
+    Settings,
+    load_settings,
+    path_in,
+    settings_path,
+)
 from multichat.cli.login import PASSPHRASE_VARIABLE
 from multichat.cli.notices import tell
+from multichat.cli.option_rules import reworded
 from multichat.cli.process import PASSWORD_VARIABLE, one_line_errors
 from multichat.errors import InvalidSettings
 from multichat.protocol.framing import clean
@@ -23,6 +30,7 @@ __all__ = [
     "config",
     "default_to_file",
     "list_servers",
+    "serve_from_file",
 ]
 
 # The key in a context's `meta` for the server of the file that HOST names.
@@ -61,6 +69,53 @@ def default_to_file(context: typer.Context, host: str | None) -> str | None:
     return host if server.host is None else server.host
 
 
+def serve_from_file(context: typer.Context, port: int) -> int:
+    """Make `[serve]` of the file the defaults of *context*; return the port, which may be there.
+
+    The callback of the argument *port*, which is parsed before all others.
+    """
+    if context.resilient_parsing:
+        return port
+    with one_line_errors():
+        values = _serve_options(context, load_settings(settings_path()))
+    source = context.get_parameter_source("port")
+    file_port = values.pop("port", None)
+    context.default_map = values
+    if file_port is None or source is None or source.name != "DEFAULT":
+        return port
+    context.set_parameter_source("port", type(source).DEFAULT_MAP)
+    return int(file_port)
+
+
+def _serve_options(context: Any, settings: Settings) -> dict[str, Any]:
+    """Return the options in `[serve]` by their names; raises `InvalidSettings`."""
+    known = {each.name.rstrip("_").replace("_", "-"): each for each in context.command.params}
+    known.pop("help", None)
+    values: dict[str, Any] = {}
+    for key, value in settings.serve.items():
+        shown = f"serve.{key}"
+        option = known.get(key)
+        if option is None:
+            raise InvalidSettings(settings.path, shown, "serve has no such option")
+        each = value if isinstance(value, list) else [value]
+        if not each or not all(isinstance(one, str | int | float) for one in each):
+            raise InvalidSettings(settings.path, shown, "expected a text, a number or a list")
+        if option.type.name == "path":
+            try:
+                each = [str(path_in(settings.path, str(one))) for one in each]
+            except (ValueError, RuntimeError) as error:
+                raise InvalidSettings(settings.path, shown, str(error)) from None
+        if len(each) > 1 and not getattr(option, "multiple", False):
+            raise InvalidSettings(settings.path, shown, "expected one value")
+        try:  # as the option itself does it, so that the error names the key
+            converted = [option.type.convert(one, option, context) for one in each]
+        except typer.BadParameter as error:
+            reason = reworded(error.message, option.type.name)
+            raise InvalidSettings(settings.path, shown, reason) from None
+        values[option.name] = each if getattr(option, "multiple", False) else converted[0]
+    return values
+
+
 def _for_option(context: typer.Context, name: str, value: Any) -> Any:
     """Return *value* as the option takes it: several values, or one, which is the last."""
     is_multiple = any(each.name == name and each.multiple for each in context.command.params)
@@ -91,7 +146,7 @@ def config(
     """Show the settings and where each comes from.
 
     The settings are the options of `connect`. The environment can set each, the file those that
-    have no note beside them.
+    have no note beside them. Behind them come those of `serve` that are in the file.
 
     Options override environment variables, which override the configuration file, which overrides
     the defaults.
@@ -106,6 +161,8 @@ def config(
         address = each.unix if each.host is None else f"{each.host} {each.port}"
         rows.append((f"server {name}", str(address), "file"))
     rows += _settings_rows(context, settings, server)
+    for key, value in settings.serve.items():
+        rows.append((f"serve {key}", _format_value(value), "file, [serve]"))
     for what, variable in ("password", PASSWORD_VARIABLE), ("passphrase", PASSPHRASE_VARIABLE):
         secret = _is_set(variable)
         rows.append((what, "(secret)", variable) if secret else (what, _NOTHING, "default"))

@@ -5,7 +5,8 @@ environment variables, which override it, are up to `multichat.cli.config`.  A f
 is an error with its name and the key, never a guess.
 
 Keys are options of `connect`, at the top for every server, and in `[servers.NAME]` for one,
-with its address in `host` (also as HOST:PORT) and `port`, or in `unix`.
+with its address in `host` (also as HOST:PORT) and `port`, or in `unix`.  `[serve]` has options of
+`serve`; `multichat.cli.config` knows which there are.
 """
 
 import os
@@ -32,7 +33,15 @@ from multichat.errors import InvalidSettings
 from multichat.files import decode_text, read_file
 from multichat.protocol.address import DEFAULT_PORT, split_address
 
-__all__ = ["Preferences", "Server", "Settings", "history_path", "load_settings", "settings_path"]
+__all__ = [
+    "Preferences",
+    "Server",
+    "Settings",
+    "history_path",
+    "load_settings",
+    "path_in",
+    "settings_path",
+]
 
 _NAME = "multichat"
 
@@ -78,6 +87,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     found: bool = False
     preferences: Preferences = Preferences()
     servers: dict[str, Server] = {}
+    serve: dict[str, Any] = {}
 
     def values(self, server: str | None) -> dict[str, tuple[Any, str]]:
         """Return the values for *server* by names of options, each with its table."""
@@ -136,10 +146,14 @@ def load_settings(path: Path) -> Settings:
     servers = tables.pop("servers", {})
     if not isinstance(servers, dict):
         raise InvalidSettings(path, "servers", "expected tables [servers.NAME]")
+    serve = tables.pop("serve", {})
+    if not isinstance(serve, dict):
+        raise InvalidSettings(path, "serve", "expected a table [serve]")
     return Settings(
         path=path,
         found=True,
         preferences=_read(path, tables, Preferences, ""),
+        serve=serve,
         servers={
             name: _read_server(path, table, f"servers.{name}") for name, table in servers.items()
         },
@@ -163,15 +177,20 @@ def _read_server(path: Path, table: object, where: str) -> Server:
     return msgspec.structs.replace(server, host=host, port=port or server.port or DEFAULT_PORT)
 
 
+def path_in(file: Path, value: str) -> Path:
+    """Return the path *value* in the configuration *file*; raises `ValueError`."""
+    if "\0" in value:
+        raise ValueError("a path has no null character")
+    # Relative to the file, not to the working directory.
+    return file.parent / Path(value).expanduser()
+
+
 def _read(path: Path, table: object, kind: type[Any], where: str) -> Any:
     """Return *table* as a *kind*; raises `InvalidSettings` with the wrong key."""
 
     def to_path(expected: type[object], value: object) -> object:
         if expected is Path and isinstance(value, str):
-            if "\0" in value:
-                raise ValueError("a path has no null character")
-            # Relative to the file, not to the working directory.
-            return path.parent / Path(value).expanduser()
+            return path_in(path, value)
         raise ValueError("expected a path")
 
     if isinstance(table, dict):

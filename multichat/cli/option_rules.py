@@ -12,7 +12,15 @@ from typer.core import TyperCommand, TyperOption
 
 from multichat.cli.process import UsageMistake, utf8_text
 
-__all__ = ["RULES", "CheckedCommand", "Excludes", "Needs", "Useless", "described"]
+__all__ = [
+    "RULES",
+    "CheckedCommand",
+    "Excludes",
+    "Needs",
+    "Useless",
+    "described",
+    "reworded",
+]
 
 
 class Excludes(NamedTuple):
@@ -136,7 +144,7 @@ class CheckedCommand(TyperCommand):
             name = str(error.param.name) if error.param is not None else ""
             source = ctx.get_parameter_source(name)
             if source is not None and source.name == "ENVIRONMENT" and error.param is not None:
-                reason = _reason(error.message, error.param.type.name)
+                reason = reworded(error.message, error.param.type.name)
                 raise UsageMistake(f"{described(ctx, name)}: {reason}") from None
             raise
 
@@ -168,8 +176,8 @@ def _is_multiple(parameter: Any) -> bool:
     return isinstance(parameter, TyperOption) and parameter.multiple
 
 
-def _reason(message: str, kind: str) -> str:
-    """Return the *message* about the value of a variable of this *kind*, worded as our own."""
+def reworded(message: str, kind: str) -> str:
+    """Return typer's *message* about a value that is not of this *kind*, worded as our own."""
     value, is_other_kind, _ = message.rpartition(" is not a valid ")
     return f"{value} is {_NOT_OF_KIND[kind]}" if is_other_kind else message.rstrip(".")
 

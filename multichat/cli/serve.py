@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from multichat.cli.cluster import CLUSTER_PASSWORD_VARIABLE, open_cluster
+from multichat.cli.config import serve_from_file
 from multichat.cli.notices import warn
 from multichat.cli.option_rules import described
 from multichat.cli.parameters import ColorWhen, PasswordFile, is_colored
@@ -102,6 +103,8 @@ def serve(
             min=0,
             max=65535,
             help="TCP port; 0: the system chooses one. With --unix and no port, no TCP.",
+            callback=serve_from_file,
+            is_eager=True,
         ),
     ] = DEFAULT_PORT,
     host: Annotated[

@@ -1,6 +1,7 @@
 """The configuration file: valid and invalid contents, and which settings apply."""
 
 import inspect
+import os
 import re
 import subprocess
 from contextlib import suppress
@@ -20,7 +21,7 @@ from multichat.cli.config_file import (
 from multichat.cli.main import connect as connect_command
 from multichat.cli.parameters import ColorWhen
 from multichat.errors import InvalidSettings
-from tests.support.processes import MULTICHAT, connect, serve
+from tests.support.processes import LOOPBACK, MULTICHAT, Command, connect, serve
 
 pytestmark = pytest.mark.unit
 
@@ -357,3 +358,57 @@ def test_a_file_that_would_take_long_to_read_is_refused(
 def test_every_key_is_an_option_of_connect() -> None:
     options = inspect.signature(connect_command).parameters
     assert set(Preferences.__struct_fields__) <= set(options)
+
+
+# --- Options of `serve` ---------------------------------------------------------------------------
+
+
+def serve_with(folder: Path, text: str, *words: str) -> str:
+    """Return the error of `serve` with *text* as the table `[serve]`, as one line."""
+    path = written(folder, f"[serve]\n{text}\n")
+    argv = [MULTICHAT, "serve", "0", *words]
+    environment = {**os.environ, "MULTICHAT_CONFIG": str(path)}
+    result = subprocess.run(
+        argv, capture_output=True, text=True, timeout=60, env=environment, check=False
+    )
+    assert result.returncode in (1, 2)
+    return result.stderr.removeprefix(f"multichat: {path}: ")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('web = "x"', "serve.web: 'x' is not a whole number"),
+        ("web = 70000", "serve.web: 70000 is not in the range 0<=x<=65535"),
+        ("wbe = 1", "serve.wbe: serve has no such option"),
+        ("help = true", "serve.help: serve has no such option"),
+        ("journal = []", "serve.journal: expected a text, a number or a list"),
+        ('journal = ["a", "b"]', "serve.journal: expected one value"),
+        ('announce = "maybe"', "serve.announce: 'maybe' is neither yes nor no"),
+        ("port = -1", "serve.port: -1 is not in the range 0<=x<=65535"),
+    ],
+)
+def test_a_mistake_in_the_table_of_serve_is_named(tmp_path: Path, text: str, reason: str) -> None:
+    assert serve_with(tmp_path, text) == f"{reason}\n"
+
+
+@pytest.mark.process
+def test_rules_of_options_hold_in_the_table_of_serve(tmp_path: Path) -> None:
+    assert serve_with(tmp_path, 'web-host = "x"') == "multichat: --web-host needs --web\n"
+
+
+@pytest.mark.process
+async def test_serve_takes_the_port_and_the_page_from_the_file(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = f'[serve]\nport = {port}\nhost = "{LOOPBACK}"\nweb = 0\njournal = "chat.db"\n'
+    path = written(tmp_path, table + 'web-proxy = ["127.0.0.1", "10.0.0.0/8"]\n')
+    monkeypatch.setenv("MULTICHAT_CONFIG", str(path))
+    async with Command(tmp_path, MULTICHAT, "serve") as server:
+        await server.wait_for(f"Starting multi-chat server on port {port}")
+        await server.wait_for("Web page at")
+        assert (tmp_path / "chat.db").exists()
+    async with Command(tmp_path, MULTICHAT, "serve", "0") as server:  # the command line wins
+        await server.wait_for("Starting multi-chat server on port")
+        assert f"on port {port}" not in server.out
