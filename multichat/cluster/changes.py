@@ -105,7 +105,10 @@ class Change(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
 
 
 class TakeNumbers(Change, frozen=True, tag="numbers"):
-    """A block of *count* client numbers, above *floor*; the result is the first."""
+    """A block of *count* client numbers; the result is the first.
+
+    They are above *floor*, and far above it if the engine has lost that it was given.
+    """
 
     count: int
     floor: int = 0

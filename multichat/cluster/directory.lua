@@ -46,6 +46,8 @@ do
     local LOG_EVENTS = 10000
     -- So many batches of a run are in flight at most, so no older answer is asked for.
     local ANSWERS = 64
+    -- More client numbers than all nodes give in the seconds that an engine may lose.
+    local SKIPPED = 100000
     -- One call removes at most so many clients, sessions or names: about 20 ms.
     local MAX_REMOVED = 500
     -- A run is never valid again; a frozen node asks within a day.
@@ -327,10 +329,12 @@ do
     local FENCED = {'refused', 'fenced'}
     local changes = {}
 
-    -- A block of client numbers above `floor`, the highest number that the node knows.
+    -- A block of client numbers; `floor` is the highest number that the node knows.  If that was never
+    -- given, the engine has lost data: then a part of the numbers is skipped, as others may have
+    -- been given that this node does not know.
     function changes.numbers(context, count, floor)
         if tonumber(call('GET', NUMBERS) or '0') < floor then
-            call('SET', NUMBERS, text(floor))
+            call('SET', NUMBERS, text(floor + SKIPPED))
         end
         return {'ok', call('INCRBY', NUMBERS, count) - count + 1}
     end

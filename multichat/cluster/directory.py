@@ -56,10 +56,6 @@ CHANNEL = b"multichat:directory"
 # up to this, so that the numbers of a quiet server are small.
 _MAX_BLOCK = 64
 
-# After a loss of the engine's data, so many numbers above the highest that is known are not given
-# again: a node's blocks of the last seconds may be unknown to the others.
-_MARGIN = 100_000
-
 # How many events are read at once: about 1 MiB.
 _PAGE = 2000
 
@@ -163,7 +159,6 @@ class Directory:
         self._number_lock = trio.Lock()
         self._block = 1
         self._highest = 0
-        self._margin = 0
         self._directs: dict[str, _Direct] = {}
         self._last_direct = 0
         self._away = ""
@@ -258,11 +253,10 @@ class Directory:
         """Return a number that no client of any node has had; raises `StorageFailed`."""
         async with self._number_lock:
             while not self._numbers:
-                known = (self._highest, *self._clients, *self.replica.clients)
-                floor = max(known) + self._margin
+                floor = max((self._highest, *self._clients, *self.replica.clients))
                 count = self._block
-                (first,) = await self.decide(TakeNumbers(count, floor if self._margin else 0))
-                self._margin, self._block = 0, min(2 * count, _MAX_BLOCK)
+                (first,) = await self.decide(TakeNumbers(count, floor))
+                self._block = min(2 * count, _MAX_BLOCK)
                 self._numbers.extend(range(first, first + count))
             number = self._numbers.popleft()
             self._highest = max(self._highest, number)
@@ -309,7 +303,6 @@ class Directory:
         Begins another run if this one was fenced.  Raises `NodeInUse`, and what a link raises.
         """
         data = f"{link.engine.run_id} {link.engine.replication_id}"
-        is_first = not self._data
         while True:
             try:
                 last = self._batches.answered_up_to
@@ -325,7 +318,6 @@ class Directory:
             await self.catch_up(link)
         else:
             self._numbers.clear()
-            self._margin = 0 if is_first else _MARGIN
             await self._load(link)
         self._data = data
         self._away = ""

@@ -20,8 +20,6 @@ from tests.kills.checker import Rooms
 from .engine import Engine, EngineConfig, Kind, running_engines
 from .running_nodes import NodeProcess, names_in
 
-pytestmark = pytest.mark.process
-
 # A busy machine needs most of it.
 _SETTLE_SECONDS = 120.0
 
@@ -87,11 +85,13 @@ def _cluster(
                 node.close()
 
 
+@pytest.mark.process
 def test_two_nodes_are_one_chat(engine_kind: Kind, tmp_path: Path) -> None:
     with _cluster(engine_kind, tmp_path, 1) as cluster:
         cluster.talk(2)
 
 
+@pytest.mark.process
 def test_nodes_that_are_killed_lose_nothing_that_was_accepted(
     engine_kind: Kind, tmp_path: Path
 ) -> None:
@@ -105,6 +105,7 @@ def test_nodes_that_are_killed_lose_nothing_that_was_accepted(
         cluster.talk(1)
 
 
+@pytest.mark.stress
 def test_a_rolling_restart_loses_nothing(engine_kind: Kind, tmp_path: Path) -> None:
     with _cluster(engine_kind, tmp_path, 3) as cluster:
         for node in cluster.nodes:
@@ -115,6 +116,7 @@ def test_a_rolling_restart_loses_nothing(engine_kind: Kind, tmp_path: Path) -> N
         cluster.talk(1)
 
 
+@pytest.mark.stress
 def test_an_engine_that_is_killed_and_restarted_loses_nothing(
     engine_kind: Kind, tmp_path: Path
 ) -> None:
@@ -127,6 +129,7 @@ def test_an_engine_that_is_killed_and_restarted_loses_nothing(
         cluster.talk(2)
 
 
+@pytest.mark.stress
 def test_an_engine_that_is_frozen_loses_nothing(engine_kind: Kind, tmp_path: Path) -> None:
     with _cluster(engine_kind, tmp_path, 5) as cluster:
         for seconds in (1.0, 5.0):
@@ -137,6 +140,7 @@ def test_an_engine_that_is_frozen_loses_nothing(engine_kind: Kind, tmp_path: Pat
         cluster.talk(1)
 
 
+@pytest.mark.stress
 def test_a_node_that_is_frozen_for_longer_than_its_lease_is_fenced(
     engine_kind: Kind, tmp_path: Path
 ) -> None:
