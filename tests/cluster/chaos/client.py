@@ -6,6 +6,7 @@ acknowledged, in order and with its nonces, and gives up a connection that is si
 
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,9 @@ _MAX_UNACCEPTED = 64
 # Silence after which a connection is given up: below `--away`, so that a client returns in time.
 SILENT_SECONDS = 3.0
 
+# The same of patient clients: above all that an engine is away, so that they see the refusals.
+PATIENT_SECONDS = 15.0
+
 _PING_SECONDS = 1.0
 _RETRY_SECONDS = 0.1
 
@@ -46,8 +50,8 @@ class Cut(Exception):
 class Line:
     """JSON lines on a connection."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
+    def __init__(self, stream: trio.SocketStream, silent_seconds: float = SILENT_SECONDS) -> None:
+        self._stream, self._silent_seconds = stream, silent_seconds
         self._rest = b""
 
     async def send(self, *requests: dict[str, Any]) -> None:
@@ -58,7 +62,7 @@ class Line:
 
     async def _send(self, data: bytes) -> None:
         try:
-            with trio.move_on_after(SILENT_SECONDS) as sending:
+            with trio.move_on_after(self._silent_seconds) as sending:
                 await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise Cut("broken") from error
@@ -68,7 +72,7 @@ class Line:
     async def receive(self) -> list[dict[str, Any]]:
         """Return the events of a read.  Raises `Cut`, also after silence."""
         data = b""
-        with trio.move_on_after(SILENT_SECONDS) as silence:
+        with trio.move_on_after(self._silent_seconds) as silence:
             try:
                 data = bytes(await self._stream.receive_some(1 << 18))
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -81,7 +85,7 @@ class Line:
 
     async def until(self, kind: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Wait for an event of a *kind*; return it, and the events that came after it."""
-        with trio.move_on_after(2 * SILENT_SECONDS):
+        with trio.move_on_after(2 * self._silent_seconds):
             while True:
                 events = await self.receive()
                 for number, event in enumerate(events):
@@ -107,6 +111,7 @@ class Chatter:
     crowd: "Crowd"
     name: str
     rooms: Sequence[str]
+    is_patient: bool = False
     client: int = 0
     connected: bool = False
     resumed: int = 0
@@ -127,6 +132,11 @@ class Chatter:
         self._wait = 0.0
         self._dice = random.Random(f"{self.crowd.seed} {self.name}")
 
+    def told_lost(self, room: str) -> int:
+        """How many messages of *room* a notice has told it to be lost."""
+        found = [re.match(rf"(\d+) messages? .* lost in {room}:", each) for each in self.notices]
+        return sum(int(each[1]) for each in found if each)
+
     async def run(self) -> None:
         """Connect and reconnect until the end."""
         while not self.crowd.over:
@@ -136,7 +146,9 @@ class Chatter:
                 await trio.sleep(_RETRY_SECONDS)
                 continue
             try:
-                await self._talk(Line(stream))
+                await self._talk(
+                    Line(stream, PATIENT_SECONDS if self.is_patient else SILENT_SECONDS)
+                )
             except* Cut as cuts:
                 self.ends[str(cuts.exceptions[0])] += 1
             finally:
@@ -323,6 +335,7 @@ class Crowd:
     rooms: int = 3
     rooms_each: int = 2
     lossy: bool = False
+    patient: bool = False  # every second client, at least
     talking: bool = False
     over: bool = False
 
@@ -332,6 +345,7 @@ class Crowd:
                 self,
                 f"chatter{number}",
                 [f"room{(number + other) % self.rooms}" for other in range(self.rooms_each)],
+                is_patient=self.patient and number % 2 == 0,
             )
             for number in range(self.clients)
         ]

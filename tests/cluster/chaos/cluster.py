@@ -148,6 +148,12 @@ class Cluster:
         for node in self.nodes:
             node.wire.targets = [engine.port]
 
+    async def told_by_sentinel(self) -> int:
+        """Return the port of the engine that the Sentinel says is the primary."""
+        assert self.sentinel is not None
+        address = await self.sentinel.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", Engine.name)
+        return int(address[1])
+
     def faults_told(self) -> list[str]:
         """Return what in the logs is never right."""
         return [

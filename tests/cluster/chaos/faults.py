@@ -22,15 +22,16 @@ class Fault:
     """A fault and what it is allowed to do.
 
     With *lossy* acknowledged messages and sessions may be lost, which is counted.  With *quiet*
-    nobody may see that a member has left.
+    nobody may see that a member has left.  With *patient* every second client waits for an engine
+    that is away, and may not be disconnected.
     """
 
     cause: Callable[[Cluster, random.Random], Awaitable[None]]
     lossy: bool = False
     quiet: bool = False
+    patient: bool = False
     replica: bool = False
     sentinel: bool = False
-    nodes: int = 2
 
 
 async def _nothing(cluster: Cluster, dice: random.Random) -> None:
@@ -171,12 +172,11 @@ async def _failover_lost(cluster: Cluster, dice: random.Random) -> None:
 
 async def _sentinel(cluster: Cluster, dice: random.Random) -> None:
     """Kill the primary, and let a Sentinel promote its replica; the old one becomes a replica."""
-    old, new, sentinel = cluster.primary, cluster.replica, cluster.sentinel
+    old, new = cluster.primary, cluster.replica
     assert new is not None
-    assert sentinel is not None
     old.kill()
-    with trio.fail_after(60):
-        while (await new.info("replication"))["role"] != "master":
+    with trio.fail_after(60):  # earlier, nodes would be sent to the old one again
+        while await cluster.told_by_sentinel() != new.port:
             await trio.sleep(0.1)
     await old.start()
     cluster.primary, cluster.replica = new, old
@@ -195,22 +195,48 @@ async def _rolling_restart(cluster: Cluster, dice: random.Random) -> None:
         await trio.sleep(dice.uniform(0.5, 1))
 
 
+async def _several(cluster: Cluster, dice: random.Random) -> None:
+    """Cause two faults at the same time; those of failovers need everything else to be whole."""
+    every = (
+        _node_kill,
+        _node_freeze,
+        _engine_kill,
+        _engine_freeze,
+        _engine_cut,
+        _engine_torn,
+        _engine_stall,
+        _engine_late,
+        _client_cut,
+        _client_late,
+    )
+    async with trio.open_nursery() as nursery:
+        one, other = dice.sample(every, 2)
+        nursery.start_soon(one, cluster, dice)
+        await trio.sleep(dice.uniform(0, 1))
+        if {one, other} != {_engine_kill, _engine_freeze} and {one, other} != {
+            _node_kill,
+            _node_freeze,
+        }:
+            nursery.start_soon(other, cluster, dice)
+
+
 FAULTS = {
     "nothing": Fault(cause=_nothing, quiet=True),
     "node-kill": Fault(cause=_node_kill, quiet=True),
     "node-freeze": Fault(cause=_node_freeze, quiet=True),
     "node-freeze-long": Fault(cause=_node_freeze_long),
-    "engine-kill": Fault(cause=_engine_kill, quiet=True),
-    "engine-kill-long": Fault(cause=_engine_kill_long),
-    "engine-freeze": Fault(cause=_engine_freeze),
-    "engine-cut": Fault(cause=_engine_cut, quiet=True),
-    "engine-torn": Fault(cause=_engine_torn, quiet=True),
-    "engine-stall": Fault(cause=_engine_stall),
-    "engine-late": Fault(cause=_engine_late, quiet=True),
+    "engine-kill": Fault(cause=_engine_kill, quiet=True, patient=True),
+    "engine-kill-long": Fault(cause=_engine_kill_long, patient=True),
+    "engine-freeze": Fault(cause=_engine_freeze, patient=True),
+    "engine-cut": Fault(cause=_engine_cut, quiet=True, patient=True),
+    "engine-torn": Fault(cause=_engine_torn, quiet=True, patient=True),
+    "engine-stall": Fault(cause=_engine_stall, patient=True),
+    "engine-late": Fault(cause=_engine_late, quiet=True, patient=True),
     "client-cut": Fault(cause=_client_cut, quiet=True),
     "client-late": Fault(cause=_client_late, quiet=True),
     "failover": Fault(cause=_failover, replica=True),
     "failover-lost": Fault(cause=_failover_lost, replica=True, lossy=True),
     "sentinel": Fault(cause=_sentinel, replica=True, sentinel=True, lossy=True),
+    "several": Fault(cause=_several),
     "rolling-restart": Fault(cause=_rolling_restart, quiet=True),
 }

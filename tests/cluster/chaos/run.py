@@ -50,7 +50,12 @@ async def run(name: str, fault: Fault, plan: Plan, folder: Path, *, seconds: flo
     dice = random.Random(f"{seed} {name}")
     async with running_cluster(plan, folder) as cluster, trio.open_nursery() as nursery:
         crowd = Crowd(
-            cluster.front.port, seed, plan.clients, plan.rooms, lossy=fault.lossy, talking=False
+            cluster.front.port,
+            seed,
+            plan.clients,
+            plan.rooms,
+            lossy=fault.lossy,
+            patient=fault.patient,
         )
         for chatter in crowd.chatters:
             nursery.start_soon(chatter.run)
@@ -118,8 +123,13 @@ async def _check(cluster: Cluster, crowd: Crowd, fault: Fault, outcome: Outcome)
     seen = Counter(one for each in crowd.chatters for one in each.seen_left)
     if fault.quiet:
         outcome.violations += [f"{count} were told: {what}" for what, count in seen.items()]
+    outcome.violations += [
+        f"{each.name} was disconnected: {dict(each.ends)}"
+        for each in crowd.chatters
+        if each.is_patient and each.ends
+    ]
     outcome.figures["left seen"] = seen.total()  # from here on, we come and leave ourselves
-    lost = 0
+    lost = told_lost = 0
     for room in crowd.room_names:
         records = [each.records[room] for each in crowd.of(room)]
         histories = []
@@ -132,9 +142,13 @@ async def _check(cluster: Cluster, crowd: Crowd, fault: Fault, outcome: Outcome)
             outcome.violations.append(f"{room}: the nodes have different histories")
         if histories:
             found, count = check_room(room, records, histories[0], lossy=fault.lossy)
+            told = max(each.told_lost(room) for each in crowd.of(room))
+            if told < count:
+                found.append(f"{room}: {count} messages are lost, and {told} told as lost")
             outcome.violations += found
             lost += count
-    outcome.figures["lost"] = lost
+            told_lost += told
+    outcome.figures |= {"lost": lost, "told as lost": told_lost}
     outcome.violations += [one for each in crowd.chatters for one in each.failures]
     outcome.violations += await _ghosts(cluster, crowd)
 
