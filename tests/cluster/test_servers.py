@@ -10,12 +10,14 @@ import trio
 
 from multichat.cluster.backend import ClusterConfig, ValkeyBackend
 from multichat.cluster.calls import trim
+from multichat.errors import JournalFailed
 from multichat.log import Log
 from multichat.testing import MemoryServer, memory_server
 from tests.support.processes import LOOPBACK, WAIT_SECONDS
 from tests.support.programs import JsonClient, join
 
 from .engine import Engine, EngineConfig, Engines
+from .functions import mutated
 from .relay import Relay
 from .running_backend import cluster_config
 
@@ -173,3 +175,24 @@ async def test_a_member_that_lags_gets_nothing_that_was_lost_from_a_cache(
             dave = await join(a, name="dave", replay=10)
             await say_until_accepted(alice, "new")
             assert await texts(dave, "new") == ["kept", "new"]
+
+
+# --- The library ----------------------------------------------------------------------------------
+
+
+async def test_a_node_beside_a_newer_library_says_so_in_one_line(engine: Engine) -> None:
+    newer = mutated(("local VERSION = 1\n", "local VERSION = 2\n"))
+    await engine.call("FUNCTION", "LOAD", "REPLACE", newer)
+    with pytest.raises(JournalFailed, match="upgrade this node") as raised:
+        async with node(cluster_config(engine, "a")):
+            pass
+    assert "\n" not in str(raised.value)
+
+
+async def test_an_engine_whose_functions_were_flushed_gets_them_again(engine: Engine) -> None:
+    async with node(cluster_config(engine, "a")) as a:
+        alice, bob = await join(a, name="alice"), await join(a, name="bob")
+        await alice.say("one")
+        await engine.call("FUNCTION", "FLUSH")
+        await say_until_accepted(alice, "two")
+        assert await texts(bob, "two") == ["one", "two"]
