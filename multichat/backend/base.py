@@ -51,14 +51,12 @@ class Proposal:
     second time: the entry has the other messages, and if there is none, no entry comes.
     """
 
-    __slots__ = ("earlier", "pending", "said")
+    # Only some have any: a local log makes one of these for each publish.
+    earlier: Mapping[int, str] = MappingProxyType({})
 
     def __init__(self, said: SaidBlock | None, pending: PendingWrite | None) -> None:
-        self.said, self.pending = said, pending
-        self.earlier: Mapping[int, str] = _NOTHING
-
-
-_NOTHING: Mapping[int, str] = MappingProxyType({})
+        self.said = said
+        self.pending = pending
 
 
 @dataclass(frozen=True, slots=True)

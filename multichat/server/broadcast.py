@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
-import trio
 
 from multichat.protocol.codec import Codec
 from multichat.protocol.ids import message_id
@@ -127,9 +126,6 @@ class Delivery:
     *to* are the members that get it, by codec, if these are not all live ones.  *messages* is how
     many there are; *submission* is set if they have nonces.  Until *free_until*, set by the first
     wait, waiting for slow members may be free.
-
-    With a log that has a feed, *applied* is set when it was delivered, or never will be, and it
-    *is_lost* if the log has lost it.
     """
 
     said: SaidBlock
@@ -144,15 +140,6 @@ class Delivery:
     queued: int = 0
     lagging: int = 0
     dropped: int = 0
-    is_lost: bool = False
-    _applied: trio.Event | None = None
-
-    @property
-    def applied(self) -> trio.Event:
-        """See above."""
-        if self._applied is None:
-            self._applied = trio.Event()
-        return self._applied
 
     def receipt(self) -> Receipt:
         """Return what became of it."""

@@ -8,7 +8,7 @@ the same, if the log has them.
 import itertools
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import trio
@@ -21,6 +21,19 @@ from multichat.server.broadcast import Delivery, Receipt
 from multichat.server.session_store import StoredSession, Submission
 
 __all__ = ["RoomFeed"]
+
+
+@dataclass(eq=False, slots=True)
+class _Proposed:
+    """A *delivery* that was proposed; *applied* is set when it is over, or never will be.
+
+    It *is_lost* if the log has lost it.
+    """
+
+    delivery: Delivery
+    applied: trio.Event = field(default_factory=trio.Event)
+    is_lost: bool = False
+
 
 _LOST = "the newest data of the storage was lost"
 
@@ -41,7 +54,7 @@ class RoomFeed:
     ) -> None:
         self._log, self._apply, self._lose = log, apply, lose
         self._start_soon = start_soon
-        self._proposed: dict[Proposal, Delivery] = {}
+        self._proposed: dict[Proposal, _Proposed] = {}
         self._scope = trio.CancelScope()
 
     @property
@@ -51,8 +64,8 @@ class RoomFeed:
 
     async def wait_applied(self) -> None:
         """Wait until all that was proposed so far is applied, or never will be."""
-        for delivery in list(self._proposed.values()):
-            await delivery.applied.wait()
+        for proposed in list(self._proposed.values()):
+            await proposed.applied.wait()
 
     def close(self, reason: str) -> None:
         """End `follow`."""
@@ -71,8 +84,8 @@ class RoomFeed:
     async def _take(self, entry: Entry) -> None:
         said, delivery = entry.said, None
         messages = said.text.count("\n") + 1
-        if entry.proposal is not None:
-            delivery = self._proposed.get(entry.proposal)
+        if entry.proposal is not None and entry.proposal in self._proposed:
+            delivery = self._proposed[entry.proposal].delivery
         if delivery is None:
             delivery = Delivery(said, messages)
         else:
@@ -87,23 +100,23 @@ class RoomFeed:
 
     def _take_back(self, lost: Lost) -> None:
         for proposal in lost.proposals:
-            if (delivery := self._proposed.get(proposal)) is not None:
-                delivery.is_lost = True
-                if delivery.submission is not None:
-                    delivery.submission.lose(_LOST)
+            if (proposed := self._proposed.get(proposal)) is not None:
+                proposed.is_lost = True
+                if proposed.delivery.submission is not None:
+                    proposed.delivery.submission.lose(_LOST)
                 self._settle(proposal)
         self._lose(lost)
 
     def _settle(self, proposal: Proposal) -> None:
         """Note that *proposal* is applied, or never will be."""
-        if (delivery := self._proposed.pop(proposal, None)) is not None:
-            delivery.applied.set()
-            if delivery.submission is not None:
-                delivery.submission.settle()
+        if (proposed := self._proposed.pop(proposal, None)) is not None:
+            proposed.applied.set()
+            if proposed.delivery.submission is not None:
+                proposed.delivery.submission.settle()
 
     def note(self, proposal: Proposal, delivery: Delivery) -> None:
         """Note that *proposal* was made; its messages are to be applied as *delivery*."""
-        self._proposed[proposal] = delivery
+        self._proposed[proposal] = _Proposed(delivery)
 
     async def wait(
         self,
@@ -117,6 +130,7 @@ class RoomFeed:
         Returns what became of it.  Cancelled, it does not wait.  Raises `StorageFailed` if it is
         not in the log.
         """
+        proposed = self._proposed[proposal]
         try:
             await self._wait_decided(proposal)
         except trio.Cancelled:
@@ -124,8 +138,8 @@ class RoomFeed:
             raise
         if proposal.earlier and len(proposal.earlier) == block.text.count("\n") + 1:
             self._settle(proposal)
-        await delivery.applied.wait()
-        if delivery.is_lost:
+        await proposed.applied.wait()
+        if proposed.is_lost:
             raise StorageFailed(_LOST)
         if not proposal.earlier:
             return delivery.receipt()
