@@ -3,7 +3,7 @@
 import importlib.util
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from multichat.cli.process import UsageMistake, read_secret_file, utf8_text
 
@@ -13,14 +13,22 @@ if TYPE_CHECKING:
     from multichat.log import Log
     from multichat.server.config import ServerConfig
 
-__all__ = ["CLUSTER_PASSWORD_VARIABLE", "open_cluster"]
+__all__ = ["CLUSTER_PASSWORD_VARIABLE", "EngineAccess", "open_cluster"]
 
 CLUSTER_PASSWORD_VARIABLE = "MULTICHAT_CLUSTER_PASSWORD"  # noqa: S105 - the variable's name
 
 
+class EngineAccess(NamedTuple):
+    """What the options say beside the URL: the file of the password, and about TLS."""
+
+    password_file: Path | None = None
+    authority: Path | None = None
+    tls_name: str | None = None
+
+
 def open_cluster(
     url: str,
-    password_file: Path | None,
+    access: EngineAccess,
     config: "ServerConfig",
     retention: "Retention",
     log: "Log",
@@ -29,12 +37,11 @@ def open_cluster(
 ) -> "ValkeyBackend":
     """Return the backend of a node that shares the engine at *url*; *given* names the option.
 
-    Raises `UsageMistake`, or `BadPasswordFile`.
+    Raises `UsageMistake`, `BadPasswordFile` or `BadCertificate`.
     """
     if importlib.util.find_spec("hiredis") is None:
-        raise UsageMistake(f"{given} needs another package: pip install 'multichat[cluster]'")
-    import ssl
-
+        raise UsageMistake(f"{given} needs another package: pip install 'multichat-trio[cluster]'")
+    from multichat.client.connect import client_tls
     from multichat.cluster.address import ClusterAddress
     from multichat.cluster.backend import ClusterConfig, ValkeyBackend
     from multichat.cluster.changes import Settings
@@ -46,9 +53,12 @@ def open_cluster(
         address = ClusterAddress.parse(url)
     except ValueError as error:
         raise UsageMistake(f"{given}: {error}") from None
+    if not address.tls and (access.authority or access.tls_name) is not None:
+        raise UsageMistake("--cluster-ca and --cluster-tls-name need an address with valkeys://")
     login = Login(
-        password=_password(password_file),
-        tls=ssl.create_default_context() if address.tls else None,
+        password=_password(access.password_file),
+        tls=client_tls(access.authority) if address.tls else None,
+        tls_name=access.tls_name,
     )
     session = int(config.timeouts.session * 1000)
     settings = Settings(

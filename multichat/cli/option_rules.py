@@ -93,6 +93,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Needs("durability", "journal"),
         Excludes("journal", "cluster"),
         Needs("cluster_password_file", "cluster"),
+        Needs("cluster_ca", "cluster"),
+        Needs("cluster_tls_name", "cluster"),
         # The bans are in the cluster.
         Useless("ban_file", "cluster"),
         Needs("keep_days", "journal", unless="cluster"),

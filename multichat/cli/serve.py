@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from multichat.cli.cluster import CLUSTER_PASSWORD_VARIABLE, open_cluster
+from multichat.cli.cluster import CLUSTER_PASSWORD_VARIABLE, EngineAccess, open_cluster
 from multichat.cli.config import serve_from_file
 from multichat.cli.notices import warn
 from multichat.cli.option_rules import described
@@ -228,6 +228,20 @@ def serve(
             "MULTICHAT_CLUSTER_PASSWORD."
         ),
     ] = None,
+    cluster_ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="With valkeys://, trust this certificate authority (PEM).",
+            show_default="those of the system",
+        ),
+    ] = None,
+    cluster_tls_name: Annotated[
+        str | None,
+        typer.Option(
+            help="With valkeys://, the name in the engine's certificate.",
+            show_default="the host",
+        ),
+    ] = None,
     keep_messages: Annotated[
         int | None,
         typer.Option(
@@ -311,7 +325,12 @@ def serve(
         if cluster is not None:
             given = described(context, "cluster")
             backend = open_cluster(
-                cluster, cluster_password_file, config, retention, Log("server"), given=given
+                cluster,
+                EngineAccess(cluster_password_file, cluster_ca, cluster_tls_name),
+                config,
+                retention,
+                Log("server"),
+                given=given,
             )
             server = Server(config, backend=backend)
         else:

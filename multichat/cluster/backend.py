@@ -147,6 +147,7 @@ class ValkeyBackend(Backend):
         self._prepared = trio.Event()
         self._stop = trio.Event()
         self._era = 0
+        self._primary = ""  # whose warnings were logged
         self._loading: dict[str, PendingWrite] = {}
 
     @property
@@ -282,6 +283,9 @@ class ValkeyBackend(Backend):
         call = begin_era(primary, era=self._era, epoch=self._rooms.epoch)
         self._era = call.decode(await link.call(*call.words))
         await self._directory.connect(link)
+        for warning in link.engine.warnings if primary != self._primary else ():
+            self._log.line("start" if is_first else "STATE", f"The cluster: {warning}", WARNING)
+        self._primary = primary
         self._link = link
         self._scope = trio.CancelScope()
         self._rooms.connected(link, self._directory.run)

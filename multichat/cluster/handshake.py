@@ -52,6 +52,25 @@ class EngineInfo:
     maxmemory: int = 0
     maxmemory_policy: str = "noeviction"
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its operator should change, because messages could be lost without a fault of ours.
+
+        Each is one line.
+        """
+        found = []
+        if not self.aof:
+            found.append(
+                "the engine keeps nothing on disk, and its restart loses every message: "
+                "set appendonly yes"
+            )
+        if self.maxmemory_policy not in ("noeviction", ""):
+            found.append(
+                f"the engine deletes messages when its memory is full ({self.maxmemory_policy}): "
+                "set maxmemory-policy noeviction"
+            )
+        return tuple(found)
+
     def __str__(self) -> str:
         """Return the program, its version and its address."""
         return f"{self.program.capitalize()} {self.version} at {self.where}"
