@@ -423,9 +423,9 @@ def _was_told(history: History, message: Sent) -> bool:
 
 
 def storage_fails_only_for_a_reason(history: History) -> Iterator[str]:
-    """Messages are refused with `storage-failed` only with a full disk, or without an engine."""
+    """`storage-failed` is told only with a full or damaged disk, or without an engine."""
     plan = history.plan
-    if plan.faults.full or plan.away:
+    if plan.faults.full or plan.faults.damaged_reads or plan.away:
         return
     for visit in history.visits:
         for told in visit.told:

@@ -493,8 +493,11 @@ def names_are_unique(history: NodesHistory) -> Iterator[str]:
         other = names.setdefault(_fold(each.name), each)
         if other is not each:
             yield f"clients {other.client} and {each.client} are called {each.name}"
+    last = {visit.plan.number: visit for visit in history.visits}  # the others may read nothing
     for talking in history.talkings:
         for each in history.present:
+            if last[each.visit.plan.number] is not each.visit:
+                continue
             if each.visit is talking.visit and talking.name not in ("", each.name):
                 yield f"{each.visit} is called {each.name}, and was told {talking.name}"
 

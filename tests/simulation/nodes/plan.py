@@ -132,7 +132,7 @@ def _make_config(rng: Random) -> ServerConfig:
         slow=Slow.WAIT,
         send_queue_batches=rng.choice([1, 2, 8, 64]),
         slow_timeout_seconds=rng.choice([0.0, 0.3, 2.0]),
-        stall_timeout_seconds=300.0,
+        stall_timeout_seconds=3000.0,
         grace_seconds=rng.choice([0.5, 5.0]),
         away_seconds=rng.choice([0.0, 1.0, 5.0]),
         accounts=CHEAP,
