@@ -229,7 +229,7 @@ class ValkeyBackend(Backend):
                     await self._prepare(nursery, event.link)
                 except (EngineAway, FateUnknown):
                     continue
-                except (EngineRefused, LibraryTooNew) as error:
+                except (EngineRefused, LibraryTooNew, msgspec.MsgspecError) as error:
                     raise JournalFailed(self.location, str(error)) from None
                 except NodeInUse:
                     reason = f"another node is called {self.node}, or was until some seconds ago"
@@ -249,7 +249,7 @@ class ValkeyBackend(Backend):
                         await self._take(event)
             except (EngineAway, FateUnknown):
                 pass  # `Lost` comes next
-            except EngineRefused as error:
+            except (EngineRefused, msgspec.MsgspecError) as error:
                 self._log.line("STATE", f"The cluster: {error}", ERROR)
                 if self._link is not None:
                     self._link.end(str(error))
@@ -268,7 +268,7 @@ class ValkeyBackend(Backend):
     async def _prepare_again(self, nursery: trio.Nursery, link: Link) -> None:
         try:
             await self._prepare(nursery, link)
-        except (EngineRefused, LibraryTooNew, NodeInUse) as error:
+        except (EngineRefused, LibraryTooNew, NodeInUse, msgspec.MsgspecError) as error:
             why = "another node has the name of this one" if isinstance(error, NodeInUse) else error
             self._reason = str(why)
             self._log.line("STATE", f"The cluster cannot be used: {why}", ERROR)

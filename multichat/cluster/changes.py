@@ -434,9 +434,12 @@ class Fed(msgspec.Struct, frozen=True, array_like=True):
 _EVENTS = msgspec.msgpack.Decoder(Fed)
 
 
-def read_event(packed: bytes) -> Fed:
-    """Unpack an event; raises `msgspec.DecodeError` for one of a newer version."""
-    return _EVENTS.decode(packed)
+def read_event(packed: bytes) -> Fed | None:
+    """Unpack an event; None for one that this version does not know, as of a newer node."""
+    try:
+        return _EVENTS.decode(packed)
+    except msgspec.MsgspecError:
+        return None
 
 
 class _Entry(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ Invariants:
 """
 
 from collections.abc import Container, Iterator
+from contextlib import suppress
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -87,8 +88,10 @@ class Replica:
         self.topics: dict[str, str] = {}
         self.bans: dict[str, BanRecord] = {}
 
-    def offer(self, number: int, fed: Fed) -> list[Update] | None:
+    def offer(self, number: int, fed: Fed | None) -> list[Update] | None:
         """Apply the event *fed* with that *number*, and return what it means for this node.
+
+        Without *fed* it is one that this version does not know: it means nothing.
 
         Returns None, with nothing changed, if events before it are missing: then read them, or a
         snapshot.  An event that is known is ignored.
@@ -98,7 +101,7 @@ class Replica:
         if number > self.number + 1:
             return None
         self.number = number
-        return list(self._apply(fed))
+        return [] if fed is None else list(self._apply(fed))
 
     def load(self, snapshot: Snapshot, ours: Container[int] = ()) -> list[Update]:
         """Take everything from *snapshot*, and return what is different.
@@ -211,7 +214,8 @@ class Replica:
                     yield Announced(text)
             case DirectSent(id=id_, to=to, node=node, message=message):
                 if node == self.node:
-                    yield DirectReceived(id_, to, msgspec.json.decode(message, type=Directed))
+                    with suppress(msgspec.MsgspecError):  # of a newer version: not delivered
+                        yield DirectReceived(id_, to, msgspec.json.decode(message, type=Directed))
             case DirectDone(id=id_, node=node, delivered=delivered):
                 if node == self.node:
                     yield DirectAnswered(id_, delivered)

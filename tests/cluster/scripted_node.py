@@ -109,7 +109,7 @@ class ScriptedNode:
         """Return the events after that number."""
         flat = await self.engine.call("FCALL_RO", "multichat_events", 0, after, 10_000)
         assert flat[::2] == list(range(after + 1, after + 1 + len(flat) // 2))
-        return [read_event(event) for event in flat[1::2]]
+        return [fed for event in flat[1::2] if (fed := read_event(event)) is not None]
 
     async def snapshot(self) -> Snapshot:
         return read_snapshot(await self.engine.call("FCALL_RO", "multichat_snapshot", 0))

@@ -336,3 +336,15 @@ async def _run_briefly(engine: Engine) -> None:
     with lone_exception():
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(run_node(cluster_config(engine, "a")))
+
+
+async def test_noise_on_the_channel_of_the_directory_is_passed_over(engine: Engine) -> None:
+    async with (
+        run_node(cluster_config(engine, "a")) as a,
+        run_node(cluster_config(engine, "b")) as b,
+    ):
+        for noise in ("", "noise", "1", "-1 x", "999999 x", "1 \xff"):
+            await engine.call("PUBLISH", "multichat:directory", noise)
+        a.backend.announce("hello")
+        assert await b.wait_for(Announced) == Announced("hello")
+        assert b.heard == []

@@ -39,6 +39,7 @@ from multichat.cluster.changes import (
     Taken,
     TopicSet,
     Unbanned,
+    read_event,
 )
 from multichat.cluster.replica import DirectAnswered, Replica, Update
 from multichat.protocol.messages import Directed
@@ -261,3 +262,13 @@ def test_a_client_that_was_resumed_here_and_left_before_it_was_reported_is_gone(
         Fed("b", Put(elsewhere)), Fed("us", Taken(1, 1, "b")), Fed("us", ClientLeft(1, 2, "", True))
     )
     assert updates == [ClientPut(elsewhere), ClientGone(1, 2, "", True)]
+
+
+def test_an_event_of_a_newer_version_is_passed_over() -> None:
+    replica = Replica("us")
+    replica.load(_Model().snapshot())
+    assert read_event(msgspec.msgpack.encode(["b", ["invented", 1]])) is None
+    assert read_event(b"noise") is None
+    assert replica.offer(1, None) == []
+    assert replica.offer(2, Fed("b", Announcement("hello"))) == [Announced("hello")]
+    assert replica.offer(3, Fed("b", DirectSent("x", 2, "us", "{}"))) == []
