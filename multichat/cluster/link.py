@@ -50,6 +50,11 @@ __all__ = [
 
 _RECEIVE_BYTES = 64 * 1024
 
+# How often a link notes that its process runs, and after which pause it did not: it was frozen, and
+# what the engine has sent meanwhile is not read yet.
+_RUNNING_SECONDS = 0.25
+_FROZEN_SECONDS = 1.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineTimeouts:
@@ -190,6 +195,7 @@ class Link:
         self._dropped = 0
         self._something_to_take = trio.Event()
         self._received_at = trio.current_time()
+        self._ran_at = self._thawed_at = self._received_at
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
         self.reason = ""  # why it has ended
@@ -225,9 +231,22 @@ class Link:
 
     @property
     def unanswered_seconds(self) -> float:
-        """How long the oldest request has waited for its reply; 0 if none waits."""
-        oldest = self._pipeline.oldest
-        return 0.0 if oldest is None else max(0.0, trio.current_time() - oldest.sent_at)
+        """How long the oldest request has waited for its reply; 0 if none waits.
+
+        Without the time in which this process was frozen, or too busy to read.
+        """
+        oldest, now = self._pipeline.oldest, trio.current_time()
+        if oldest is None or now - self._ran_at > _FROZEN_SECONDS:
+            return 0.0
+        return max(0.0, now - max(oldest.sent_at, self._thawed_at))
+
+    async def _note_running(self) -> None:
+        while True:
+            await trio.sleep(_RUNNING_SECONDS)
+            now = trio.current_time()
+            if now - self._ran_at > _FROZEN_SECONDS:
+                self._thawed_at = now
+            self._ran_at = now
 
     @property
     def _is_full(self) -> bool:
@@ -306,6 +325,7 @@ class Link:
                     nursery.start_soon(self._read)
                     nursery.start_soon(self._write)
                     nursery.start_soon(self._watch)
+                    nursery.start_soon(self._note_running)
         finally:
             self.end("the node shuts down")
             await transport.close(self._stream)
@@ -357,7 +377,8 @@ class Link:
             if oldest is None:
                 self._send(("PING",))
                 continue
-            waited = trio.current_time() - max(oldest.sent_at, self._received_at)
+            since = max(oldest.sent_at, self._received_at, self._thawed_at)
+            waited = trio.current_time() - since
             if waited >= self._timeouts.silence:
                 self.end(f"the engine did not answer in {self._timeouts.silence:g} s")
 

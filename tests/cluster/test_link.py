@@ -1,5 +1,6 @@
 """One connection to a real engine: requests, channels, limits, and its end."""
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from multichat.cluster.errors import (
 from multichat.cluster.link import LinkLimits, Login, MessagesDropped, open_link
 from multichat.cluster.pipeline import Message
 from multichat.cluster.resp import ReplyLimits
-from tests.support.processes import LOOPBACK
+from tests.support.processes import LOOPBACK, WAIT_SECONDS
 
 from .engine import Engine, EngineConfig, Engines
 from .links import IMPATIENT, linked, login, peer
@@ -461,3 +462,18 @@ async def for_examples(
     collect()
     for values in examples:
         await check(*values)
+
+
+async def test_time_in_which_the_node_was_frozen_is_not_the_engines_silence(engine: Engine) -> None:
+    """What the engine has answered meanwhile is not read yet when the node wakes."""
+    async with linked(engine) as link:
+        request = link.request("PING")
+        time.sleep(1.5)  # as a SIGSTOP: no task runs
+        assert link.unanswered_seconds == 0
+        assert await request.reply() == b"PONG"
+        engine.freeze()
+        link.request("PING")
+        with trio.fail_after(WAIT_SECONDS):
+            while link.unanswered_seconds < 0.5:
+                await trio.sleep(0.05)
+        engine.thaw()
