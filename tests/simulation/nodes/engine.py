@@ -164,6 +164,10 @@ class SharedEngine(Engine):
         task_status.started()
         while True:
             await trio.sleep(_LOOK_SECONDS)
+            now = trio.current_time()
+            if any(start <= now <= start + time for start, time in self._plan.away):
+                for node in self._nodes.values():
+                    node.renewed_at = now  # it is the engine that was away
             for node in list(self._nodes.values()):
                 late = trio.current_time() - node.renewed_at > LEASE_SECONDS
                 if late and not node.is_dead:

@@ -31,7 +31,8 @@ _QUIET_SECONDS = 300.0
 class NodesPlan:
     """One run.
 
-    *links* has the faults of each node's link.  *kills* and *freezes* are times and nodes, a freeze
+    *links* has the faults of each node's link, *away* when the engine is away for all nodes: that
+    takes none of them for dead.  *kills* and *freezes* are times and nodes, a freeze
     with the seconds that it lasts.  After *seconds* nothing fails any more; *quiet_seconds* later
     the clients that are still there leave.
     """
@@ -41,6 +42,7 @@ class NodesPlan:
     people: tuple[Guest, ...]
     rooms: tuple[str, ...]
     links: tuple[LinkFaults, ...]
+    away: tuple[tuple[float, float], ...]
     kills: tuple[tuple[float, int], ...]
     freezes: tuple[tuple[float, int, float], ...]
     seconds: float
@@ -79,6 +81,7 @@ def make_nodes_plan(seed: int) -> NodesPlan:
         people=tuple(_make_guest(rng, number, seconds) for number in range(1, count + 1)),
         rooms=_ROOMS[: rng.choice([1, 2, 3])],
         links=tuple(_make_link(rng, seconds, away, severity) for _ in range(nodes)),
+        away=away,
         kills=tuple(
             sorted(
                 (rng.uniform(0, seconds), rng.randrange(nodes))
