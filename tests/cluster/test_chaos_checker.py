@@ -16,6 +16,7 @@ def found(
     history: tuple[int, ...] = (0, 1, 2),
     alice: Record | None = None,
     lossy: bool = False,
+    retained: bool = False,
 ) -> list[str]:
     """Return what is found if alice has said three messages, which bob has heard like this."""
     texts = [f"room alice {number}" for number in range(3)]
@@ -23,7 +24,7 @@ def found(
     alice = alice or Record("alice", said=texts, accepted=ids)
     bob = Record("bob", heard=list(bob_heard))
     stored = [each for each in heard(*history) if isinstance(each, Heard)]
-    return check_room("room", [alice, bob], stored, lossy=lossy)[0]
+    return check_room("room", [alice, bob], stored, lossy=lossy, retained=retained)[0]
 
 
 def test_a_faultless_run_has_no_violations() -> None:
@@ -76,3 +77,10 @@ def test_the_order_of_a_sender_is_compared() -> None:
     assert any("another order" in each for each in found(*heard(0, 1, 2), alice=alice))
     alice.late = {"room alice 1"}
     assert found(*heard(0, 1, 2), alice=alice) == []
+
+
+def test_what_is_not_kept_any_more_is_known_by_what_was_told_of_it() -> None:
+    assert found(*heard(0, 1, 2), history=(2,), retained=True) == []
+    assert found(Missed(1), *heard(1, 2), history=(2,), retained=True) == []
+    assert "was not told" in found(*heard(1, 2), history=(2,), retained=True)[0]
+    assert "the history is not" in found(*heard(0, 1, 2), history=(1,), retained=True)[0]

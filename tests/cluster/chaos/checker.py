@@ -55,17 +55,33 @@ class Record:
 
 
 def check_room(
-    room: str, records: Sequence[Record], history: History, *, lossy: bool
+    room: str,
+    records: Sequence[Record],
+    history: History,
+    *,
+    lossy: bool = False,
+    retained: bool = False,
 ) -> tuple[list[str], int]:
     """Return the violations in *room*, and how many acknowledged messages are lost.
 
     *history* is what a new client gets as a replay in the end.  With *lossy* acknowledged messages
-    may be missing there, and one that was delivered before the loss may be delivered again.
+    may be missing there, and one that was delivered before the loss may be delivered again.  With
+    *retained* it has only the newest messages; the others are known by what was told of them.
     """
+    if retained:
+        newest, history = list(history), _everything_told(records, history)
+        if newest != history[len(history) - len(newest) :]:
+            return [f"{room}: the history is not what the members were told last"], 0
     found = [f"{room}: {each}" for each in _check(records, history, lossy=lossy)]
     stored = {each.text for each in history}
     lost = sum(text not in stored for record in records for text in record.accepted)
     return found, lost
+
+
+def _everything_told(records: Sequence[Record], history: History) -> list[Heard]:
+    told = {each for record in records for each in record.messages()} | set(history)
+    told |= {Heard(id_, text) for record in records for text, id_ in record.accepted.items()}
+    return sorted(told, key=lambda each: each.id)
 
 
 def _check(records: Sequence[Record], history: History, *, lossy: bool) -> Iterator[str]:

@@ -23,13 +23,15 @@ class Fault:
 
     With *lossy* acknowledged messages and sessions may be lost, which is counted.  With *quiet*
     nobody may see that a member has left.  With *patient* every second client waits for an engine
-    that is away, and may not be disconnected.
+    that is away, and may not be disconnected.  With *keep_messages* the engine keeps so few of a
+    room; then what a member missed must be told exactly.
     """
 
     cause: Callable[[Cluster, random.Random], Awaitable[None]]
     lossy: bool = False
     quiet: bool = False
     patient: bool = False
+    keep_messages: int | None = None
     replica: bool = False
     sentinel: bool = False
 
@@ -195,6 +197,21 @@ async def _rolling_restart(cluster: Cluster, dice: random.Random) -> None:
         await trio.sleep(dice.uniform(0.5, 1))
 
 
+async def _retention(cluster: Cluster, dice: random.Random) -> None:
+    """Keep clients, and one node, away for longer than messages are kept."""
+    passages = cluster.front.passages[:]
+    wires = dice.choice(cluster.nodes).wire.passages[:]
+    cluster.front.targets = []
+    for passage in dice.sample(passages, len(passages) // 3):
+        passage.cut()
+    for passage in wires:
+        passage.stall()
+    await trio.sleep(dice.uniform(3, 5))
+    for passage in wires:
+        passage.resume()
+    cluster.front.targets = [node.port for node in cluster.nodes]
+
+
 async def _several(cluster: Cluster, dice: random.Random) -> None:
     """Cause two faults at the same time; those of failovers need everything else to be whole."""
     every = (
@@ -237,6 +254,7 @@ FAULTS = {
     "failover": Fault(cause=_failover, replica=True),
     "failover-lost": Fault(cause=_failover_lost, replica=True, lossy=True),
     "sentinel": Fault(cause=_sentinel, replica=True, sentinel=True, lossy=True),
+    "retention": Fault(cause=_retention, keep_messages=20),
     "several": Fault(cause=_several),
     "rolling-restart": Fault(cause=_rolling_restart, quiet=True),
 }

@@ -44,6 +44,8 @@ class Outcome:
 async def run(name: str, fault: Fault, plan: Plan, folder: Path, *, seconds: float) -> Outcome:
     """Cause *fault* at least once, for about *seconds*; return what was found."""
     plan = replace(plan, replica=fault.replica, sentinel=fault.sentinel)
+    if fault.keep_messages is not None:
+        plan = replace(plan, options=("--keep-messages", str(fault.keep_messages)))
     seed = plan.seed
     outcome = Outcome(name, seed)
     started = trio.current_time()
@@ -138,10 +140,13 @@ async def _check(cluster: Cluster, crowd: Crowd, fault: Fault, outcome: Outcome)
                 histories.append(await replay(node.port, room))
             except (Cut, OSError) as error:
                 outcome.violations.append(f"no history of {room} on {node.name}: {error}")
-        if any(each != histories[0] for each in histories):
+        retained = fault.keep_messages is not None
+        if any(each != histories[0] for each in histories) and not retained:
             outcome.violations.append(f"{room}: the nodes have different histories")
         if histories:
-            found, count = check_room(room, records, histories[0], lossy=fault.lossy)
+            found, count = check_room(
+                room, records, histories[0], lossy=fault.lossy, retained=retained
+            )
             told = max(each.told_lost(room) for each in crowd.of(room))
             if told < count:
                 found.append(f"{room}: {count} messages are lost, and {told} told as lost")
