@@ -40,6 +40,11 @@ _RETRY_SECONDS = 0.1
 # Pause before a message that was refused may be repeated.
 _REFUSED_SECONDS = 0.5
 
+# How often a client that speaks asks for another name, of these: more than there are clients, or
+# nobody could change.
+_RENAME_CHANCE = 0.1
+_NAMES = ("red", "green", "blue", "black", "white", "brown", "grey", "pink", "orange", "violet")
+
 _EVERYTHING = 2**31 - 1
 
 
@@ -113,8 +118,10 @@ class Chatter:
     rooms: Sequence[str]
     is_patient: bool = False
     client: int = 0
+    called: str = ""  # its present name; *name* is in its messages
     connected: bool = False
     resumed: int = 0
+    renames: int = 0
     new_sessions: int = 0
     failures: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
@@ -127,6 +134,8 @@ class Chatter:
     def __post_init__(self) -> None:
         self.records = {room: Record(self.name) for room in self.rooms}
         self._since: dict[str, str] = {}
+        self._asked: dict[str, str] = {}  # names, by nonce
+        self._had: set[str] = {self.name}  # names since its last accepted message
         self._session = ""
         self._nonce = 0
         self._wait = 0.0
@@ -196,14 +205,22 @@ class Chatter:
         elif not first:
             self.new_sessions += 1
             self._begin_again(welcome, was)
-        if welcome["name"] != self.name and (welcome["resumed"] or first):
-            if first or self.crowd.lossy:  # a connection before has the name still
-                self._session = ""
-                raise Cut("the name is taken")
-            self._fail(f"is called {welcome['name']}")
+        if first and welcome["name"] != self.name:  # a connection before has the name still
+            self._session = ""
+            raise Cut("the name is taken")
+        self._take_name(welcome)
         if set(welcome["rooms"]) != set(self.rooms):
             self._fail(f"is in {', '.join(welcome['rooms'])}, not in {', '.join(self.rooms)}")
         self.client = welcome["client"]
+
+    def _take_name(self, welcome: dict[str, Any]) -> None:
+        """Another client of the same address may have taken its name while it was away."""
+        allowed = {*self._had, *self._asked.values(), f"Client {welcome['client']}"}
+        if welcome["name"] not in allowed and not self.crowd.lossy:
+            self._fail(f"is called {welcome['name']}, not {' or '.join(allowed)}")
+        self.called = welcome["name"]
+        self._had = {self.called}
+        self._asked.clear()
 
     def _begin_again(self, welcome: dict[str, Any], was: str) -> None:
         """The session is gone: what is not acknowledged may be published or not."""
@@ -233,6 +250,8 @@ class Chatter:
             requests = self._repeat_refused(now)
             if self.crowd.talking and len(self.unaccepted) < _MAX_UNACCEPTED:
                 requests += [self._new() for _ in range(self._dice.randint(1, _MAX_BURST))]
+            if self.crowd.talking and self._dice.random() < _RENAME_CHANCE:
+                requests.append(self._rename())
             if now >= ping_at:
                 ping_at = now + _PING_SECONDS
                 requests.append({"type": "ping"})
@@ -247,6 +266,12 @@ class Chatter:
                 each.sent += 1
                 requests.append(self._say(nonce))
         return requests
+
+    def _rename(self) -> dict[str, Any]:
+        self._nonce += 1
+        nonce = f"name {self._nonce}"
+        self._asked[nonce] = self._dice.choice(_NAMES)
+        return {"type": "name", "name": self._asked[nonce], "nonce": nonce}
 
     def _new(self) -> dict[str, Any]:
         room = self._dice.choice(self.rooms)
@@ -285,6 +310,11 @@ class Chatter:
                 if not event["reconnect"]:
                     self._fail(f"was told goodbye: {event}")
                 raise Cut(f"goodbye {event['code']}")
+            case "renamed" if event["client"] == self.client:
+                self._asked.pop(event.get("nonce", ""), None)
+                self.renames += 1
+                self.called = event["name"]
+                self._had.add(self.called)
             case "renamed" | "pong":
                 pass
             case _:
@@ -303,6 +333,7 @@ class Chatter:
             self._fail(f"was told of no message of its own: {event}")
         else:
             self.records[each.room].accepted[each.text] = event["id"]
+            self._had = {self.called}
 
     def _presence(self, event: dict[str, Any]) -> None:
         if event["type"] == "left" or event.get("left"):
@@ -311,6 +342,11 @@ class Chatter:
 
     def _error(self, event: dict[str, Any]) -> None:
         """A message that was sent once is certainly not published; else its fate is open."""
+        name = self._asked.pop(str(event.get("nonce")), None)
+        if name is not None and event["code"] in ("name-taken", "storage-failed"):
+            return
+        if event["code"] == "name-taken" and "nonce" not in event:  # of its session: see above
+            return
         each = self.unaccepted.get(event.get("nonce", 0))
         if event["code"] != "storage-failed" or each is None:
             self._fail(f"got {event}")

@@ -165,6 +165,8 @@ async def _ghosts(cluster: Cluster, crowd: Crowd) -> list[str]:
     twice = [
         f"{count} clients are number {number}" for number, count in numbers.items() if count > 1
     ]
+    names = Counter(each.called for each in crowd.chatters)
+    twice += [f"{count} clients are called {name}" for name, count in names.items() if count > 1]
     with trio.move_on_after(_AGREE_SECONDS):
         while wrong:
             wrong = await _differences(cluster, crowd)
@@ -184,7 +186,7 @@ async def _differences(cluster: Cluster, crowd: Crowd) -> list[str]:
             continue
         for room, answer in zip(rooms, answers, strict=True):
             there = {(each["client"], each["name"]) for each in answer["members"]}
-            right = {(each.client, each.name) for each in crowd.of(room)}
+            right = {(each.client, each.called) for each in crowd.of(room)}
             if there != right:
                 more, less = sorted(there - right), sorted(right - there)
                 found.append(f"who of {room} on {node.name}: too many {more}, missing {less}")
@@ -205,5 +207,6 @@ def _figures(crowd: Crowd, outcome: Outcome) -> dict[str, object]:
         "unsure": sum(len(record.unsure) for record in records),
         "missed": sum(e.count for r in records for e in r.heard if isinstance(e, Missed)),
         "resumes": sum(each.resumed for each in every),
+        "renames": sum(each.renames for each in every),
         "new sessions": sum(each.new_sessions for each in every),
     }
