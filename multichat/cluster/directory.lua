@@ -24,6 +24,7 @@
 do
     local PREFIX = 'multichat:'
     local NODES = PREFIX .. 'nodes'              -- node → run
+    local RENEWED = PREFIX .. 'renewed'          -- when any node has renewed its lease last
     local RUNS = PREFIX .. 'expired'             -- runs whose clients are still to be removed
     local CLIENTS = PREFIX .. 'clients'          -- number → entry, see `entry_of`
     local GENERATIONS = PREFIX .. 'generations'  -- number → generation, also of those away
@@ -732,6 +733,7 @@ do
         end
         call('HSET', NODES, node, run)
         call('SET', lease_of(node), run, 'PX', settings.lease)
+        call('SET', RENEWED, text(now()))
         if tonumber(call('HGET', answer_of(run), 'last') or '0') < tonumber(args[4]) then
             call('HSET', answer_of(run), 'last', args[4])
         end
@@ -750,10 +752,19 @@ do
             return problem
         end
         call('SET', lease_of(node), run, 'PX', settings.lease)
+        -- If no node at all has renewed its lease for long, it was the engine that was away, and
+        -- the others get as much time as this one had.
+        local before = tonumber(call('GET', RENEWED) or '0')
+        local was_away = now() - before >= settings.lease / 2
+        call('SET', RENEWED, text(now()))
         local nodes = call('HGETALL', NODES)
         for index = 1, #nodes, 2 do
             if call('EXISTS', lease_of(nodes[index])) == 0 then
-                expire(nodes[index], nodes[index + 1])
+                if was_away then
+                    call('SET', lease_of(nodes[index]), nodes[index + 1], 'PX', settings.lease)
+                else
+                    expire(nodes[index], nodes[index + 1])
+                end
             end
         end
         local again = sweep(settings, MAX_REMOVED, LOST)

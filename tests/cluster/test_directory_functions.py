@@ -157,6 +157,17 @@ async def test_a_frozen_node_that_wakes_is_fenced_until_it_joins_with_a_new_run(
     assert await again.one(TakeNumbers(1)) == ["ok", 1]
 
 
+async def test_an_engine_that_was_away_takes_no_node_for_dead(join: Join) -> None:
+    """All leases end while it is away; the first node that is back must not end the others."""
+    a, b = await join("a"), await join("b")
+    await a.put(1)
+    await a.engine.call("DEL", "multichat:lease:a", "multichat:lease:b")
+    await a.engine.call("SET", "multichat:renewed", "1")  # long ago
+    assert not await b.renew()
+    assert await a.one(TakeNumbers(1)) == ["ok", 1]
+    assert not await a.renew()
+
+
 async def test_a_second_node_cannot_run_under_the_name_of_one_that_is_alive(join: Join) -> None:
     a = await join("a")
     second = ScriptedNode(a.engine, "a")
