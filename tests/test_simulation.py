@@ -51,7 +51,7 @@ SEED_WITH_A_ROOM_REFUSED_TWICE = 1501
 
 # In these a client lags behind its own messages only at the shutdown; messages under way then, and
 # one with the same nonce behind them; and a bare `since` about a room that is refused again.
-SEEDS_WITH_SEVERAL_ROOMS = (2446, 2527, 4601, 4648, 7583, 8148)
+SEEDS_WITH_SEVERAL_ROOMS = (2446, 2527, 4601, 4648, 7583, 8148, 8937)
 
 # Most mutations are caught by the first or second seed.
 SEEDS_FOR_A_MUTATION = range(100, 1100)
