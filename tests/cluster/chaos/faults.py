@@ -24,14 +24,15 @@ class Fault:
 
     With *lossy* acknowledged messages and sessions may be lost, which is counted.  With *quiet*
     nobody may see that a member has left.  With *patient* every second client waits for an engine
-    that is away, and may not be disconnected.  With *keep_messages* the engine keeps so few of a
-    room; then what a member missed must be told exactly.
+    that is away, and may not be disconnected, unless the fault *disconnects*.  With *keep_messages*
+    the engine keeps so few of a room; then what a member missed must be told exactly.
     """
 
     cause: Callable[[Cluster, random.Random], Awaitable[None]]
     lossy: bool = False
     quiet: bool = False
     patient: bool = False
+    disconnects: bool = False
     keep_messages: int | None = None
     replica: bool = False
     sentinel: bool = False
@@ -53,7 +54,7 @@ async def _node_freeze(cluster: Cluster, dice: random.Random) -> None:
 
 
 async def _node_freeze_long(cluster: Cluster, dice: random.Random) -> None:
-    await _frozen(dice.choice(cluster.nodes), dice.uniform(_LEASE_SECONDS + 3, _LEASE_SECONDS + 5))
+    await _frozen(dice.choice(cluster.nodes), dice.uniform(_LEASE_SECONDS + 2, _LEASE_SECONDS + 3))
 
 
 async def _frozen(node: Node, seconds: float) -> None:
@@ -250,7 +251,7 @@ FAULTS = {
     "nothing": Fault(cause=_nothing, quiet=True),
     "node-kill": Fault(cause=_node_kill, quiet=True),
     "node-freeze": Fault(cause=_node_freeze, quiet=True),
-    "node-freeze-long": Fault(cause=_node_freeze_long),
+    "node-freeze-long": Fault(cause=_node_freeze_long, patient=True, disconnects=True),
     "engine-kill": Fault(cause=_engine_kill, quiet=True, patient=True),
     "engine-kill-long": Fault(cause=_engine_kill_long, patient=True),
     "engine-freeze": Fault(cause=_engine_freeze, patient=True),

@@ -128,7 +128,7 @@ async def _check(cluster: Cluster, crowd: Crowd, fault: Fault, outcome: Outcome)
     outcome.violations += [
         f"{each.name} was disconnected: {dict(each.ends)}"
         for each in crowd.chatters
-        if each.is_patient and each.ends
+        if each.is_patient and each.ends and not fault.disconnects
     ]
     outcome.figures["left seen"] = seen.total()  # from here on, we come and leave ourselves
     lost = told_lost = 0
