@@ -43,6 +43,10 @@ SEEDS_OF_NODES = range(12)
 # In these a client that lags at the shutdown is told how many messages it missed, and reads that.
 SEEDS_WITH_A_COUNT_AT_SHUTDOWN = (1334, 1380, 1836)
 
+# In this one a client breaks its connection while its number is stored, and the server is killed:
+# the number is given to another.
+SEED_WITH_A_NUMBER_GIVEN_AGAIN = 21048
+
 # In this one two tasks wanted to close one room.
 SEED_WITH_A_ROOM_CLOSED_TWICE = 236
 
@@ -51,7 +55,7 @@ SEED_WITH_A_ROOM_REFUSED_TWICE = 1501
 
 # In these a client lags behind its own messages only at the shutdown; messages under way then, and
 # one with the same nonce behind them; and a bare `since` about a room that is refused again.
-SEEDS_WITH_SEVERAL_ROOMS = (2446, 2527, 4601, 4648, 7583, 8148, 8937)
+SEEDS_WITH_SEVERAL_ROOMS = (2446, 2527, 4601, 4648, 7583, 8148, 8937, 22007)
 
 # Most mutations are caught by the first or second seed.
 SEEDS_FOR_A_MUTATION = range(100, 1100)
@@ -86,6 +90,10 @@ def test_no_schedule_with_several_nodes_violates_an_invariant(seed: int) -> None
 @pytest.mark.parametrize("seed", SEEDS_WITH_A_COUNT_AT_SHUTDOWN)
 def test_a_count_of_missed_messages_at_shutdown_is_right(seed: int) -> None:
     assert simulate(make_plan(seed)).violations == []
+
+
+def test_a_number_that_was_not_stored_when_the_server_was_killed_is_given_again() -> None:
+    assert simulate(make_plan(SEED_WITH_A_NUMBER_GIVEN_AGAIN)).violations == []
 
 
 def test_a_room_that_was_refused_twice_is_still_the_session_s() -> None:

@@ -346,8 +346,8 @@ class _World:
             if visit.connection is not None and not visit.connection.server.closed:
                 visit.connection.reset(visit.connection.server)
                 visit.killed = True
-                if visit.server_number not in history.connected:
-                    visit.server_number = None  # it was connecting, and the number is free
+            if visit.server_number not in history.connected:
+                visit.server_number = None  # it was connecting, and the number is free
         sessions.cancel_scope.cancel(reason="the server is killed")
 
     def _note_kill(self) -> None:
