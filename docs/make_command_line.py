@@ -14,6 +14,7 @@ COMMANDS = (
     "multichat send",
     "multichat who",
     "multichat history",
+    "multichat journal",
     "multichat account",
     "multichat config",
     "multi_chat_tcp_server",

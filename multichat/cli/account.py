@@ -1,12 +1,22 @@
-"""The command `account`: adds, removes and lists accounts in the journal of a stopped server."""
+"""The command `account`: accounts in the journal of a stopped server, or in a cluster."""
 
 import sys
+from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from multichat.cli.cluster import (
+    ClusterUrl,
+    EngineAccess,
+    cluster_connection,
+    parse_place,
+    refuse_password_file,
+)
+from multichat.cli.parameters import ClusterPasswordFile
 from multichat.cli.process import (
     UsageMistake,
     are_terminals,
@@ -17,6 +27,7 @@ from multichat.cli.process import (
 from multichat.errors import JournalFailed
 
 if TYPE_CHECKING:
+    from multichat.backend.base import Backend
     from multichat.server.accounts import Accounts
 
 __all__ = ["Action", "account"]
@@ -31,10 +42,16 @@ class Action(Enum):
 
 
 def account(
+    context: typer.Context,
     action: Annotated[Action, typer.Argument(help="What to do.", show_default=False)],
     file: Annotated[
-        Path,
-        typer.Argument(metavar="JOURNAL", help="The journal: a file written by serve --journal."),
+        Any,
+        typer.Argument(
+            metavar="JOURNAL",
+            help="The journal: a file written by serve --journal, or the engine of a cluster as "
+            "valkey://HOST:PORT.",
+            parser=parse_place,
+        ),
     ],
     name: Annotated[
         str | None, typer.Argument(help="The name of the account.", show_default=False)
@@ -47,11 +64,14 @@ def account(
             show_envvar=False,
         ),
     ] = None,
+    cluster_password_file: ClusterPasswordFile = None,
 ) -> None:
-    """Add, remove or list the accounts in a journal.
+    """Add, remove or list the accounts in a journal or a cluster.
 
-    Its server must not be running: while it runs, its console does the same with /account. Removing
-    an account logs its sessions out when the server starts again.
+    The server of a file must not be running: while it runs, its console does the same with
+    /account. Removing an account logs its sessions out when the server starts again.
+
+    The nodes of a cluster may be running, and know of it at once.
     """
     if (name is None) is not (action is Action.LIST):
         raise UsageMistake("NAME is missing" if name is None else "list takes no NAME")
@@ -62,6 +82,12 @@ def account(
 
         from multichat.journal.sqlite.file_lock import IN_USE
 
+        is_cluster = isinstance(file, ClusterUrl)
+        if is_cluster:
+            backend = _cluster(file, cluster_password_file)
+        else:
+            refuse_password_file(context, cluster_password_file)
+            backend = partial(_local, file)
         passphrase = ""
         if action is Action.ADD:
             _check(name or "")
@@ -69,10 +95,10 @@ def account(
                 passphrase = _ask_passphrase(name or "")
             else:
                 passphrase = read_secret_file(passphrase_file, "passphrase")
-        elif not file.exists():
+        elif not is_cluster and not file.exists():
             raise JournalFailed(file, "no such file")
         try:
-            lines = trio.run(_run, file, action, name or "", passphrase)
+            lines = trio.run(_run, backend, file, action, name or "", passphrase)
         except JournalFailed as error:
             if error.reason != IN_USE:
                 raise
@@ -98,17 +124,37 @@ def _ask_passphrase(name: str) -> str:
     return passphrase
 
 
-async def _run(file: Path, action: Action, name: str, passphrase: str) -> list[str]:
+def _local(file: Path) -> "Backend":
+    from multichat.backend.local import LocalBackend
+    from multichat.journal.sqlite.journal import SqliteJournal
+
+    return LocalBackend(SqliteJournal(file))
+
+
+def _cluster(url: ClusterUrl, password_file: Path | None) -> "Callable[[], Backend]":
+    connection = cluster_connection(url.text, EngineAccess(password_file), given="JOURNAL")
+
+    from multichat.cluster.backend import ClusterConfig, ValkeyBackend
+    from multichat.log import Log
+
+    return lambda: ValkeyBackend(ClusterConfig(connection=connection), Log("account"))
+
+
+async def _run(
+    open_backend: "Callable[[], Backend]",
+    file: Path | ClusterUrl,
+    action: Action,
+    name: str,
+    passphrase: str,
+) -> list[str]:
     """Do as *action* says with the journal, and return what to print."""
     import trio
 
-    from multichat.backend.local import LocalBackend
     from multichat.errors import NameTaken, RemoteProtocolError, lone_exception
-    from multichat.journal.sqlite.journal import SqliteJournal
     from multichat.server.accounts import Accounts
     from multichat.server.config import ServerConfig
 
-    backend = LocalBackend(SqliteJournal(file))
+    backend = open_backend()
     with lone_exception():
         async with trio.open_nursery() as nursery:
             await nursery.start(backend.run)
@@ -127,7 +173,7 @@ async def _run(file: Path, action: Action, name: str, passphrase: str) -> list[s
 
 
 async def _act(
-    accounts: "Accounts", action: Action, name: str, passphrase: str, file: Path
+    accounts: "Accounts", action: Action, name: str, passphrase: str, file: Path | ClusterUrl
 ) -> list[str]:
     match action:
         case Action.ADD:

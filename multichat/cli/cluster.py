@@ -1,19 +1,35 @@
-"""`serve --cluster`: makes the backend of a cluster's node of the options."""
+"""The engine of a cluster on the command line: addresses, passwords, the backend of a node."""
 
 import importlib.util
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from multichat.cli.process import UsageMistake, read_secret_file, utf8_text
 
 if TYPE_CHECKING:
+    import typer
+
     from multichat.cluster.backend import ValkeyBackend
+    from multichat.cluster.connection import ConnectionConfig
     from multichat.journal.retention import Retention
     from multichat.log import Log
     from multichat.server.config import ServerConfig
 
-__all__ = ["CLUSTER_PASSWORD_VARIABLE", "EngineAccess", "open_cluster"]
+__all__ = [
+    "CLUSTER_PASSWORD_VARIABLE",
+    "ClusterUrl",
+    "EngineAccess",
+    "cluster_connection",
+    "open_cluster",
+    "parse_place",
+    "refuse_password_file",
+]
+
+# Also with a typo behind the scheme, which the error names; a file is written as ./valkey://.
+_URL = re.compile(r"(valkey|redis)s?(\+\w+)?://")
 
 CLUSTER_PASSWORD_VARIABLE = "MULTICHAT_CLUSTER_PASSWORD"  # noqa: S105 - the variable's name
 
@@ -39,14 +55,40 @@ def open_cluster(
 
     Raises `UsageMistake`, `BadPasswordFile` or `BadCertificate`.
     """
+    connection = cluster_connection(url, access, given=given)
+
+    from multichat.cluster.backend import ClusterConfig, ValkeyBackend
+    from multichat.cluster.changes import Settings
+    from multichat.cluster.directory import DirectoryConfig
+
+    session = int(config.timeouts.session * 1000)
+    settings = Settings(
+        away=int(config.away_seconds * 1000),
+        session=session,
+        nonces=session,
+        max_sessions=config.max_sessions,
+    )
+    cluster = ClusterConfig(
+        connection=connection,
+        directory=DirectoryConfig(
+            settings=settings, direct_seconds=config.slow_timeout_seconds + 1
+        ),
+        retention=retention,
+        max_accounts=config.accounts.max_accounts,
+    )
+    return ValkeyBackend(cluster, log)
+
+
+def cluster_connection(url: str, access: EngineAccess, *, given: str) -> "ConnectionConfig":
+    """Return how to connect to the engine at *url*; *given* names the option or argument.
+
+    Raises `UsageMistake`, `BadPasswordFile` or `BadCertificate`.
+    """
     if importlib.util.find_spec("hiredis") is None:
         raise UsageMistake(f"{given} needs another package: pip install 'multichat-trio[cluster]'")
     from multichat.client.connect import client_tls
     from multichat.cluster.address import ClusterAddress
-    from multichat.cluster.backend import ClusterConfig, ValkeyBackend
-    from multichat.cluster.changes import Settings
     from multichat.cluster.connection import ConnectionConfig
-    from multichat.cluster.directory import DirectoryConfig
     from multichat.cluster.link import Login
 
     try:
@@ -60,22 +102,29 @@ def open_cluster(
         tls=client_tls(access.authority) if address.tls else None,
         tls_name=access.tls_name,
     )
-    session = int(config.timeouts.session * 1000)
-    settings = Settings(
-        away=int(config.away_seconds * 1000),
-        session=session,
-        nonces=session,
-        max_sessions=config.max_sessions,
-    )
-    cluster = ClusterConfig(
-        connection=ConnectionConfig(address=address, login=login),
-        directory=DirectoryConfig(
-            settings=settings, direct_seconds=config.slow_timeout_seconds + 1
-        ),
-        retention=retention,
-        max_accounts=config.accounts.max_accounts,
-    )
-    return ValkeyBackend(cluster, log)
+    return ConnectionConfig(address=address, login=login)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterUrl:
+    """The address of a cluster's engine, where a command also takes a file."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_place(text: str) -> Path | ClusterUrl:
+    """Return *text*, an argument, as the URL of an engine if it is one, else as a path."""
+    return ClusterUrl(text) if _URL.match(text) else Path(text)
+
+
+def refuse_password_file(context: "typer.Context", file: Path | None) -> None:
+    """Raise `UsageMistake` if the password of an engine is given on the command line for a file."""
+    source = context.get_parameter_source("cluster_password_file")
+    if file is not None and source is not None and source.name == "COMMANDLINE":
+        raise UsageMistake("--cluster-password-file has no effect with a file")
 
 
 def _password(file: Path | None) -> str:

@@ -1,9 +1,10 @@
-"""The command `history`: shows the messages in a journal, for people or programs."""
+"""The command `history`: shows the messages in a journal or a cluster, for people or programs."""
 
 import re
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from multichat.errors import JournalFailed, OutputLost
 from multichat.journal.sqlite.reader import open_reader
@@ -12,7 +13,10 @@ from multichat.protocol.messages import SaidBlock, room_of
 from multichat.protocol.text_codec import TEXT
 from multichat.stdio import write_output
 
-__all__ = ["parse_since", "show_history"]
+if TYPE_CHECKING:
+    from multichat.cluster.connection import ConnectionConfig
+
+__all__ = ["parse_since", "show_cluster_history", "show_history"]
 
 _ID = re.compile(r"[0-9a-f]{11}-\d{10,}")
 
@@ -61,6 +65,39 @@ def show_history(
             places = "1 place" if reader.damaged == 1 else f"{reader.damaged} places"
             reason = f"the file is damaged: messages cannot be read in {places}"
             raise JournalFailed(path, reason)
+
+
+def show_cluster_history(
+    connection: "ConnectionConfig",
+    output_fd: int,
+    *,
+    room: str | None = None,
+    since: float | str | None = None,
+    limit: int | None = None,
+    json: bool = False,
+) -> None:
+    """Write the messages in the engine of a cluster to *output_fd*; as `show_history` does."""
+    import trio
+
+    from multichat.cluster.engine_session import open_session
+    from multichat.cluster.history import open_history
+
+    room = None if room is None else room_of(room)
+
+    async def show() -> None:
+        async with open_session(connection) as session:
+            history = await open_history(session)
+            one_room = room is not None or not history.has_several_rooms
+            async for said in history.read(room=room, since=since, limit=limit):
+                data = JSON.encode_said(said) if json else _encode(said, with_room=not one_room)
+                # In a thread: while a pager waits for its user, the connection stays in use.
+                await trio.to_thread.run_sync(write_output, output_fd, data)
+
+    try:
+        trio.run(show)
+    except OutputLost as lost:
+        if not isinstance(lost.__cause__, BrokenPipeError):
+            raise
 
 
 def _encode(said: SaidBlock, *, with_room: bool) -> bytes:

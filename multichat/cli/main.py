@@ -4,20 +4,29 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from multichat import __version__
 from multichat.cli.account import account
+from multichat.cli.cluster import (
+    ClusterUrl,
+    EngineAccess,
+    cluster_connection,
+    parse_place,
+    refuse_password_file,
+)
 from multichat.cli.config import config
 from multichat.cli.config_file import history_path
 from multichat.cli.endpoint import Host, make_endpoint, make_timeouts, parse_server, split_port
+from multichat.cli.journal import journal
 from multichat.cli.login import run_with_login
 from multichat.cli.option_rules import CheckedCommand, described
 from multichat.cli.parameters import (
     AnswerTimeout,
     Bell,
+    ClusterPasswordFile,
     Color,
     ColorWhen,
     Login,
@@ -310,7 +319,15 @@ def who(
 
 def history(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="The journal: a file written by serve --journal.")],
+    file: Annotated[
+        Any,
+        typer.Argument(
+            metavar="JOURNAL",
+            help="The journal: a file written by serve --journal, or the engine of a cluster as "
+            "valkey://HOST:PORT.",
+            parser=parse_place,
+        ),
+    ],
     room: Annotated[
         str | None, typer.Option(help="Only messages of this room.", show_default="all")
     ] = None,
@@ -336,19 +353,29 @@ def history(
             help="Write one JSON object per line, as in the JSON protocol, with times in UTC.",
         ),
     ] = False,
+    cluster_password_file: ClusterPasswordFile = None,
 ) -> None:
-    """Show the messages in a server's journal, with local times.
+    """Show the messages in a server's journal or a cluster, with local times.
 
-    The server may be running; nothing is written to the file.
+    The servers may be running; nothing is written.
     """
-    from multichat.cli.history import parse_since, show_history
+    from multichat.cli.history import parse_since, show_cluster_history, show_history
 
     try:
         from_ = None if since is None else parse_since(since)
     except ValueError as error:
         raise UsageMistake(f"{described(context, 'since')}: {error}") from None
+    show: Callable[..., None]
     with one_line_errors():
-        show_history(file, fileno(sys.stdout), room=room, since=from_, limit=limit, json=json)
+        if isinstance(file, ClusterUrl):
+            engine = cluster_connection(
+                file.text, EngineAccess(cluster_password_file), given="JOURNAL"
+            )
+            show = partial(show_cluster_history, engine)
+        else:
+            refuse_password_file(context, cluster_password_file)
+            show = partial(show_history, file)
+        show(fileno(sys.stdout), room=room, since=from_, limit=limit, json=json)
 
 
 def _print_version(wanted: bool) -> None:
@@ -397,7 +424,7 @@ def _run(*commands: Callable[..., None]) -> NoReturn:
         sys.exit(make_app(*commands)(standalone_mode=False))
 
 
-COMMANDS = (serve, connect, send, who, history, account, config)
+COMMANDS = (serve, connect, send, who, history, journal, account, config)
 
 
 def main() -> NoReturn:

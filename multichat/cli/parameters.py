@@ -15,6 +15,7 @@ from multichat.protocol.address import DEFAULT_PORT
 __all__ = [
     "AnswerTimeout",
     "Bell",
+    "ClusterPasswordFile",
     "Color",
     "ColorWhen",
     "LogStyle",
@@ -119,6 +120,13 @@ PasswordFile = Annotated[
     Path | None,
     typer.Option(
         help="Read the password from this file or pipe; it can also be set as MULTICHAT_PASSWORD."
+    ),
+]
+ClusterPasswordFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Read the engine's password from this file or pipe; it can also be set as "
+        "MULTICHAT_CLUSTER_PASSWORD."
     ),
 ]
 LogStyle = Annotated[bool, typer.Option("--log-style", help="Write log lines, as into a pipe.")]

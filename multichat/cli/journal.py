@@ -1,0 +1,99 @@
+"""The command `journal`: imports a journal into the engine of a cluster."""
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from multichat.cli.cluster import EngineAccess, cluster_connection
+from multichat.cli.parameters import ClusterPasswordFile
+from multichat.cli.process import one_line_errors
+
+if TYPE_CHECKING:
+    from multichat.cluster.importing import Imported
+
+__all__ = ["JournalAction", "journal"]
+
+# Between two lines about the progress.
+_TELL_SECONDS = 1.0
+
+
+class JournalAction(Enum):
+    """What to do with a journal."""
+
+    IMPORT = "import"
+
+
+def journal(
+    _action: Annotated[
+        JournalAction, typer.Argument(metavar="import", help="What to do.", show_default=False)
+    ],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="JOURNAL", help="The journal: a file written by serve --journal."),
+    ],
+    url: Annotated[
+        str,
+        typer.Argument(metavar="URL", help="The engine of the cluster, as valkey://HOST:PORT."),
+    ],
+    add: Annotated[
+        bool,
+        typer.Option(
+            "--add",
+            help="Import into an engine that has rooms already; rooms, accounts and sessions that "
+            "it has are left alone.",
+            show_envvar=False,
+        ),
+    ] = False,
+    cluster_password_file: ClusterPasswordFile = None,
+) -> None:
+    """Import a journal into the engine of a cluster: messages, accounts, topics and sessions.
+
+    Messages keep their ids, so that clients which reconnect miss nothing. The server of the journal
+    and all nodes of the cluster must have stopped. Nothing is written to the file. An import that
+    was aborted continues when the command is run again.
+    """
+    with one_line_errors():
+        connection = cluster_connection(url, EngineAccess(cluster_password_file), given="URL")
+
+        import trio
+
+        from multichat.cluster.engine_session import open_session
+        from multichat.cluster.importing import import_contents
+        from multichat.journal.sqlite.contents import open_contents
+
+        told = -_TELL_SECONDS
+
+        def tell(room: str, messages: int) -> None:
+            nonlocal told
+            if (now := trio.current_time()) - told >= _TELL_SECONDS:
+                told = now
+                typer.echo(f"{room}: {messages} messages", err=True)
+
+        async def run() -> "Imported":
+            async with open_session(connection) as session:
+                return await import_contents(contents, session, add=add, tell=tell)
+
+        with open_contents(file) as contents:
+            done = trio.run(run)
+            damaged = contents.damaged
+    for line in _summary(done, damaged):
+        typer.echo(line)
+    sys.exit(1 if damaged else 0)
+
+
+def _summary(done: "Imported", damaged: int) -> list[str]:
+    messages = f"{done.messages} messages of {done.rooms} rooms"
+    rest = f"{done.accounts} accounts, {done.topics} topics, {done.sessions} sessions"
+    lines = [f"imported {messages}, {rest}"]
+    lines += [f"left alone: another room {room} is there" for room in done.other_rooms]
+    lines += [f"left alone: another account like {name} is there" for name in done.other_accounts]
+    if done.other_sessions:
+        lines.append(
+            f"left alone: {done.other_sessions} sessions, whose clients' numbers are taken"
+        )
+    if damaged:
+        lines.append(f"damaged, and not imported: {damaged} places")
+    return lines

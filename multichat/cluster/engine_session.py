@@ -1,0 +1,89 @@
+"""A connection to the engine for one command, which is no node.
+
+Ends with the first loss of the connection: whoever runs the command repeats it.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from multichat.cluster.address import ClusterAddress
+from multichat.cluster.calls import Call, Tail, tails
+from multichat.cluster.connection import Connection, ConnectionConfig, Lost, Ready, Retrying
+from multichat.cluster.errors import EngineAway, EngineRefused, EngineUnavailable, FateUnknown
+from multichat.cluster.library import VERSION_CALL, LibraryTooNew, load_command
+from multichat.cluster.link import Link
+from multichat.errors import JournalFailed
+
+__all__ = ["EngineSession", "open_session"]
+
+T = TypeVar("T")
+
+# So many rooms are asked for at once: a reply of some 100 KiB.
+_ROOMS_AT_ONCE = 500
+
+
+class EngineSession:
+    """The engine at *address*; each method raises `JournalFailed` if that does not work."""
+
+    def __init__(self, address: ClusterAddress, link: Link) -> None:
+        self.address = address
+        self._link = link
+
+    def failed(self, reason: str) -> JournalFailed:
+        """Return the error of this engine."""
+        return JournalFailed(self.address, reason)
+
+    async def command(self, *words: str | bytes | int) -> Any:
+        """Send a command and return its reply."""
+        try:
+            return await self._link.call(*words)
+        except (EngineAway, FateUnknown) as error:
+            raise self.failed(f"{error.reason}; run the command again") from None
+        except EngineRefused as error:
+            raise self.failed(str(error)) from None
+
+    async def call(self, call: Call[T]) -> T:
+        """Call a function of the library."""
+        return call.decode(await self.command(*call.words))
+
+    async def load_library(self, *, write: bool) -> bool:
+        """Return whether the engine has the library; with *write* load it if it has none."""
+        try:
+            found = VERSION_CALL.decode(await self._link.call(*VERSION_CALL.words))
+        except EngineRefused:
+            found = None
+        except (EngineAway, FateUnknown) as error:
+            raise self.failed(error.reason) from None
+        try:
+            command = load_command(found)
+        except LibraryTooNew as error:
+            raise self.failed(str(error)) from None
+        if write and command is not None:
+            await self.command(*command)
+        return write or found is not None
+
+    async def tails(self, rooms: Sequence[str]) -> dict[str, Tail]:
+        """Return the tail of the log of each room."""
+        found: dict[str, Tail] = {}
+        for start in range(0, len(rooms), _ROOMS_AT_ONCE):
+            some = rooms[start : start + _ROOMS_AT_ONCE]
+            answers = await self.call(tails([(room, "") for room in some]))
+            found.update(zip(some, answers, strict=True))
+        return found
+
+
+@asynccontextmanager
+async def open_session(config: ConnectionConfig) -> AsyncGenerator[EngineSession]:
+    """Connect to the engine; raises `JournalFailed`."""
+    address = config.address
+    connection = Connection(config)
+    try:
+        async with connection.open():
+            match await connection.receive():
+                case Ready(link=link):
+                    yield EngineSession(address, link)
+                case Lost(reason=reason) | Retrying(reason=reason):
+                    raise JournalFailed(address, reason)
+    except EngineUnavailable as error:
+        raise JournalFailed(address, error.reason) from None
