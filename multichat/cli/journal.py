@@ -49,11 +49,12 @@ def journal(
     ] = False,
     cluster_password_file: ClusterPasswordFile = None,
 ) -> None:
-    """Import a journal into the engine of a cluster: messages, accounts, topics and sessions.
+    """Import a journal into the engine of a cluster.
 
-    Messages keep their ids, so that clients which reconnect miss nothing. The server of the journal
-    and all nodes of the cluster must have stopped. Nothing is written to the file. An import that
-    was aborted continues when the command is run again.
+    All of it: messages, accounts, topics and sessions. Messages keep their ids, so that clients
+    which reconnect miss nothing. The server of the journal and all nodes of the cluster must have
+    stopped. Nothing is written to the file. An import that was aborted continues when the command
+    is run again.
     """
     with one_line_errors():
         connection = cluster_connection(url, EngineAccess(cluster_password_file), given="URL")

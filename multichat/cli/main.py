@@ -355,7 +355,7 @@ def history(
     ] = False,
     cluster_password_file: ClusterPasswordFile = None,
 ) -> None:
-    """Show the messages in a server's journal or a cluster, with local times.
+    """Show the messages in a journal or a cluster, with local times.
 
     The servers may be running; nothing is written.
     """
