@@ -1,5 +1,6 @@
 """The command `account`: accounts in the journal of a stopped server, or in a cluster."""
 
+import logging
 import sys
 from collections.abc import Callable
 from enum import Enum
@@ -137,6 +138,8 @@ def _cluster(url: ClusterUrl, password_file: Path | None) -> "Callable[[], Backe
     from multichat.cluster.backend import ClusterConfig, ValkeyBackend
     from multichat.log import Log
 
+    # The nodes' logs have what is to be said of the engine.
+    logging.getLogger("multichat.account").addHandler(logging.NullHandler())
     return lambda: ValkeyBackend(ClusterConfig(connection=connection), Log("account"))
 
 
