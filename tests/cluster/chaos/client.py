@@ -40,6 +40,10 @@ _RETRY_SECONDS = 0.1
 # Pause before a message that was refused may be repeated.
 _REFUSED_SECONDS = 0.5
 
+# How often a message has no nonce: it is published at most once, and nothing else prevents a second
+# time than the cluster itself.
+_BARE_CHANCE = 0.2
+
 # How often a client that speaks asks for another name, of these: more than there are clients, or
 # nobody could change.
 _RENAME_CHANCE = 0.1
@@ -270,7 +274,9 @@ class Chatter:
     def _rename(self) -> dict[str, Any]:
         self._nonce += 1
         nonce = f"name {self._nonce}"
-        self._asked[nonce] = self._dice.choice(_NAMES)
+        # The name of a client that is away can be taken, and then that client is told to have left.
+        own = f"{self.name}-{self._nonce}"
+        self._asked[nonce] = own if self.crowd.quiet else self._dice.choice(_NAMES)
         return {"type": "name", "name": self._asked[nonce], "nonce": nonce}
 
     def _new(self) -> dict[str, Any]:
@@ -278,6 +284,9 @@ class Chatter:
         record = self.records[room]
         text = f"{room} {self.name} {len(record.said)}"
         record.said.append(text)
+        if self._dice.random() < _BARE_CHANCE:
+            record.unsure.add(text)
+            return {"type": "say", "text": text, "room": room}
         self._nonce += 1
         self.unaccepted[self._nonce] = _Unaccepted(room, text)
         return self._say(self._nonce)
@@ -347,6 +356,8 @@ class Chatter:
             return
         if event["code"] == "name-taken" and "nonce" not in event:  # of its session: see above
             return
+        if event["code"] == "storage-failed" and "nonce" not in event:
+            return
         each = self.unaccepted.get(event.get("nonce", 0))
         if event["code"] != "storage-failed" or each is None:
             self._fail(f"got {event}")
@@ -363,7 +374,7 @@ class Chatter:
 
 @dataclass
 class Crowd:
-    """The clients of a run, which connect to *port*; *lossy* is what the fault may do."""
+    """The clients of a run, which connect to *port*; *lossy* and *quiet* are as in `Fault`."""
 
     port: int
     seed: int
@@ -371,6 +382,7 @@ class Crowd:
     rooms: int = 3
     rooms_each: int = 2
     lossy: bool = False
+    quiet: bool = False
     patient: bool = False  # every second client, at least
     talking: bool = False
     over: bool = False

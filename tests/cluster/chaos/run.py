@@ -57,6 +57,7 @@ async def run(name: str, fault: Fault, plan: Plan, folder: Path, *, seconds: flo
             plan.clients,
             plan.rooms,
             lossy=fault.lossy,
+            quiet=fault.quiet,
             patient=fault.patient,
         )
         for chatter in crowd.chatters:
