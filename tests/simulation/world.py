@@ -165,7 +165,6 @@ class _World:
         self._faulty: FaultyJournal | None = None
         self._slow: SlowBackend | None = None
         self._server = self._start_server()
-        self._numbers_before = 0
         self._sessions: trio.Nursery
         self._admissions = trio.Event()  # open
         self._closed_for_good = False
@@ -324,7 +323,6 @@ class _World:
     async def _opened(self) -> AsyncGenerator[trio.Nursery]:
         """Run a server that admits clients while the block runs, and wait for its end."""
         async with self._server.open(), trio.open_nursery() as self._sessions:
-            self._numbers_before = self._journal.clients_ever
             self._admissions.set()
             yield self._sessions
             self._admissions = trio.Event()
@@ -491,7 +489,6 @@ class _World:
         for _ in range(_MOST_STEPS_TO_ACCEPT):
             now = self._server.statistics()
             if now.clients_ever > before.clients_ever:
-                visit.server_number = self._numbers_before + now.clients_ever
                 break
             if now.refused > before.refused:
                 visit.refused = True
@@ -501,7 +498,7 @@ class _World:
     async def _handle(self, visit: Visit, connection: Connection, server: Server) -> None:
         try:
             await server.handle(connection.server)
-            if self._plan.link is not None and visit.server_number is None:
+            if visit.server_number is None:
                 visit.refused = not visit.killed
             if (
                 visit.server_number is not None
