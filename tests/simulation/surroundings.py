@@ -109,7 +109,8 @@ def watch_numbers() -> Iterator[dict[Client, Visit]]:
     visits: dict[Client, Visit] = {}
 
     def watched_add(registry: Registry, client: Client) -> None:
-        if (visit := _visit.get()) is not None:
+        visit = _visit.get()
+        if visit is not None and not visit.killed:
             visit.server_number = client.number
             visits[client] = visit
         add(registry, client)
