@@ -361,7 +361,8 @@ class ValkeyBackend(Backend):
 
     async def _wait_available(self) -> None:
         while not self._available:
-            self._changed = trio.Event()
+            if self._changed.is_set():  # else others wait for it already
+                self._changed = trio.Event()
             await self._changed.wait()
 
     # --- Rooms ------------------------------------------------------------------------------------

@@ -327,7 +327,6 @@ do
 
     -- The changes ------------------------------------------------------------------------------
 
-    local FENCED = {'refused', 'fenced'}
     local changes = {}
 
     -- A block of client numbers; `floor` is the highest number that the node knows.  If that was never
@@ -590,9 +589,23 @@ do
         return {'ok'}
     end
 
+    -- Forget the bans that have ended; each node knows that by itself.
+    local function purge_bans(time)
+        local bans = call('HGETALL', BANS)
+        for index = 1, #bans, 2 do
+            local ends = unpacked(bans[index + 1])[2]['until']
+            if ends and ends * 1000 <= time then
+                call('HDEL', BANS, bans[index])
+            end
+        end
+    end
+
     function changes.ban(context, ban, most)
         if call('HEXISTS', BANS, ban.target) == 0 and call('HLEN', BANS) >= most then
-            return {'refused', 'too-many-bans'}
+            purge_bans(context.time)
+            if call('HLEN', BANS) >= most then
+                return {'refused', 'too-many-bans'}
+            end
         end
         save(BANS, ban.target, {call('INCR', BANS .. ':count'), ban})
         emit(context.node, 'banned', ban)

@@ -25,12 +25,13 @@ __all__ = ["RoomFeed"]
 
 @dataclass(eq=False, slots=True)
 class _Proposed:
-    """A *delivery* that was proposed; *applied* is set when it is over, or never will be.
+    """A *delivery* that was proposed, which had so many *messages*.
 
-    It *is_lost* if the log has lost it.
+    *applied* is set when it is over, or never will be.  It *is_lost* if the log has lost it.
     """
 
     delivery: Delivery
+    messages: int
     applied: trio.Event = field(default_factory=trio.Event)
     is_lost: bool = False
 
@@ -116,7 +117,7 @@ class RoomFeed:
 
     def note(self, proposal: Proposal, delivery: Delivery) -> None:
         """Note that *proposal* was made; its messages are to be applied as *delivery*."""
-        self._proposed[proposal] = _Proposed(delivery)
+        self._proposed[proposal] = _Proposed(delivery, delivery.said.text.count("\n") + 1)
 
     async def wait(
         self,
@@ -136,8 +137,6 @@ class RoomFeed:
         except trio.Cancelled:
             self._start_soon(partial(self._watch, proposal))
             raise
-        if proposal.earlier and len(proposal.earlier) == block.text.count("\n") + 1:
-            self._settle(proposal)
         await proposed.applied.wait()
         if proposed.is_lost:
             raise StorageFailed(_LOST)
@@ -153,12 +152,20 @@ class RoomFeed:
         return replace(delivery.receipt(), epoch=ids[0].partition("-")[0], ids=tuple(ids))
 
     async def _wait_decided(self, proposal: Proposal) -> None:
+        """Wait for the fate of *proposal*; settle it if nothing of it is to be applied."""
         if proposal.pending is not None:
             try:
                 await proposal.pending.wait()
             except StorageFailed:
                 self._settle(proposal)
                 raise
+        self._settle_known(proposal)
+
+    def _settle_known(self, proposal: Proposal) -> None:
+        """Settle *proposal* if the log had all its messages already: then no entry comes."""
+        proposed = self._proposed.get(proposal)
+        if proposed is not None and len(proposal.earlier) == proposed.messages:
+            self._settle(proposal)
 
     async def _watch(self, proposal: Proposal) -> None:
         """Wait for the fate of a proposal for which nobody else waits."""

@@ -391,9 +391,11 @@ class SessionStore:
         """Take *session*, which was found, for this node; False if it is not as it was found.
 
         Only with other nodes.  The caller MUST then resume it, or call `put_back`.  Raises
-        `StorageFailed`.
+        `StorageFailed`.  Not cancelled before that is decided.
         """
-        kept = await self._backend.take_session(session.digest, session.generation)
+        # Who is cancelled would not know whether to put it back.  The backend bounds the wait.
+        with trio.CancelScope(shield=True):
+            kept = await self._backend.take_session(session.digest, session.generation)
         if kept is None:
             return False
         session.generation = kept.record.generation

@@ -23,7 +23,7 @@ from multichat.backend.events import (
     TopicChanged,
 )
 from multichat.errors import JournalFailed, NameTaken, StorageFailed, lone_exception
-from multichat.journal.base import AccountRecord, SavedNonce, SessionRecord
+from multichat.journal.base import AccountRecord, SavedNonce, SavedSession, SessionRecord
 from multichat.protocol.messages import Directed
 
 from .engine import Engine, EngineConfig, Engines
@@ -296,6 +296,23 @@ async def test_a_frozen_engine_makes_the_node_unavailable_until_it_wakes(engine:
         engine.thaw()
         assert (await a.wait_for(AvailabilityChanged)).available
         await a.claim(2, "carol")
+
+
+async def test_all_who_look_for_a_session_while_the_engine_is_away_go_on(engine: Engine) -> None:
+    found: list[SavedSession | None] = []
+
+    async def find(node: Node) -> None:
+        found.append(await node.backend.session(_SESSION.digest))
+
+    async with run_node(cluster_config(engine, "a", unavailable=1.5)) as a:
+        engine.freeze()
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(find, a)
+                assert not (await a.wait_for(AvailabilityChanged)).available
+                engine.thaw()
+    assert found == [None] * 3
 
 
 async def test_a_node_that_was_taken_for_dead_is_told_which_clients_were_resumed(

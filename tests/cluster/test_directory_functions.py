@@ -473,7 +473,7 @@ async def test_topics_and_bans_reach_all_nodes_and_are_limited(join: Join) -> No
     assert await a.one(SetTopic("lobby", "soup", 1, "alice", 1)) == ["ok"]
     assert await b.one(SetTopic("kitchen", "x", 1, "", 1)) == ["refused", "too-many-topics"]
     assert await b.one(SetTopic("lobby", "", 1, "alice", 1)) == ["ok"]
-    ban, longer = (BanRecord(target="name bob", until=until) for until in (5.5, None))
+    ban, longer = (BanRecord(target="name bob", until=until) for until in (9e9, None))
     assert await b.one(PutBan(ban, 1)) == ["ok"]
     assert await a.one(PutBan(BanRecord(target="eve"), 1)) == ["refused", "too-many-bans"]
     assert await a.one(PutBan(longer, 1)) == ["ok"]
@@ -489,6 +489,15 @@ async def test_topics_and_bans_reach_all_nodes_and_are_limited(join: Join) -> No
         Unbanned("name bob"),
         Announcement("hello"),
     ]
+
+
+async def test_bans_that_have_ended_do_not_count_for_the_limit(join: Join) -> None:
+    a = await join("a")
+    later = BanRecord(target="name carol", until=9e9)
+    for ban in (BanRecord(target="name bob", until=5.5), later, BanRecord(target="name eve")):
+        assert await a.one(PutBan(ban, 2)) == ["ok"]
+    assert await a.one(PutBan(BanRecord(target="name dave"), 2)) == ["refused", "too-many-bans"]
+    assert (await a.snapshot()).bans == [later, BanRecord(target="name eve")]
 
 
 async def test_a_kick_reaches_the_client_on_its_node_and_ends_its_session(join: Join) -> None:

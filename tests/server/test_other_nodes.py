@@ -9,9 +9,13 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
+from multichat.backend.local import LocalBackend
+from multichat.journal.base import SavedSession, SessionRecord
+from multichat.journal.memory import MemoryJournal
 from multichat.server.bans import Ban
 from multichat.server.config import AccountLimits
 from multichat.server.passphrases import Hasher
+from multichat.server.session_store import SessionStore
 from multichat.testing import MemoryServer, memory_server
 from tests.support.hub import Hub
 from tests.support.programs import JsonClient, join
@@ -388,6 +392,21 @@ async def test_a_session_that_is_taken_and_not_resumed_can_be_taken_again(
         assert again.welcome["resumed"]
         assert again.welcome["name"] == "alice"
         await again.say("hello")
+
+
+async def test_who_is_cancelled_while_a_session_is_taken_knows_whether_it_was() -> None:
+    class SlowBackend(LocalBackend):
+        async def take_session(self, digest: bytes, generation: int) -> SavedSession | None:
+            await trio.sleep(0.01)
+            record = SessionRecord(digest=digest, client=1, name="", rooms=(), generation=2)
+            return SavedSession(record=record, age_seconds=0.0, nonces=[])
+
+    store = SessionStore(SlowBackend(MemoryJournal()), 10, 60.0, max_bytes=10_000)
+    _, session = store.create(1, "", (), "")
+    with trio.CancelScope() as scope:
+        scope.cancel(reason="the client has disconnected")
+        assert await store.take(session)
+    assert session.generation == 2
 
 
 async def test_a_session_that_ended_elsewhere_cannot_be_resumed(autojump_clock: Clock) -> None:

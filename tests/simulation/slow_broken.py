@@ -48,7 +48,7 @@ accept_before_it_is_delivered = edited(
     "accept_before_it_is_delivered",
     RoomFeed,
     "wait",
-    "await delivery.applied.wait()",
+    "await proposed.applied.wait()",
     "pass",
 )
 
