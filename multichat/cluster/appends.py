@@ -2,7 +2,7 @@
 
 1. Blocks are appended in the order of `add`, in calls with rising sequences.
 2. A call in flight stays until it is answered: after a reconnect it is repeated as it was, before
-   anything new is sent.
+   anything new is sent.  One that is repeated may be done already: refused, it is repeated again.
 3. A block is sent in one call only; what was never sent can be taken back.
 4. What waits and what is in flight is bounded by `AppendLimits`.
 """
@@ -57,6 +57,7 @@ class Appends(Generic[T]):
         self._bytes = 0
         self._in_flight: dict[tuple[str, int], AppendsCall[T]] = {}  # in order
         self._unsent: deque[AppendsCall[T]] = deque()  # to be repeated
+        self._doubtful: set[tuple[str, int]] = set()  # of those in flight, which may be done
 
     def __len__(self) -> int:
         """How many blocks wait or are in flight."""
@@ -84,6 +85,7 @@ class Appends(Generic[T]):
         nothing for an ended run.
         """
         self._unsent = deque(self._in_flight.values())
+        self._doubtful = set(self._in_flight)
 
     def next_call(self, *, only_repeat: bool = False) -> AppendsCall[T] | None:
         """Return the call to send now, or None if there is none or enough are in flight."""
@@ -112,9 +114,19 @@ class Appends(Generic[T]):
         """Take *call* back, which `next_call` has just returned: it could not be sent."""
         self._unsent.appendleft(call)
 
+    def may_be_done(self, call: AppendsCall[T]) -> bool:
+        """Whether *call* was sent before, on a connection that has ended without an answer."""
+        return (call.run, call.sequence) in self._doubtful
+
+    def repeat(self, call: AppendsCall[T]) -> None:
+        """Send *call* again, which is in flight, before anything new."""
+        unsent = {(one.run, one.sequence) for one in (*self._unsent, call)}
+        self._unsent = deque(one for key, one in self._in_flight.items() if key in unsent)
+
     def answered(self, call: AppendsCall[T]) -> None:
         """Note that the fate of *call* is known."""
         self._in_flight.pop((call.run, call.sequence), None)
+        self._doubtful.discard((call.run, call.sequence))
 
     def take_back(self) -> list[T]:
         """Drop what was never sent; return what it was added with."""
@@ -128,4 +140,5 @@ class Appends(Generic[T]):
         in_flight = [tag for call in self._in_flight.values() for _, tag in call.entries]
         self._in_flight.clear()
         self._unsent.clear()
+        self._doubtful.clear()
         return in_flight + self.take_back()

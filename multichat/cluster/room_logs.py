@@ -8,8 +8,9 @@ Invariants:
 
 1. Everything is sent in one order on one link, and answers are taken in that order: a room is
    subscribed before its tail is asked for, and tails come before repeated calls.
-2. A proposal is pending until its fate is known, however often the connection breaks.  What was
-   never sent fails once the engine is away for `LogConfig.away_seconds`.
+2. A proposal is pending until its fate is known, however often the connection breaks, and whatever
+   the engine says of its repetition.  What was never sent fails once the engine is away for
+   `LogConfig.away_seconds`, or refuses what is repeated before it.
 3. Only rooms that are open here, or about to be, are followed; what is kept of each is bounded.
 """
 
@@ -64,6 +65,10 @@ _ROOMS_AT_ONCE = 500
 
 # A message that the log left out because its nonce is a private message's, which has no id.
 _PRIVATE = "-"
+
+# Refusals that say that a call is not in the log: the engine knows its answer, or looks for it,
+# before it refuses with these.
+_NEVER_DONE = frozenset(("FENCED", "FORGOTTEN"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +145,7 @@ class RoomLogs:
         self._link: Link | None = None
         self._linked = trio.Event()  # replaced when the link is lost
         self._is_fenced = False
+        self._refused = ""  # why the engine has just refused a call that may be done
         self._away_since = 0.0
         self._logs: dict[str, EngineLog] = {}
         self._awaited: deque[_Awaited] = deque()
@@ -172,7 +178,7 @@ class RoomLogs:
         Also called with the same link, after the node has taken a new run.
         """
         is_new = link is not self._link
-        self._link, self._is_fenced = link, False
+        self._link, self._is_fenced, self._refused = link, False, ""
         self._appends.begin(run)
         if is_new:
             self._reading.clear()
@@ -269,7 +275,7 @@ class RoomLogs:
 
     def propose(self, block: Block, sent: Sent) -> None:
         """Append *block*; raises `StorageFailed`."""
-        if reason := self.refusal:
+        if reason := self.refusal or self._refused:
             raise StorageFailed(reason)
         self._appends.add(block, sent)
         self._something_to_send.set()
@@ -297,6 +303,8 @@ class RoomLogs:
         return True
 
     def _send_calls(self) -> bool:
+        if self._refused:
+            return True  # `_watch` begins again
         config = self.config
         while (call := self._appends.next_call(only_repeat=self._is_fenced)) is not None:
             for index, (_, sent) in enumerate(call.entries):
@@ -419,8 +427,12 @@ class RoomLogs:
                 if "Function not found" in error.text and self._link is not None:
                     self._link.end("the engine has lost its functions")  # the next one loads them
                     return
-                self._appends.answered(purpose)
                 reason = str(error)
+                if self._appends.may_be_done(purpose) and error.code not in _NEVER_DONE:
+                    self._appends.repeat(purpose)
+                    self._refused = reason
+                    return
+                self._appends.answered(purpose)
                 if error.code == "FENCED":
                     reason = _FENCED
                     self._is_fenced = purpose.run == self._appends.run
@@ -493,6 +505,10 @@ class RoomLogs:
                         sent.fail(reason)
                 for log in self._logs.values():
                     log.fail_loads(reason)
+            elif self._refused:
+                for sent in self._appends.take_back():
+                    sent.fail(self._refused)
+                self._refused = ""
             if now - polled >= self.config.poll_seconds:
                 polled = now
                 self._ask_for_tails(self._logs.values())

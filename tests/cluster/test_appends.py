@@ -152,3 +152,24 @@ def test_every_block_is_in_one_call_in_order_until_it_is_answered(
     in_calls = [tag for call in sent.values() for tag in call]
     assert in_calls == list(range(len(in_calls)))
     assert len(made) == added - len(in_calls) + sum(len(one.entries) for one in open_calls)
+
+
+def test_a_call_that_may_be_done_is_repeated_in_its_place() -> None:
+    made = appends(call_blocks=1)
+    for number in range(3):
+        made.add(block(), number)
+    first, second = made.next_call(), made.next_call()
+    assert first is not None
+    assert second is not None
+    assert not made.may_be_done(first)
+    made.reconnected()
+    assert made.may_be_done(first)
+    assert made.next_call() is first
+    made.repeat(first)  # it was refused, before the second was sent again
+    assert [made.next_call() for _ in range(2)] == [first, second]
+    made.answered(second)
+    made.repeat(first)
+    assert made.next_call() is first
+    made.answered(first)
+    assert not made.may_be_done(first)
+    assert tags(made.next_call()) == [2]

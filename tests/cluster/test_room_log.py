@@ -25,14 +25,17 @@ pytestmark = pytest.mark.process
 
 
 @asynccontextmanager
-async def relayed_node(engine: Engine, name: str = "a") -> AsyncIterator[tuple[Node, Relay]]:
+async def relayed_node(
+    engine: Engine, name: str = "a", *, log_config: LogConfig | None = None
+) -> AsyncIterator[tuple[Node, Relay]]:
     """Run a node whose connection to *engine* is a relay."""
     relay = Relay(engine)
     async with trio.open_nursery() as nursery:
         await nursery.start(relay.run)
         made = config(engine)
         address = replace(made.address, hosts=((LOOPBACK, relay.port),))
-        async with running_node(engine, name, connection=replace(made, address=address)) as node:
+        connection = replace(made, address=address)
+        async with running_node(engine, name, log_config=log_config, connection=connection) as node:
             yield node, relay
         nursery.cancel_scope.cancel(reason="the test has ended")
 
@@ -154,6 +157,59 @@ async def test_a_message_whose_answer_was_lost_is_in_the_log_once(engine: Engine
         assert here.said == there.said
         assert len(here.said) == 21
         assert relay.connections > 1
+
+
+_FULL_ENGINE = mutated(
+    (
+        "local function append(_, args)\n",
+        """local function append(_, args)
+  if redis.call('EXISTS', 'full') == 1 then
+    redis.call('INCR', 'refusals')
+    return redis.error_reply('OOM no memory is left')
+  end
+""",
+    )
+)
+
+
+@pytest.mark.parametrize("is_done", [True, False], ids=["done", "not-done"])
+async def test_a_repeated_message_that_the_engine_refuses_waits_until_its_fate_is_known(
+    engine: Engine, is_done: bool
+) -> None:
+    quick = LogConfig(node="a", watch_seconds=0.05)
+    async with (
+        relayed_node(engine, log_config=quick) as (a, relay),
+        running_node(engine, "b") as b,
+    ):
+        here, there = await a.open(), await b.open()
+        await engine.call("FUNCTION", "LOAD", "REPLACE", _FULL_ENGINE)
+        await said(here, "before")
+        relay.hold_replies()
+        if is_done:
+            waiting = say(here, "one", 1)
+            await there.until(2)
+            await engine.call("SET", "full", 1)
+        else:
+            await engine.call("SET", "full", 1)
+            waiting = say(here, "one", 1)
+            await until_refused(engine, 1)
+        relay.cut()
+        await until_refused(engine, 4)
+        assert waiting.pending is not None
+        assert not waiting.pending.resolved
+        with pytest.raises(StorageFailed, match="no memory"):
+            await said(here, "two", 2)
+        await engine.call("DEL", "full")
+        with trio.fail_after(WAIT_SECONDS):
+            await waiting.pending.wait()
+        await said(here, "three", 3)
+        assert here.texts == await there.until(3) == ["before", "one", "three"]
+
+
+async def until_refused(engine: Engine, times: int) -> None:
+    with trio.fail_after(WAIT_SECONDS):
+        while int(await engine.call("GET", "refusals") or 0) < times:
+            await trio.sleep(0.01)
 
 
 async def test_messages_of_others_while_the_connection_was_cut_come_in_order(
