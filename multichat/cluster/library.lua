@@ -445,7 +445,8 @@ local function read_before(_, args)
 end
 
 -- Deletes the oldest blocks of *room* while *is_over(meta, ms, last)*, at most *budget* of them.
--- Returns how many messages, blocks and bytes.
+-- Returns how many messages, blocks and bytes; and whether the room has got out of the way, as it
+-- does without a block if its stream is gone, which somebody has deleted.
 local function trim_room(room, is_over, budget, now)
   local key, meta = room_key(room), read_meta(room)
   local from, bytes, blocks = '-', 0, 0
@@ -466,7 +467,11 @@ local function trim_room(room, is_over, budget, now)
     if #entries == 0 then meta.first = meta.next end
     if not oldest and #entries > 0 then from = '(' .. entries[#entries][1] end
   end
-  if blocks == 0 then return 0, 0, 0 end
+  if blocks == 0 and oldest then return 0, 0, 0, false end
+  local messages = meta.first - before
+  if not oldest then
+    bytes, meta.bytes = bytes + meta.bytes, 0
+  end
   call('XTRIM', log_key(room), 'MINID', meta.first)
   call('HSET', key, 'first', meta.first, 'bytes', meta.bytes)
   if oldest then
@@ -475,11 +480,10 @@ local function trim_room(room, is_over, budget, now)
     call('ZREM', OLDEST, room)
     call('ZADD', EMPTY, now, room)
   end
-  local messages = meta.first - before
   call('HINCRBY', LOG, 'bytes', -bytes)
   call('HINCRBY', LOG, 'deleted', messages)
   call('PUBLISH', key, 'trimmed ' .. meta.first)
-  return messages, blocks, bytes
+  return messages, blocks, bytes, true
 end
 
 -- Forgets rooms that have had no message for long and are open nowhere: they begin again, in a later
@@ -509,22 +513,23 @@ local function trim(_, args)
   local ms = now_ms()
   local deleted = { { 0, {} }, { 0, {} }, { 0, {} } }
   local function count(kind, room, is_over, limit)
-    local messages, blocks, bytes = trim_room(room, is_over, math.min(limit, budget), ms)
-    budget = budget - blocks
+    local messages, blocks, bytes, is_changed =
+      trim_room(room, is_over, math.min(limit, budget), ms)
+    budget = budget - (is_changed and math.max(blocks, 1) or 0)
     if messages > 0 then
       local rooms = deleted[kind][2]
       deleted[kind][1] = deleted[kind][1] + messages
       if rooms[#rooms] ~= room then rooms[#rooms + 1] = room end
     end
-    return bytes
+    return bytes, is_changed
   end
   if age > 0 then
     local before = ms - age
     while budget > 0 do
       local room = call('ZRANGE', OLDEST, 0, 0, 'WITHSCORES')
       if #room == 0 or tonumber(room[2]) > before then break end
-      local freed = count(1, room[1], function(_, at) return at <= before end, budget)
-      if freed == 0 then break end
+      local _, is_changed = count(1, room[1], function(_, at) return at <= before end, budget)
+      if not is_changed then break end
     end
   end
   if most > 0 and budget > 0 then
@@ -547,11 +552,11 @@ local function trim(_, args)
       local until_ = rooms[4] and tonumber(rooms[4]) or math.huge
       local needed = bytes - max_bytes
       local stored = nil
-      local freed = count(3, rooms[1], function(meta, at)
+      local freed, is_changed = count(3, rooms[1], function(meta, at)
         stored = stored or meta.bytes
         return at <= until_ and stored - meta.bytes < needed
       end, budget)
-      if freed == 0 then break end
+      if not is_changed then break end
       bytes = bytes - freed
     end
   end

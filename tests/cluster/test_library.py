@@ -531,6 +531,40 @@ async def test_above_the_bytes_the_oldest_of_all_rooms_are_deleted(caller: Calle
     assert left == sum([int(await caller.command("HGET", room_channel(r), "bytes")) for r in "ab"])
 
 
+@pytest.mark.parametrize("limit", ["age", "messages", "bytes"])
+async def test_a_room_whose_stream_is_gone_keeps_no_other_from_being_deleted(
+    caller: Caller, limit: str
+) -> None:
+    await caller.append(block("a\nb", room="broken"), block("c" * 1000, room="broken"))
+    await trio.sleep(0.002)  # the engine's times are those of milliseconds
+    await caller.append(block("d"), block("e"))
+    await caller.command("DEL", room_stream("broken"))
+    later = "  local ms = now_ms()\n  local deleted"
+    await caller.command(
+        "FUNCTION",
+        "LOAD",
+        "REPLACE",
+        mutated((later, later.replace("now_ms()", "now_ms() + 700000"))),
+    )
+    call = {
+        "age": trim("0", max_age_seconds=600),
+        "messages": trim("0", max_messages=1),
+        "bytes": trim("0", max_bytes=1),
+    }[limit]
+    await caller.call(call)
+    assert await tail_of(caller, "broken") == (3, 3)
+    first, next_ = await tail_of(caller)
+    assert (first, next_) == ((1, 2) if limit == "messages" else (2, 2))
+    left = [
+        int(await caller.command("HGET", room_channel(r), "bytes")) for r in ("lobby", "broken")
+    ]
+    assert left[1] == 0
+    assert int(await caller.command("HGET", LOG, "bytes")) == sum(left)
+    assert await caller.command("ZSCORE", "multichat:oldest", "broken") is None
+    assert appended(await caller.append(block("f", room="broken"))) == [3]
+    assert await said(caller, "broken") == ["3 f"]
+
+
 async def test_a_step_of_deleting_is_bounded(caller: Caller) -> None:
     await caller.append(*(block(f"{i}") for i in range(50)))
     deleted = await caller.call(trim("0", max_messages=10, max_blocks=15))
