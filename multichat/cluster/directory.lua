@@ -309,6 +309,8 @@ do
         end
         if entry.session == '' or call('HEXISTS', SESSIONS, entry.session) == 0 then
             call('HDEL', GENERATIONS, text(client))
+        elseif not call('ZSCORE', LEFT, entry.session) then  -- nobody has it: it ends in time
+            call('ZADD', LEFT, text(time), entry.session)
         end
         if entry.told > 0 then
             emit(actor, 'gone', client, entry.record.generation, reason, keep >= 0)

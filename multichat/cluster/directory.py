@@ -36,6 +36,7 @@ from multichat.cluster.changes import (
     SendDirect,
     Settings,
     TakeNumbers,
+    TakeSession,
     WithdrawDirect,
     pack,
     read_event,
@@ -441,6 +442,11 @@ class Directory:
         for (change, waiting), result in zip(batch.changes, results, strict=True):
             is_done = result[0] == "ok"
             if isinstance(waiting, _Decision):
+                if is_done and isinstance(change, TakeSession):  # from now on it is ours
+                    client, generation, record = result[1:4]
+                    self._sessions[change.digest] = SaveSession(
+                        change.digest, client, generation, record, connected=True
+                    )
                 waiting.resolve(result)
             elif isinstance(waiting, PendingWrite):
                 waiting.resolve("" if is_done else str(result[-1]))

@@ -114,6 +114,25 @@ async def test_a_client_resumes_on_the_other_and_nobody_sees_it(engine: Engine) 
         assert await _events_of(bob) == []
 
 
+async def test_who_quits_after_a_resume_on_the_other_has_no_session_left(engine: Engine) -> None:
+    async with _two_servers(engine) as (one, two):
+        watcher = await join(one)
+        alice = await join(two)
+        await alice.reset()
+        session = alice.welcome["session"]
+        again = await join(one, session=session)
+        assert again.welcome["resumed"]
+        await again.send({"type": "quit"})
+        await again.hear("goodbye")
+        for server in (one, two):
+            assert not (await join(server, session=session)).welcome["resumed"]
+        await watcher.send({"type": "quit"})
+        await watcher.hear("goodbye")
+    left = int(await engine.call("HLEN", "multichat:sessions"))
+    assert left == int(await engine.call("ZCARD", "multichat:sessions:left")) == 2
+    assert int(await engine.call("HLEN", "multichat:generations")) == 2
+
+
 async def test_a_login_takes_name_and_login_from_a_client_of_the_other(engine: Engine) -> None:
     async with _two_servers(engine) as (one, two):
         alice, bob = await join(one, name="alice"), await join(two)
