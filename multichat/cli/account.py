@@ -69,10 +69,10 @@ def account(
 ) -> None:
     """Add, remove or list the accounts in a journal or a cluster.
 
-    The server of a file must not be running: while it runs, its console does the same with
-    /account. Removing an account logs its sessions out when the server starts again.
-
-    The nodes of a cluster may be running, and know of it at once.
+    JOURNAL is a file, or the address of a cluster's engine. The server of a file must not be
+    running: while it runs, its console does the same with /account. Removing an account logs its
+    sessions out when the server starts again. The nodes of a cluster may be running, and know of
+    it at once.
     """
     if (name is None) is not (action is Action.LIST):
         raise UsageMistake("NAME is missing" if name is None else "list takes no NAME")

@@ -85,7 +85,8 @@ def cluster_connection(url: str, access: EngineAccess, *, given: str) -> "Connec
     Raises `UsageMistake`, `BadPasswordFile` or `BadCertificate`.
     """
     if importlib.util.find_spec("hiredis") is None:
-        raise UsageMistake(f"{given} needs another package: pip install 'multichat-trio[cluster]'")
+        what = given if given.startswith("-") else "the engine of a cluster"
+        raise UsageMistake(f"{what} needs the extra multichat-trio[cluster]: pip install hiredis")
     from multichat.client.connect import client_tls
     from multichat.cluster.address import ClusterAddress
     from multichat.cluster.connection import ConnectionConfig

@@ -50,7 +50,7 @@ class ClusterAddress:
         scheme, colon, rest = text.partition("://")
         name, plus, kind = scheme.partition("+")
         if not colon or name not in _TLS or (plus and kind != "sentinel"):
-            raise ValueError("the address of a cluster is valkey://HOST:PORT")
+            raise ValueError("the address of a cluster is valkey://HOST:PORT, valkeys:// with TLS")
         login, at, rest = rest.rpartition("@")
         if ":" in login:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from logging import WARNING
 
 from multichat.backend.base import Backend
 from multichat.backend.events import (
@@ -109,9 +110,9 @@ class OtherNodes:
                 self._start_soon(partial(self._deliver, event))
             case AvailabilityChanged(available, reason):
                 if available:
-                    self._log.line("STATE", "The storage can be reached again")
+                    self._log.line("STATE", "Messages are accepted again")
                 else:
-                    self._log.line("STATE", f"The storage cannot be reached: {reason}")
+                    self._log.line("STATE", f"Messages are not accepted: {reason}", WARNING)
                     self._tell_all(_AWAY)
 
     def _replace(self, client: Client) -> None:

@@ -36,10 +36,10 @@ def test_addresses(text: str, address: ClusterAddress) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "the address of a cluster is valkey://HOST:PORT"),
-        ("db:6379", "the address of a cluster is valkey://HOST:PORT"),
-        ("http://db", "the address of a cluster is valkey://HOST:PORT"),
-        ("valkey+unix://db", "the address of a cluster is valkey://HOST:PORT"),
+        ("", "the address of a cluster is valkey://HOST:PORT, valkeys:// with TLS"),
+        ("db:6379", "the address of a cluster is valkey://HOST:PORT, valkeys:// with TLS"),
+        ("http://db", "the address of a cluster is valkey://HOST:PORT, valkeys:// with TLS"),
+        ("valkey+unix://db", "the address of a cluster is valkey://HOST:PORT, valkeys:// with TLS"),
         ("valkey://", "has no host"),
         ("valkey://@db", "no user before the @"),
         ("valkey://db:0", "is not a port"),

@@ -116,8 +116,8 @@ async def test_a_primary_that_sentinels_know(engines: Engines, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("localhost:6379", "the address of a cluster is valkey://HOST:PORT"),
-        ("http://localhost", "the address of a cluster is valkey://HOST:PORT"),
+        ("localhost:6379", "the address of a cluster is valkey://HOST:PORT, valkeys:// with TLS"),
+        ("http://localhost", "the address of a cluster is valkey://HOST:PORT, valkeys:// with TLS"),
         (f"valkey://{LOOPBACK}:1", "connection refused"),
         ("valkey://host.invalid", "host.invalid"),
     ],
@@ -139,6 +139,6 @@ def test_without_the_extra_one_line_says_so() -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 2
     assert ended.stderr.endswith(
-        "--cluster needs another package: pip install 'multichat-trio[cluster]'\n"
+        "--cluster needs the extra multichat-trio[cluster]: pip install hiredis\n"
     )
     assert "Traceback" not in ended.stderr
