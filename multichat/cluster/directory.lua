@@ -732,74 +732,95 @@ do
         return redis.error_reply('UNREGISTERED the engine does not know this node')
     end
 
+    -- Leases, leaving and what removes the old also work above the engine's `maxmemory`.
+
     -- NODE RUN SETTINGS LAST: a node starts, or joins again; returns the number of the last event.
     -- LAST is the number of its last batch that was answered: the engine may have lost that.
-    redis.register_function('multichat_join', function(keys, args)
-        local node, run, settings = args[1], args[2], unpacked(args[3])
-        if call('EXISTS', PREFIX .. 'fenced:' .. run) == 1 then
-            return redis.error_reply('FENCED the lease of this node has ended')
-        end
-        local known = call('HGET', NODES, node)
-        if known and known ~= run then
-            if call('EXISTS', lease_of(node)) == 1 then
-                return redis.error_reply('INUSE another node runs under this name')
+    redis.register_function{
+        function_name = 'multichat_join',
+        callback = function(keys, args)
+            local node, run, settings = args[1], args[2], unpacked(args[3])
+            if call('EXISTS', PREFIX .. 'fenced:' .. run) == 1 then
+                return redis.error_reply('FENCED the lease of this node has ended')
             end
-            expire(node, known)
-        end
-        call('HSET', NODES, node, run)
-        call('SET', lease_of(node), run, 'PX', settings.lease)
-        call('SET', RENEWED, text(now()))
-        if tonumber(call('HGET', answer_of(run), 'last') or '0') < tonumber(args[4]) then
-            call('HSET', answer_of(run), 'last', args[4])
-        end
-        if not known or known ~= run then
-            emit(node, 'node-joined', node)
-        end
-        return tonumber(call('GET', COUNT) or '0')
-    end)
+            local known = call('HGET', NODES, node)
+            if known and known ~= run then
+                if call('EXISTS', lease_of(node)) == 1 then
+                    return redis.error_reply('INUSE another node runs under this name')
+                end
+                expire(node, known)
+            end
+            call('HSET', NODES, node, run)
+            call('SET', lease_of(node), run, 'PX', settings.lease)
+            call('SET', RENEWED, text(now()))
+            if tonumber(call('HGET', answer_of(run), 'last') or '0') < tonumber(args[4]) then
+                call('HSET', answer_of(run), 'last', args[4])
+            end
+            if not known or known ~= run then
+                emit(node, 'node-joined', node)
+            end
+            return tonumber(call('GET', COUNT) or '0')
+        end,
+        flags = {'allow-oom'},
+    }
 
     -- NODE RUN SETTINGS: renews the lease, and removes the clients of nodes whose lease has ended.
     -- Returns the number of the last event, and 1 if it is to be called again at once.
-    redis.register_function('multichat_renew', function(keys, args)
-        local node, run, settings = args[1], args[2], unpacked(args[3])
-        local problem = invalid(node, run)
-        if problem then
-            return problem
-        end
-        call('SET', lease_of(node), run, 'PX', settings.lease)
-        -- If no node at all has renewed its lease for long, it was the engine that was away, and
-        -- the others get as much time as this one had.
-        local before = tonumber(call('GET', RENEWED) or '0')
-        local was_away = now() - before >= settings.lease / 2
-        call('SET', RENEWED, text(now()))
-        local nodes = call('HGETALL', NODES)
-        for index = 1, #nodes, 2 do
-            if call('EXISTS', lease_of(nodes[index])) == 0 then
-                if was_away then
-                    call('SET', lease_of(nodes[index]), nodes[index + 1], 'PX', settings.lease)
-                else
-                    expire(nodes[index], nodes[index + 1])
+    redis.register_function{
+        function_name = 'multichat_renew',
+        callback = function(keys, args)
+            local node, run, settings = args[1], args[2], unpacked(args[3])
+            local problem = invalid(node, run)
+            if problem then
+                return problem
+            end
+            call('SET', lease_of(node), run, 'PX', settings.lease)
+            -- If no node at all has renewed its lease for long, it was the engine that was away, and
+            -- the others get as much time as this one had.
+            local before = tonumber(call('GET', RENEWED) or '0')
+            local was_away = now() - before >= settings.lease / 2
+            call('SET', RENEWED, text(now()))
+            local nodes = call('HGETALL', NODES)
+            for index = 1, #nodes, 2 do
+                if call('EXISTS', lease_of(nodes[index])) == 0 then
+                    if was_away then
+                        call('SET', lease_of(nodes[index]), nodes[index + 1], 'PX', settings.lease)
+                    else
+                        expire(nodes[index], nodes[index + 1])
+                    end
                 end
             end
-        end
-        local again = sweep(settings, MAX_REMOVED, LOST)
-        purge(settings, now(), MAX_REMOVED)
-        return {tonumber(call('GET', COUNT) or '0'), again and 1 or 0}
-    end)
+            local again = sweep(settings, MAX_REMOVED, LOST)
+            purge(settings, now(), MAX_REMOVED)
+            return {tonumber(call('GET', COUNT) or '0'), again and 1 or 0}
+        end,
+        flags = {'allow-oom'},
+    }
 
     -- NODE RUN SETTINGS REASON: the node ends in order; its clients may resume elsewhere.
-    redis.register_function('multichat_end_node', function(keys, args)
-        local node, run, settings = args[1], args[2], unpacked(args[3])
-        if call('HGET', NODES, node) == run then
-            expire(node, run)
-            call('DEL', lease_of(node))
-        end
-        return sweep(settings, MAX_REMOVED, args[4]) and 1 or 0
-    end)
+    redis.register_function{
+        function_name = 'multichat_end_node',
+        callback = function(keys, args)
+            local node, run, settings = args[1], args[2], unpacked(args[3])
+            if call('HGET', NODES, node) == run then
+                expire(node, run)
+                call('DEL', lease_of(node))
+            end
+            return sweep(settings, MAX_REMOVED, args[4]) and 1 or 0
+        end,
+        flags = {'allow-oom'},
+    }
 
-    -- NODE RUN SEQUENCE SETTINGS CHANGES: see above.  Returns the number of the last event and the
-    -- packed results.
-    redis.register_function('multichat_change', function(keys, args)
+    -- Whether a change frees memory, or takes none that matters.
+    local function is_relief(kind, digest, _, _, _, connected)
+        if kind == 'save-session' then
+            return not connected and call('HEXISTS', SESSIONS, digest) == 1
+        end
+        return kind == 'gone' or kind == 'forget-session' or kind == 'retain' or kind == 'unban'
+            or kind == 'disconnect' or kind == 'finish-direct' or kind == 'withdraw-direct'
+    end
+
+    local function change_all(args, is_full)
         local node, run, sequence = args[1], args[2], tonumber(args[3])
         local problem = invalid(node, run)
         if problem then
@@ -819,7 +840,9 @@ do
         for index, change in ipairs(unpacked(args[5])) do
             local apply = changes[change[1]]
             local done, result
-            if apply then
+            if is_full and not is_relief(unpack(change)) then
+                done, result = true, {'refused', 'error', 'OOM the memory is full'}
+            elseif apply then
                 done, result = pcall(apply, context, unpack(change, 2))
             end
             if not done then
@@ -832,7 +855,23 @@ do
         call('HSET', answer_of(run), 'last', text(sequence), text(sequence), pack(answer))
         call('HDEL', answer_of(run), text(sequence - ANSWERS))
         return answer
+    end
+
+    -- NODE RUN SEQUENCE SETTINGS CHANGES: see above.  Returns the number of the last event and the
+    -- packed results.
+    redis.register_function('multichat_change', function(keys, args)
+        return change_all(args, false)
     end)
+
+    -- The same for a batch that was refused because the memory is full: it makes what frees memory,
+    -- and refuses the rest.
+    redis.register_function{
+        function_name = 'multichat_relieve',
+        callback = function(keys, args)
+            return change_all(args, true)
+        end,
+        flags = {'allow-oom'},
+    }
 
     -- Everything that a replica holds, and the number of the last event in it.
     redis.register_function{

@@ -25,12 +25,15 @@ import trio
 from multichat.backend.events import ClientRecord, DirectReceived, Event, NodeFenced, Replaced
 from multichat.cluster.batches import Batch, Batches
 from multichat.cluster.changes import (
+    Announce,
     Change,
     ClaimDirect,
     FinishDirect,
     ForgetSession,
     Gone,
+    PutBan,
     PutClient,
+    ReadSession,
     RetainClients,
     SaveSession,
     SendDirect,
@@ -72,12 +75,14 @@ class DirectoryConfig:
 
     *renew_seconds* is the interval in which it renews its lease, a third of the lease: two may be
     lost.  A private message waits for *direct_seconds* for its recipient on another node: longer
-    than that waits for a slow client.
+    than that waits for a slow client.  An answer waits for *follow_seconds* for the events before
+    it: several renewals, which read them; else the link is given up.
     """
 
     settings: Settings
     renew_seconds: float = 3.0
     direct_seconds: float = 5.0
+    follow_seconds: float = 15.0
 
 
 class Rejected(Exception):
@@ -163,6 +168,7 @@ class Directory:
         self._directs: dict[str, _Direct] = {}
         self._last_direct = 0
         self._away = ""
+        self._owes_whole = False  # some reports were refused
         self.refused = ""  # why the engine takes nothing just now
 
     # --- Events -----------------------------------------------------------------------------------
@@ -415,9 +421,16 @@ class Directory:
                     await self._wait_refused(error)
                 continue
             self.refused = ""
-            while self.replica.number < number:  # what this followed is applied first
-                self._applied = trio.Event()
-                await self._applied.wait()
+            if self._owes_whole and not self._away:
+                self._batches.resume(self._whole())
+            self._owes_whole = False
+            with trio.move_on_after(self._config.follow_seconds):
+                while self.replica.number < number:  # what this followed is applied first
+                    self._applied = trio.Event()
+                    await self._applied.wait()
+            if self.replica.number < number:
+                link.end("the engine's answer follows what never came")
+                return  # it is repeated on the next one
             if (answered := self._batches.answered(batch)) is not None:
                 self._answered(answered, _decode_results(packed))
             if not self._batches.is_in_flight:
@@ -433,10 +446,35 @@ class Directory:
             _, request = self._awaited.popleft()
             with suppress(EngineRefused):
                 await request.reply()
+        if error.code == "OOM" and link is not None:
+            await self._relieve(link)
         await trio.sleep(_REFUSED_SECONDS)
         self._link = link
         self._batches.repeat()
         self._flush()
+
+    async def _relieve(self, link: Link) -> None:
+        """Let the engine, whose memory is full, make what frees memory of all that is in flight."""
+        self._batches.repeat()
+        owed: list[Change] = []
+        while (batch := self._batches.take()) is not None:
+            words = (batch.sequence, self._settings, pack(batch.wanted))
+            try:
+                _, packed = await self._call(link, "multichat_relieve", *words)
+            except EngineRefused:
+                self._batches.not_sent(batch)
+                break
+            results = _decode_results(packed)
+            if (answered := self._batches.answered(batch)) is not None:
+                self._answered(answered, results)
+            for (change, _), result in zip(batch.changes, results, strict=True):
+                if result[0] != "ok" and isinstance(change, Announce | PutBan):
+                    owed.append(change)
+        for change in owed:
+            self._batches.add(change)
+        # The rest is part of the whole.  This one asks whether the engine takes something again.
+        self._owes_whole = True
+        self._batches.add(ReadSession(""))
 
     def _answered(self, batch: Batch[_Waiting], results: list[list[Any]]) -> None:
         for (change, waiting), result in zip(batch.changes, results, strict=True):

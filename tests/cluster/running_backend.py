@@ -31,6 +31,7 @@ def cluster_config(
     renew: float = 0.2,
     unavailable: float = 3.0,
     direct: float = 5.0,
+    follow: float = 15.0,
     timeouts: EngineTimeouts | None = None,
 ) -> ClusterConfig:
     """Return the configuration of a node; times in seconds."""
@@ -40,7 +41,10 @@ def cluster_config(
         ),
         node=name,
         directory=DirectoryConfig(
-            settings=Settings(lease=int(lease * 1000)), renew_seconds=renew, direct_seconds=direct
+            settings=Settings(lease=int(lease * 1000)),
+            renew_seconds=renew,
+            direct_seconds=direct,
+            follow_seconds=follow,
         ),
         unavailable_seconds=unavailable,
     )

@@ -25,8 +25,9 @@ from multichat.backend.events import (
 from multichat.errors import JournalFailed, NameTaken, StorageFailed, lone_exception
 from multichat.journal.base import AccountRecord, SavedNonce, SavedSession, SessionRecord
 from multichat.protocol.messages import Directed
+from tests.support.processes import WAIT_SECONDS
 
-from .engine import Engine, EngineConfig, Engines
+from .engine import Engine, EngineConfig, EngineError, Engines
 from .running_backend import Node, cluster_config, run_node
 
 pytestmark = pytest.mark.process
@@ -335,6 +336,55 @@ async def test_a_node_that_was_taken_for_dead_is_told_which_clients_were_resumed
         # It goes on without them.
         a.put(3)
         await b.wait_for(ClientPut, lambda each: each.record.client == 3)
+
+
+async def test_with_a_full_engine_nodes_live_and_clients_leave(engines: Engines) -> None:
+    engine = await engines.start()
+    async with run_node(cluster_config(engine, "a", lease=1.0)) as a:
+        a.put(1)
+        a.backend.save_session(_SESSION, connected=True)
+        assert await a.backend.session(_SESSION.digest) is not None
+        await engine.call("CONFIG", "SET", "maxmemory", "1mb")  # it has more than that
+        with pytest.raises(EngineError, match="OOM"):
+            await engine.call("SET", "more", "x")
+        a.put(2)
+        await a.wait_for(AvailabilityChanged, lambda event: not event.available)
+        a.backend.forget_session(_SESSION.digest)
+        a.backend.remove_client(1, 1, "quit", keep_seconds=None)
+        with trio.fail_after(WAIT_SECONDS):
+            while await engine.call("HLEN", "multichat:sessions") or await engine.call(
+                "HEXISTS", "multichat:clients", "1"
+            ):
+                await trio.sleep(0.05)
+        await trio.sleep(1.5)  # longer than the lease
+        assert await engine.call("EXISTS", "multichat:lease:a") == 1
+        await engine.call("CONFIG", "SET", "maxmemory", "0")
+        await a.wait_for(AvailabilityChanged, lambda event: event.available)
+        assert not any(isinstance(event, NodeFenced) for event in a.heard)
+        async with run_node(cluster_config(engine, "b")) as b:
+            with trio.fail_after(WAIT_SECONDS):
+                while [each.client for each in b.backend.clients] != [2]:
+                    await trio.sleep(0.05)
+
+
+async def test_an_answer_with_an_absurd_number_blocks_nothing(engine: Engine) -> None:
+    async with run_node(cluster_config(engine, "a", renew=60.0, follow=1.0)) as a:
+        a.put(1)
+        assert await a.backend.session(_SESSION.digest) is None
+        count = await engine.call("GET", "multichat:directory:count")
+        run = (await engine.call("HGET", "multichat:nodes", "a")).decode()
+        answers = f"multichat:run:{run}:answer"
+        last = await engine.call("HGET", answers, "last")
+        await engine.call("SET", "multichat:directory:count", 1_000_000_000)
+        with trio.fail_after(WAIT_SECONDS):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(a.backend.session, _SESSION.digest)
+                while (number := await engine.call("HGET", answers, "last")) == last:
+                    await trio.sleep(0.01)
+                await engine.call("SET", "multichat:directory:count", count)
+                # What a repeated call gets is whole.
+                stored = await engine.call("HGET", answers, number)
+                await engine.call("HSET", answers, number, b"\x92\x00" + stored[6:])
 
 
 async def test_two_nodes_of_one_name_cannot_run_at_once(engine: Engine) -> None:
