@@ -176,8 +176,7 @@ function drawNow() {
     composer.open(shown.draft, shown.kind === "room" ? `Message #${shown.title}` : `Message ${shown.title}`);
   }
   log.draw(shown, chat.me.name, chat.ignored);
-  const isSeen = document.visibilityState === "visible" && document.hasFocus() && log.isAtEnd && !dialogs.isOpen;
-  chat.attend(isSeen);
+  chat.attend(isSeen());
   sidebar.draw(chat);
   const all = [...chat.conversations.values()];
   attention.count(
@@ -185,6 +184,17 @@ function drawNow() {
     all.reduce((sum, each) => sum + each.unread, 0),
     all.reduce((sum, each) => sum + each.mentions, 0),
   );
+}
+
+/** Whether somebody looks at the newest message of the shown conversation. */
+function isSeen() {
+  return document.visibilityState === "visible" && document.hasFocus() && log.isAtEnd && !dialogs.isOpen;
+}
+
+/** What comes from now on is unread if nobody looks, also before the next frame. */
+function lookChanged() {
+  if (!isSeen()) chat.attend(false);
+  draw();
 }
 
 function drawBanner({ state, reason }) {
@@ -277,8 +287,8 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   show(keys[at]);
 });
-for (const name of ["focus", "blur"]) window.addEventListener(name, draw);
-document.addEventListener("visibilitychange", draw);
+for (const name of ["focus", "blur"]) window.addEventListener(name, lookChanged);
+document.addEventListener("visibilitychange", lookChanged);
 for (const dialog of document.querySelectorAll("dialog")) dialog.addEventListener("close", draw);
 
 NARROW.addEventListener("change", closeDrawers);

@@ -61,14 +61,19 @@ test("long texts take linear time", () => {
 });
 
 test("what ends a link takes no longer to find than the link", () => {
+  // The least of several, so that what else the machine does is left out.
   const time = (text) => {
-    const begun = performance.now();
-    for (let round = 0; round < 20; round++) segments(text);
-    return performance.now() - begun;
+    let least = Infinity;
+    for (let round = 0; round < 20; round++) {
+      const begun = performance.now();
+      segments(text);
+      least = Math.min(least, performance.now() - begun);
+    }
+    return least;
   };
   const control = time("https://x/" + "y".repeat(4000));
   for (const closing of [")", "]", ")]", ").", "("]) {
-    assert.ok(time("https://x/" + closing.repeat(4000 / closing.length)) < 100 * control + 50, closing);
+    assert.ok(time("https://x/" + closing.repeat(4000 / closing.length)) < 100 * control + 5, closing);
   }
   assert.deepEqual(links("(see https://x/a_(b)_[c]))]."), ["https://x/a_(b)_[c]"]);
 });
