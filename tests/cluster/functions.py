@@ -90,8 +90,13 @@ class Caller:
 
     async def subscribe(self, room: str) -> None:
         """Get the pushes of *room* from now on."""
-        await self.send("SUBSCRIBE", room_channel(room))
-        assert (await self.push())[0] == b"subscribe"
+        await self.subscribe_to(room_channel(room))
+
+    async def subscribe_to(self, channel: str) -> None:
+        """Get what is published on *channel* from now on; what came before is dropped."""
+        await self.send("SUBSCRIBE", channel)
+        while (await self.push())[0] != b"subscribe":
+            pass
 
     async def call(self, call: Call[T]) -> T:
         return call.decode(await self.command(*call.words))

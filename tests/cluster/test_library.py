@@ -500,12 +500,10 @@ async def test_rooms_without_messages_are_forgotten_once_nobody_has_them_open(
         await caller.call(trim("0", max_age_seconds=600))
         assert await tail_of(caller) == (2, 2)
         assert await caller.command("EXISTS", *rooms) == 2  # the node that is away may have both
-        await other.send("SUBSCRIBE", "multichat:directory")
-        await other.push()
+        await other.subscribe_to("multichat:directory")
         await caller.call(trim("0", max_age_seconds=600))
         assert await caller.command("EXISTS", *rooms) == 1
-    await caller.send("SUBSCRIBE", "multichat:directory")
-    await caller.push()
+    await caller.subscribe_to("multichat:directory")
     await caller.call(trim("0", max_age_seconds=600))
     assert await caller.command("EXISTS", *rooms, room_stream("ops"), "multichat:epochs:ops") == 0
     assert await caller.command("ZCARD", "multichat:empty") == 0

@@ -143,7 +143,7 @@ def test_paste_of_several_lines_is_one_question(server: WebServer, visit: Visit)
         alice.hears("three")
         paste("a\nb")
         page.click("#paste-dialog >> text=Edit as one line")
-        assert page.input_value("#field") == "a b"
+        wait_until(lambda: page.input_value("#field") == "a b")
         assert alice.texts() == ["one", "/two", "three"]
 
 
