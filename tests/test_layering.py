@@ -56,6 +56,7 @@ ALLOWED = {
     "itertools",
     "math",
     "msgspec",
+    "operator",
     "re",
     "typing",
     "unicodedata",

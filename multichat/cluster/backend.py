@@ -281,7 +281,7 @@ class ValkeyBackend(Backend):
         primary = f"{link.engine.run_id}/{link.engine.replication_id}"
         is_first = not self._era
         call = begin_era(primary, era=self._era, epoch=self._rooms.epoch)
-        self._era = call.decode(await link.call(*call.words))
+        self._era = call.read(await link.call(*call.words))
         await self._directory.connect(link)
         for warning in link.engine.warnings if primary != self._primary else ():
             self._log.line("start" if is_first else "STATE", f"The cluster: {warning}", WARNING)
@@ -295,7 +295,7 @@ class ValkeyBackend(Backend):
 
     async def _load_library(self, link: Link) -> None:
         try:
-            found = VERSION_CALL.decode(await link.call(*VERSION_CALL.words))
+            found = VERSION_CALL.read(await link.call(*VERSION_CALL.words))
         except EngineRefused:  # it has none
             found = None
         if (command := load_command(found)) is not None:

@@ -7,10 +7,12 @@ in a stream or pushed on a channel.  What the functions do is in `library.lua`.
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import index
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from multichat.cluster.errors import reading_answer
 from multichat.errors import MultichatError
 from multichat.protocol.fields import Nonce
 from multichat.protocol.messages import SaidBlock
@@ -65,6 +67,23 @@ class Call(Generic[T]):
     def words(self) -> tuple[str | bytes | int, ...]:
         """The command to send."""
         return ("FCALL" if self.writes else "FCALL_RO", self.function, 0, *self.arguments)
+
+    def read(self, reply: Any) -> T:
+        """Decode *reply*; raises `NotOurs`."""
+        with reading_answer():
+            return self.decode(reply)
+
+
+def _exactly(count: int, decode: Callable[[Any], list[T]]) -> Callable[[Any], list[T]]:
+    """Return *decode* that raises `ValueError` unless there are *count* results."""
+
+    def decode_exactly(reply: Any) -> list[T]:
+        found = decode(reply)
+        if len(found) != count:
+            raise ValueError(f"{len(found)} results instead of {count}")
+        return found
+
+    return decode_exactly
 
 
 # --- Packets --------------------------------------------------------------------------------------
@@ -233,10 +252,12 @@ def append(
     another run, and with `FORGOTTEN` if the first answer is not stored any more.
     """
     arguments: list[str | bytes | int] = [node, run, sequence, int(nonce_seconds * 1000)]
+    count = 0
     for block in blocks:
+        count += 1
         arguments += (block.room, block.client, block.generation, block.count, block.payload)
         arguments += (block.checks, len(block.nonces), *block.nonces)
-    return Call("multichat_append", arguments, _decode_answers)
+    return Call("multichat_append", arguments, _exactly(count, _decode_answers))
 
 
 # --- Eras, tails, reading -------------------------------------------------------------------------
@@ -264,12 +285,13 @@ class Tail(msgspec.Struct, frozen=True, array_like=True):
 
 def tails(rooms: Sequence[tuple[str, str]]) -> Call[list[Tail]]:
     """Return the tails of *rooms*, each with the epoch that the caller knows, or an empty one."""
-    return Call("multichat_tails", [word for room in rooms for word in room], _tails, writes=False)
+    arguments = [word for room in rooms for word in room]
+    return Call("multichat_tails", arguments, _exactly(len(rooms), _tails), writes=False)
 
 
 def _tails(reply: list[list[Any]]) -> list[Tail]:
     return [
-        Tail(first, next_, _text(epoch), tuple(map(_epoch, epochs)))
+        Tail(index(first), index(next_), _text(epoch), tuple(map(_epoch, epochs)))
         for first, next_, epoch, epochs in reply
     ]
 
@@ -339,8 +361,11 @@ def trim(
 
 def _deleted(reply: Any) -> Deleted:
     ms, cursor, more, counts = reply
-    found = tuple((count, frozenset(map(_text, rooms))) for count, rooms in counts)
-    return Deleted(ms, _text(cursor), bool(more), found)
+    age, messages, bytes_ = (
+        (index(count), frozenset(map(_text, rooms))) for count, rooms in counts
+    )
+    found = (age, messages, bytes_)
+    return Deleted(index(ms), _text(cursor), bool(more), found)
 
 
 def _text(reply: bytes | str) -> str:

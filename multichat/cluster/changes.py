@@ -7,11 +7,13 @@ Invariant: every text in a change, and so in an event, is valid UTF-8.
 """
 
 from collections.abc import Iterator, Sequence
+from operator import index
 from typing import Any, TypeAlias
 
 import msgspec
 
 from multichat.backend.events import BanRecord, ClientRecord
+from multichat.cluster.errors import reading_answer
 from multichat.protocol.lookalikes import fold_name, lookalike_keys
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "WithdrawDirect",
     "pack",
     "read_event",
+    "read_results",
     "read_snapshot",
 ]
 
@@ -472,14 +475,28 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 _ENTRIES = msgspec.msgpack.Decoder(_Entry)
 _ACCOUNTS = msgspec.msgpack.Decoder(Account)
 _BANS = msgspec.msgpack.Decoder(tuple[int, BanRecord])
+_RESULTS = msgspec.msgpack.Decoder(list[list[Any]])
+
+
+def read_results(reply: Any, count: int) -> tuple[int, list[list[Any]]]:
+    """Return the number of the last event, and *count* results; raises `NotOurs`."""
+    with reading_answer():
+        number, packed = reply
+        results = _RESULTS.decode(packed)
+        if len(results) != count:
+            raise ValueError(f"{len(results)} results instead of {count}")
+        for result in results:
+            if result[:1] != ["ok"] and not (result[:1] == ["refused"] and len(result) > 1):
+                raise ValueError("a result is neither ok nor refused")
+        return index(number), results
 
 
 def read_snapshot(reply: Sequence[Any]) -> Snapshot:
-    """Decode what `multichat_snapshot` answers; raises `msgspec.DecodeError`."""
+    """Decode what `multichat_snapshot` answers; raises as `reading_answer` takes it."""
     number, clients, accounts, topics, bans = reply
     entries = [_ENTRIES.decode(entry) for entry in clients[1::2]]
     return Snapshot(
-        number=number,
+        number=index(number),
         clients={each.record.client: (each.node, each.record) for each in entries if each.told},
         accounts={key.decode(): _ACCOUNTS.decode(value) for key, value in _pairs(accounts)},
         topics={key.decode(): topic.decode() for key, topic in _pairs(topics)},

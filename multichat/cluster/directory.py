@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import index
 from typing import Any, TypeAlias
 
 import msgspec
@@ -43,9 +44,17 @@ from multichat.cluster.changes import (
     WithdrawDirect,
     pack,
     read_event,
+    read_results,
     read_snapshot,
 )
-from multichat.cluster.errors import EngineAway, EngineBusy, EngineRefused, FateUnknown
+from multichat.cluster.errors import (
+    EngineAway,
+    EngineBusy,
+    EngineRefused,
+    FateUnknown,
+    NotOurs,
+    reading_answer,
+)
 from multichat.cluster.link import Link, Request
 from multichat.cluster.replica import DirectAnswered, Replica, Update
 from multichat.errors import StorageFailed
@@ -65,8 +74,6 @@ _PAGE = 2000
 
 # Pause before a call is repeated that the engine refuses, as when its memory is full.
 _REFUSED_SECONDS = 0.5
-
-_decode_results = msgspec.msgpack.Decoder(list[list[Any]]).decode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +130,7 @@ class _Decision:
             return self._result[1:]
         code, rest = str(self._result[1]), self._result[2:]
         if code == "error":
-            raise StorageFailed(str(rest[0]))
+            raise StorageFailed(str(rest[0]) if rest else code)
         raise Rejected(code, rest)
 
 
@@ -163,6 +170,7 @@ class Directory:
         self._data = ""  # which engine's data the replica follows
         self._numbers: deque[int] = deque()
         self._number_lock = trio.Lock()
+        self._load_lock = trio.Lock()
         self._block = 1
         self._highest = 0
         self._directs: dict[str, _Direct] = {}
@@ -262,7 +270,11 @@ class Directory:
             while not self._numbers:
                 floor = max((self._highest, *self._clients, *self.replica.clients))
                 count = self._block
-                (first,) = await self.decide(TakeNumbers(count, floor))
+                match await self.decide(TakeNumbers(count, floor)):
+                    case [int(first)]:
+                        pass
+                    case _:
+                        raise StorageFailed("the engine's answer is not ours")
                 self._block = min(2 * count, _MAX_BLOCK)
                 self._numbers.extend(range(first, first + count))
             number = self._numbers.popleft()
@@ -355,7 +367,9 @@ class Directory:
             numbers = [record.client for record in clients]
             newest = await link.call("HMGET", "multichat:generations", *numbers)
             for record, generation in zip(clients, newest, strict=True):
-                if generation is not None and int(generation) > record.generation:
+                with reading_answer():
+                    is_replaced = generation is not None and int(generation) > record.generation
+                if is_replaced:
                     self.tell(Replaced(record.client, record.generation))
         self.run = _new_run()
         self._clients.clear()
@@ -415,7 +429,10 @@ class Directory:
                 await self._sent.wait()
             batch, request = self._awaited.popleft()
             try:
-                number, packed = await request.reply()
+                number, results = read_results(await request.reply(), len(batch.changes))
+            except NotOurs as error:
+                link.end(str(error))  # all that is in flight is asked again on the next one
+                return
             except EngineRefused as error:
                 if not self._ends(link, error):
                     await self._wait_refused(error)
@@ -432,7 +449,7 @@ class Directory:
                 link.end("the engine's answer follows what never came")
                 return  # it is repeated on the next one
             if (answered := self._batches.answered(batch)) is not None:
-                self._answered(answered, _decode_results(packed))
+                self._answered(answered, results)
             if not self._batches.is_in_flight:
                 self.replica.echoes = False
             self._flush()
@@ -460,11 +477,11 @@ class Directory:
         while (batch := self._batches.take()) is not None:
             words = (batch.sequence, self._settings, pack(batch.wanted))
             try:
-                _, packed = await self._call(link, "multichat_relieve", *words)
+                reply = await self._call(link, "multichat_relieve", *words)
+                _, results = read_results(reply, len(batch.changes))
             except EngineRefused:
                 self._batches.not_sent(batch)
                 break
-            results = _decode_results(packed)
             if (answered := self._batches.answered(batch)) is not None:
                 self._answered(answered, results)
             for (change, _), result in zip(batch.changes, results, strict=True):
@@ -500,13 +517,18 @@ class Directory:
             again = True
             while again:
                 try:
-                    number, again = await self._call(link, "multichat_renew", self._settings)
+                    reply = await self._call(link, "multichat_renew", self._settings)
+                    with reading_answer():
+                        number, again = index(reply[0]), bool(reply[1])
+                    if number > self.replica.number:
+                        await self.catch_up(link)
+                except NotOurs as error:
+                    link.end(str(error))
+                    return
                 except EngineRefused as error:
                     if not self._ends(link, error):
                         self.refused = str(error)
                     break
-                if number > self.replica.number:
-                    await self.catch_up(link)
 
     def _ends(self, link: Link, error: EngineRefused) -> bool:
         """Return whether *error* ends the link: then this node joins again on another one."""
@@ -547,14 +569,24 @@ class Directory:
                     raise
                 await self._load(link)
                 return
-            for number, packed in zip(flat[::2], flat[1::2], strict=True):
-                self._hear(self.replica.offer(number, read_event(packed)) or ())
+            with reading_answer():
+                numbers, events = map(index, flat[::2]), map(read_event, flat[1::2])
+                read = list(zip(numbers, events, strict=True))
+            for number, event in read:
+                self._hear(self.replica.offer(number, event) or ())
             if len(flat) < 2 * _PAGE:
                 return
 
     async def _load(self, link: Link) -> None:
-        snapshot = read_snapshot(await link.call("FCALL_RO", "multichat_snapshot", 0))
-        self._hear(self.replica.load(snapshot, self._clients))
+        """Load a snapshot, one at a time: an older one never replaces a later one, nor events."""
+        async with self._load_lock:
+            before = self.replica.number
+            reply = await link.call("FCALL_RO", "multichat_snapshot", 0)
+            with reading_answer():
+                snapshot = read_snapshot(reply)
+            if snapshot.number < self.replica.number != before:
+                return  # what the feed has told meanwhile is newer
+            self._hear(self.replica.load(snapshot, self._clients))
 
     async def _call(self, link: Link, function: str, *arguments: str | bytes | int) -> Any:
         return await link.call("FCALL", function, 0, self.node, self.run, *arguments)

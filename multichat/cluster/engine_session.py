@@ -45,12 +45,16 @@ class EngineSession:
 
     async def call(self, call: Call[T]) -> T:
         """Call a function of the library."""
-        return call.decode(await self.command(*call.words))
+        reply = await self.command(*call.words)
+        try:
+            return call.read(reply)
+        except EngineRefused as error:
+            raise self.failed(str(error)) from None
 
     async def load_library(self, *, write: bool) -> bool:
         """Return whether the engine has the library; with *write* load it if it has none."""
         try:
-            found = VERSION_CALL.decode(await self._link.call(*VERSION_CALL.words))
+            found = VERSION_CALL.read(await self._link.call(*VERSION_CALL.words))
         except EngineRefused:
             found = None
         except (EngineAway, FateUnknown) as error:

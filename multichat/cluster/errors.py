@@ -3,7 +3,11 @@
 Text that came from the engine is cleaned and shortened before it is part of a message.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
+
+import msgspec
 
 from multichat.errors import MultichatError
 from multichat.protocol.framing import clean
@@ -15,6 +19,8 @@ __all__ = [
     "EngineRefused",
     "EngineUnavailable",
     "FateUnknown",
+    "NotOurs",
+    "reading_answer",
     "shorten",
 ]
 
@@ -75,6 +81,22 @@ class EngineRefused(MultichatError):
         """Return the error for the *line* of an error reply."""
         code, _, text = shorten(line).partition(" ")
         return cls(code, text)
+
+
+class NotOurs(EngineRefused):
+    """The engine's answer is outside our format: another program's functions have our names."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("ERR", f"its answer is not ours: {shorten(reason)}")
+
+
+@contextmanager
+def reading_answer() -> Iterator[None]:
+    """Raise `NotOurs` if the block, which reads an answer of the engine, fails at its format."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise NotOurs(str(error)) from None
 
 
 class BadReply(MultichatError):

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
-import msgspec
 import trio
 
 from multichat.backend.base import RoomLog
@@ -38,7 +37,7 @@ from multichat.cluster.calls import (
     read,
     tails,
 )
-from multichat.cluster.errors import EngineAway, EngineBusy, EngineRefused, FateUnknown
+from multichat.cluster.errors import EngineAway, EngineBusy, EngineRefused, FateUnknown, NotOurs
 from multichat.cluster.keys import channel_room, room_channel
 from multichat.cluster.link import Link, Request
 from multichat.cluster.log_state import MAX_WAITING_BYTES, Place
@@ -336,7 +335,7 @@ class RoomLogs:
             request = self._link.request(*call.words)
         except (EngineAway, EngineBusy):
             return False
-        self._await(self._link, request, purpose, call.decode)
+        self._await(self._link, request, purpose, call.read)
         return True
 
     def _await(
@@ -369,8 +368,8 @@ class RoomLogs:
             if not isinstance(reply, EngineRefused):
                 try:
                     reply = awaited.decode(reply)
-                except (msgspec.MsgspecError, TypeError, ValueError) as error:
-                    reply = EngineRefused("ERR", f"its answer is not ours: {error}")
+                except NotOurs as error:
+                    reply = error
             if isinstance(reply, EngineRefused):
                 self._take_refusal(awaited.purpose, reply)
             else:
@@ -424,6 +423,10 @@ class RoomLogs:
             case AppendsCall():
                 if error.code == "READONLY":
                     return  # the link ends, and the next one is to the primary
+                if isinstance(error, NotOurs):  # what has become of it is asked on the next one
+                    if self._link is not None:
+                        self._link.end(str(error))
+                    return
                 if "Function not found" in error.text and self._link is not None:
                     self._link.end("the engine has lost its functions")  # the next one loads them
                     return
@@ -531,7 +534,7 @@ class RoomLogs:
             link = self._link
             try:
                 if link is not None:
-                    return call.decode(await link.call(*call.words))
+                    return call.read(await link.call(*call.words))
             except EngineRefused as error:
                 raise NotRead(str(error)) from None
             except (EngineAway, FateUnknown):

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 import trio
+import trio.testing
 
 from multichat.backend.events import (
     AccountChanged,
@@ -22,13 +23,19 @@ from multichat.backend.events import (
     Replaced,
     TopicChanged,
 )
+from multichat.cluster.changes import PutClient, Settings, pack
+from multichat.cluster.directory import CHANNEL, Directory, DirectoryConfig
+from multichat.cluster.library import load_command
 from multichat.errors import JournalFailed, NameTaken, StorageFailed, lone_exception
 from multichat.journal.base import AccountRecord, SavedNonce, SavedSession, SessionRecord
 from multichat.protocol.messages import Directed
 from tests.support.processes import WAIT_SECONDS
 
 from .engine import Engine, EngineConfig, EngineError, Engines
+from .functions import mutated
+from .links import linked
 from .running_backend import Node, cluster_config, run_node
+from .scripted_node import ScriptedNode, record
 
 pytestmark = pytest.mark.process
 
@@ -86,6 +93,60 @@ async def test_two_nodes_that_want_one_name_at_once_get_it_once(engine: Engine) 
                 nursery.start_soon(claim, a, 1, f"alice-{attempt}")
                 nursery.start_soon(claim, b, 2, f"aIice-{attempt}")
         assert len(winners) == 20
+
+
+@pytest.mark.parametrize(
+    "answer", ["'x'", "{}", "{0, 'x'}", "{0, cmsgpack.pack({})}", "{0, cmsgpack.pack({{}})}"]
+)
+async def test_an_answer_that_is_not_ours_ends_no_node(engine: Engine, answer: str) -> None:
+    library = mutated(
+        (
+            "        local context = {\n            node = node, run = run,",
+            f"""        if call('EXISTS', 'strange') == 1 then
+            call('INCR', 'asked')
+            return {answer}
+        end
+        local context = {{
+            node = node, run = run,""",
+        ),
+        (
+            "        local again = sweep(settings, MAX_REMOVED, LOST)\n",
+            f"""        if call('EXISTS', 'strange') == 1 then return {answer} end
+        local again = sweep(settings, MAX_REMOVED, LOST)
+""",
+        ),
+    )
+    async with run_node(cluster_config(engine, "a")) as a:
+        await engine.call("FUNCTION", "LOAD", "REPLACE", library)
+        await engine.call("SET", "strange", 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.claim, 1, "alice")
+            with trio.fail_after(WAIT_SECONDS):
+                while int(await engine.call("GET", "asked") or 0) < 2:
+                    await trio.sleep(0.01)
+            await engine.call("DEL", "strange")
+        await a.claim(2, "bob")
+
+
+async def test_a_snapshot_never_replaces_a_later_one(engine: Engine) -> None:
+    b = ScriptedNode(engine, "b")
+    async with linked(engine) as link:
+        await link.call(*(load_command(None) or ()))
+        await b.join()
+        directory = Directory("a", DirectoryConfig(settings=Settings()))
+        await link.subscribe(CHANNEL).reply()
+        await directory.connect(link)
+        for client in range(20):
+            put = PutClient.of(record(client))
+            words = (b.name, b.run, client + 1, pack(b.settings), pack([put]))
+            engine.freeze()  # so that all answers come at once
+            async with trio.open_nursery() as nursery:
+                for _ in range(2):
+                    nursery.start_soon(directory._load, link)
+                    await trio.testing.wait_all_tasks_blocked()
+                    link.request("FCALL", "multichat_change", 0, *words)
+                engine.thaw()
+            assert client in directory.replica.clients
 
 
 async def test_numbers_of_clients_are_unique_over_all_nodes(engine: Engine) -> None:

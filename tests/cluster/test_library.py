@@ -151,7 +151,8 @@ async def repeats_are_appended_once(caller: Caller) -> bool:
 async def test_a_repeated_call_appends_nothing_and_gets_the_first_answer(caller: Caller) -> None:
     assert await repeats_are_appended_once(caller)
     await caller.append(block("three"))
-    assert appended(await caller.append(block("two"), sequence=1)) == [0, 1]  # its first answer
+    again = await caller.append(block("two"), block("three"), sequence=1)
+    assert appended(again) == [0, 1]  # its first answer
     assert appended(await caller.append(block("four"), sequence=9)) == [3]  # after a loss
 
 
@@ -310,7 +311,7 @@ async def test_a_block_that_fails_takes_no_other_with_it(caller: Caller) -> None
     await caller.command("SET", room_stream("ops"), "something else")
     answers = await caller.append(block("one"), block("x", room="ops"), block("two"))
     assert [answer.status for answer in answers] == [0, Status.FAILED, 0]
-    assert answers == await caller.append(block("one"), sequence=1)
+    assert answers == await caller.append(*map(block, ("one", "x", "two")), sequence=1)
     assert await said(caller) == ["0 one", "1 two"]
 
 

@@ -206,6 +206,47 @@ async def test_a_repeated_message_that_the_engine_refuses_waits_until_its_fate_i
         assert here.texts == await there.until(3) == ["before", "one", "three"]
 
 
+@pytest.mark.parametrize("answer", ["'x'", "cmsgpack.pack({})", "cmsgpack.pack({{0}})", "{}"])
+async def test_an_answer_that_is_not_ours_ends_the_link_and_is_asked_for_again(
+    engine: Engine, answer: str
+) -> None:
+    strange = mutated(
+        (
+            "local function append(_, args)\n",
+            f"""local function append(_, args)
+  if redis.call('EXISTS', 'full') == 1 then
+    redis.call('INCR', 'refusals')
+    return {answer}
+  end
+""",
+        ),
+        (
+            "local function tails(_, args)\n",
+            f"""local function tails(_, args)
+  if redis.call('EXISTS', 'strange') == 1 then return {answer} end
+""",
+        ),
+    )
+    async with running_node(engine) as a:
+        await engine.call("FUNCTION", "LOAD", "REPLACE", strange)
+        room = await a.open()
+        await engine.call("SET", "full", 1)
+        waiting = say(room, "one", 1)
+        await until_refused(engine, 2)
+        await engine.call("DEL", "full")
+        assert waiting.pending is not None
+        with trio.fail_after(WAIT_SECONDS):
+            await waiting.pending.wait()
+        await engine.call("SET", "strange", 1)
+        load = a.logs.load("ops")
+        assert load is not None
+        with trio.fail_after(WAIT_SECONDS), pytest.raises(StorageFailed, match="not ours"):
+            await load.wait()
+        await engine.call("DEL", "strange")
+        assert (await a.open("ops")).log.next == 0
+        assert room.texts == ["one"]
+
+
 async def until_refused(engine: Engine, times: int) -> None:
     with trio.fail_after(WAIT_SECONDS):
         while int(await engine.call("GET", "refusals") or 0) < times:
