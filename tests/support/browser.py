@@ -348,4 +348,5 @@ def open_visitor(context: BrowserContext, url: str) -> Iterator[Visitor]:
         yield visitor
     finally:
         page.close()
-    assert visitor.complaints == []
+    if visitor.complaints:
+        pytest.fail(f"the browser complained: {visitor.complaints}")

@@ -49,8 +49,11 @@ def test_storm_of_faults_loses_nothing_and_repeats_nothing(server: WebServer, vi
         alice = visit(f"http://{LOOPBACK}:{proxy.port}/")
 
         def pass_by(route: Route) -> None:
-            """Take the files from the server itself: only the WebSocket is in the storm."""
+            """Take the files from the server itself: only what goes to `/ws` is in the storm."""
             path = route.request.url.removeprefix(alice.url)
+            if path == "ws":  # the page asks why its WebSocket failed
+                route.continue_()
+                return
             route.fulfill(response=route.fetch(url=server.url + path))
 
         alice.page.route("**/*", pass_by)
