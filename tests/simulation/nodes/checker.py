@@ -81,8 +81,9 @@ class Section:
 class NodesHistory:
     """One completed run.
 
-    *rooms* has the messages of each room in the order of the engine.  *present* are the clients
-    that were connected when everything was quiet, before the last ones left; *away* the times at
+    *rooms* has the messages of each room in the order of the engine, *ends* how many there were
+    when everything was quiet: a client that reads again when it leaves may say more.  *present* are
+    the clients that were connected then, before the last ones left; *away* the times at
     which a node, by its number, did not reach the engine.  *problems* are what the engine has
     noticed, *left_behind* what the servers did not release.
     """
@@ -92,6 +93,7 @@ class NodesHistory:
     nodes_of: dict[int, int] = field(default_factory=dict)  # by id of the visit
     came_at: dict[int, float] = field(default_factory=dict)  # the same
     rooms: dict[str, list[Line]] = field(default_factory=dict)
+    ends: dict[str, int] = field(default_factory=dict)
     present: list[Present] = field(default_factory=list)
     away: list[tuple[int, float, float]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -315,11 +317,11 @@ class Talking:
             self._problem("nothing_missed_nor_twice", f"missed {count} too many in {section.room}")
 
     def lacks(self) -> Iterator[str]:
-        """Yield what it has not got, of what was stored in its rooms."""
+        """Yield what it has not got, of what was stored in its rooms when everything was quiet."""
         for section in self.open.values():
-            lines = self._history.rooms.get(section.room, [])
-            if not self._all_own(section, len(lines)):
-                yield f"{self.visit} got {section.room} up to {section.place} of {len(lines)}"
+            end = self._history.ends.get(section.room, 0)
+            if not self._all_own(section, end):
+                yield f"{self.visit} got {section.room} up to {section.place} of {end}"
 
 
 # --- Invariants -----------------------------------------------------------------------------------

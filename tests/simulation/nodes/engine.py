@@ -503,6 +503,10 @@ class SharedEngine(Engine):
 
     # --- The run ----------------------------------------------------------------------------------
 
+    def ends(self) -> dict[str, int]:
+        """Return how many messages each room has now."""
+        return {key: len(room.lines) for key, room in self._rooms.items()}
+
     def record(self) -> None:
         """Record what was stored, at the end of the run."""
         self._history.rooms = {key: room.lines for key, room in self._rooms.items()}

@@ -57,8 +57,10 @@ _RETRY_SECONDS = 0.5
 # How long the answers to the last requests may take.
 _LAST_ANSWERS_SECONDS = 20.0
 
-# How long the remaining clients continue after the end.
+# How long the remaining clients continue after the end; and how long a node may take to carry out
+# what a client sent before it left, over a slow link.
 _AFTERMATH_SECONDS = 2.0
+_LAST_REQUESTS_SECONDS = 120.0
 
 _node: ContextVar[int] = ContextVar("node", default=-1)
 
@@ -215,6 +217,9 @@ class _World:
         self._note_present()
         self._everybody_leaves.set()
         await self._everybody_left.wait()
+        with trio.move_on_after(_LAST_REQUESTS_SECONDS):
+            while any(node.server is not None and node.server.members for node in self._nodes):
+                await trio.sleep(_AFTERMATH_SECONDS)
         await trio.sleep(_AFTERMATH_SECONDS)
         for node in self._nodes:
             if node.server is not None:
@@ -224,6 +229,7 @@ class _World:
                         self.history.left_behind.append(f"{count} {what} of node {node.number}")
 
     def _note_present(self) -> None:
+        self.history.ends = self._engine.ends()
         for node in self._nodes:
             if node.server is None:
                 continue
