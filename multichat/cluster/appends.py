@@ -124,8 +124,10 @@ class Appends(Generic[T]):
         self._unsent = deque(one for key, one in self._in_flight.items() if key in unsent)
 
     def answered(self, call: AppendsCall[T]) -> None:
-        """Note that the fate of *call* is known."""
+        """Note that the fate of *call* is known: it is not sent again."""
         self._in_flight.pop((call.run, call.sequence), None)
+        if call in self._unsent:
+            self._unsent.remove(call)
         self._doubtful.discard((call.run, call.sequence))
 
     def take_back(self) -> list[T]:

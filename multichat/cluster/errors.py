@@ -104,6 +104,7 @@ class BadReply(MultichatError):
 
 
 def shorten(text: str) -> str:
-    """Return *text* from the engine as one short line without control characters."""
-    line = clean(text[: 4 * _MAX_REASON].replace("\n", " ").replace("\r", " ")).strip()
+    """Return *text* from the engine as one short line of printable characters."""
+    line = clean(text[: 4 * _MAX_REASON].replace("\n", " ").replace("\r", " "))
+    line = "".join(each if each.isprintable() else " " for each in line).strip()
     return line if len(line) <= _MAX_REASON else f"{line[: _MAX_REASON - 1]}…"

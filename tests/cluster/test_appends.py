@@ -154,6 +154,17 @@ def test_every_block_is_in_one_call_in_order_until_it_is_answered(
     assert len(made) == added - len(in_calls) + sum(len(one.entries) for one in open_calls)
 
 
+def test_a_call_whose_fate_is_known_is_not_repeated() -> None:
+    made = appends()
+    made.add(block(), 0)
+    call = made.next_call()
+    assert call is not None
+    made.reconnected()
+    made.answered(call)
+    assert made.next_call() is None
+    assert not len(made)
+
+
 def test_a_call_that_may_be_done_is_repeated_in_its_place() -> None:
     made = appends(call_blocks=1)
     for number in range(3):

@@ -104,6 +104,7 @@ def test_single_bytes_give_the_same_replies(replies: list[Any]) -> None:
 
 
 @given(st.lists(st.binary(max_size=80) | st.sampled_from([b"*", b"$", b"%", b"\r\n", b"9", b"-1"])))
+@example([b"$", b"\xa0\x00", b"\r\n"])
 @example([b"%1\r\n*1\r\n:1\r\n+a\r\n"])  # a map whose key is a list
 @example([b">0\r\n"])
 @example([b"=1\r\na\r\n"])
