@@ -183,7 +183,7 @@ def _other_pythons() -> list[str]:
 
 @nox.session(default=False)
 def other_pythons(session: nox.Session) -> None:
-    """Run the unit tests on every other Python; on the newest with coverage, and process tests."""
+    """Run the unit tests on every other Python, on the newest with coverage."""
     pythons = _other_pythons()
     for python in pythons:
         folder = Path(session.create_tmp()).resolve() / Path(python).name
@@ -193,7 +193,6 @@ def other_pythons(session: nox.Session) -> None:
         if python == pythons[-1]:
             # Line coverage, native from Python 3.12 on; branch coverage takes twice as long.
             _measure_coverage(session, own, "unit", env={"COVERAGE_CORE": "sysmon"})
-            session.run(own, "-m", "pytest", "-m", "process", *IN_PARALLEL)
         else:
             session.run(own, "-m", "pytest", "-m", "unit", *IN_PARALLEL)
 
