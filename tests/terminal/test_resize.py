@@ -43,13 +43,24 @@ async def everything(terminal: Terminal) -> str:
     return re.sub(r"\s", "", await terminal.scrollback("t"))
 
 
+def numbers(shown: str) -> list[int]:
+    return [int(number) for number in re.findall(r"bob<(\d+)>", shown)]
+
+
 async def check_messages(terminal: Terminal, sent: list[str]) -> None:
-    """Fail unless each of *sent* is there once, whole and in its order."""
+    """Fail unless each of *sent* is there once, whole and in its order.
+
+    After a size that came late the client draws again what is on the screen: until then, and no
+    longer, some of it may be missing.
+    """
+    expected = list(range(len(sent)))
+    with trio.move_on_after(WAIT_SECONDS):
+        while numbers(await everything(terminal)) != expected:
+            await trio.sleep(0.05)
     shown = await everything(terminal)
-    heads = re.findall(r"bob<(\d+)>", shown)
-    counts = Counter(map(int, heads))
-    assert [n for n in range(len(sent)) if counts[n] != 1] == [], shown
-    assert list(map(int, heads)) == list(range(len(sent)))
+    counts = Counter(numbers(shown))
+    assert [n for n in expected if counts[n] != 1] == [], shown
+    assert numbers(shown) == expected
     for text in sent:
         assert "bob" + re.sub(r"\s", "", text) in shown
 

@@ -188,6 +188,7 @@ def test_everything_is_reached_by_keyboard(server: WebServer, visit: Visit) -> N
     alice = visit()
     alice.open()
     page = alice.page
+    page.wait_for_selector("#join-name:focus")  # the page's scripts have opened the dialog
     page.keyboard.type("alice")
     page.keyboard.press("Enter")
     alice.online()
