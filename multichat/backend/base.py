@@ -201,10 +201,10 @@ class RoomLog(ABC):
 class Claim:
     """A *name* that a client wants; *account* is the account that it is logged in to, if any.
 
-    With *login*, it logs in to that account now, whose name this is: it gets both, whoever has
-    them.  Without, a name is free that nobody holds, that this client or a client from the same
-    *origin* held when it left, that was held for too long since, or that is *account*'s and whose
-    holder has left.
+    With *login*, it logs in to the account of that name, and takes the name and the login from any
+    other client.  Without *login* the claim succeeds if the name is free: nobody holds it; or its
+    holder has left, and was this client, came from the same *origin*, left too long ago, or held
+    the name of *account*.
     """
 
     client: int
@@ -347,9 +347,9 @@ class Backend(ABC):
     ) -> None:
         """Report that one of our clients has left, for that *reason*; never waits or fails.
 
-        Its names and its login are given back; if it may reconnect, its name is kept for it for
-        *keep_seconds*, else that is None.  *reason* is empty if it asked to leave.  Nothing happens
-        if the generation is an older one.  Other nodes get it as `ClientGone`.  Shared.
+        Its names and its login are released.  *keep_seconds* is how long its name stays reserved
+        for it, None if it may not reconnect; *reason* is empty if it asked to leave.  A call with
+        an older generation is ignored.  Other nodes get `ClientGone`.  Shared.
         """
         raise NotImplementedError
 

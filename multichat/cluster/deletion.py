@@ -66,7 +66,7 @@ class Deletion:
             try:
                 more = await self._step()
             except NotRead:
-                more = False  # whoever says something is told why the engine refuses it
+                more = False  # a message then is answered with the reason
             self.tell(at_once=False)
             await trio.sleep(self._config.step_seconds / (100 if more else 1))
 

@@ -551,7 +551,7 @@ class Directory:
         number, _, packed = payload.partition(b" ")
         updates = None
         if number.isdigit():  # anybody with the engine's password can publish here
-            updates = self.replica.offer(int(number), read_event(packed))
+            updates = self.replica.apply(int(number), read_event(packed))
         if updates is None:
             await self.catch_up(link)
         else:
@@ -573,7 +573,7 @@ class Directory:
                 numbers, events = map(index, flat[::2]), map(read_event, flat[1::2])
                 read = list(zip(numbers, events, strict=True))
             for number, event in read:
-                self._hear(self.replica.offer(number, event) or ())
+                self._hear(self.replica.apply(number, event) or ())
             if len(flat) < 2 * _PAGE:
                 return
 

@@ -88,7 +88,7 @@ class Replica:
         self.topics: dict[str, str] = {}
         self.bans: dict[str, BanRecord] = {}
 
-    def offer(self, number: int, fed: Fed | None) -> list[Update] | None:
+    def apply(self, number: int, fed: Fed | None) -> list[Update] | None:
         """Apply the event *fed* with that *number*, and return what it means for this node.
 
         Without *fed* it is one that this version does not know: it means nothing.

@@ -86,7 +86,7 @@ class ReplyDecoder:
     def feed(self, data: bytes | bytearray) -> Iterator[Value | Push]:
         """Add *data*, and yield the replies that are complete with it.
 
-        Raises `BadReply`, at the first reply that is none; the decoder is of no more use then.
+        Raises `BadReply` at the first invalid reply; the decoder MUST NOT be used after that.
         """
         self._check(data)
         self._reader.feed(bytes(data))

@@ -176,7 +176,7 @@ def test_the_replica_is_the_directory_whatever_is_lost_repeated_or_early(
         is_next = number == replica.number + 1
         if is_next and fed.actor == "us":
             server.did(fed)
-        updates = replica.offer(number, fed)
+        updates = replica.apply(number, fed)
         assert (updates is None) == (number > replica.number)
         server.hear(updates or [])
         return updates is not None
@@ -208,7 +208,7 @@ def test_a_server_that_hears_each_event_knows_what_the_directory_has(feed: list[
     for number, fed in enumerate(feed, 1):
         if fed.actor == "us":
             server.did(fed)
-        server.hear(replica.offer(number, fed) or [])
+        server.hear(replica.apply(number, fed) or [])
     model = _Model.after(feed)
     assert server.clients == model.elsewhere()
     assert (server.accounts, server.topics) == (model.accounts, model.topics)
@@ -220,7 +220,7 @@ def test_a_server_that_hears_each_event_knows_what_the_directory_has(feed: list[
 def _heard(*feed: Fed) -> list[Update]:
     replica = Replica("us")
     replica.load(_Model().snapshot())
-    return [update for n, fed in enumerate(feed, 1) for update in replica.offer(n, fed) or []]
+    return [update for n, fed in enumerate(feed, 1) for update in replica.apply(n, fed) or []]
 
 
 def test_what_concerns_one_node_is_heard_only_there() -> None:
@@ -248,12 +248,12 @@ def test_a_client_of_another_node_that_is_resumed_here_is_none_of_others_any_mor
     here = ClientRecord(client=1, generation=2)
     replica = Replica("us")
     replica.load(_Model().snapshot())
-    assert replica.offer(1, Fed("b", Put(elsewhere))) == [ClientPut(elsewhere)]
-    assert replica.offer(2, Fed("us", Taken(1, 1, "b"))) == []
+    assert replica.apply(1, Fed("b", Put(elsewhere))) == [ClientPut(elsewhere)]
+    assert replica.apply(2, Fed("us", Taken(1, 1, "b"))) == []
     assert replica.clients == {1: elsewhere}
-    assert replica.offer(3, Fed("us", Put(here))) == []
+    assert replica.apply(3, Fed("us", Put(here))) == []
     assert replica.clients == {}
-    assert replica.offer(4, Fed("us", ClientLeft(1, 2, "quit", False))) == []
+    assert replica.apply(4, Fed("us", ClientLeft(1, 2, "quit", False))) == []
 
 
 def test_a_client_that_was_resumed_here_and_left_before_it_was_reported_is_gone() -> None:
@@ -269,6 +269,6 @@ def test_an_event_of_a_newer_version_is_passed_over() -> None:
     replica.load(_Model().snapshot())
     assert read_event(msgspec.msgpack.encode(["b", ["invented", 1]])) is None
     assert read_event(b"noise") is None
-    assert replica.offer(1, None) == []
-    assert replica.offer(2, Fed("b", Announcement("hello"))) == [Announced("hello")]
-    assert replica.offer(3, Fed("b", DirectSent("x", 2, "us", "{}"))) == []
+    assert replica.apply(1, None) == []
+    assert replica.apply(2, Fed("b", Announcement("hello"))) == [Announced("hello")]
+    assert replica.apply(3, Fed("b", DirectSent("x", 2, "us", "{}"))) == []
