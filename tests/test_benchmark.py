@@ -1,9 +1,11 @@
 """The benchmark's measurements are valid, and its page matches its results."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +31,17 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
     return Tools(tmp_path_factory.mktemp("tools"))
 
 
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Let the servers of a test open as many files as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 @pytest.mark.parametrize(
     "name", ["multichat", "asyncio streams", "websockets", "threads", "C loop"]
 )
@@ -46,13 +59,25 @@ def test_a_server_is_measured_and_nothing_is_lost(name: str, tools: Tools) -> No
         assert figures["message_bytes"] == len("[Client 4] ") + 64 + (name == "websockets")
 
 
+@pytest.mark.usefixtures("many_files")
 def test_an_idle_client_of_websocket_takes_little_more_memory(tools: Tools) -> None:
-    workload = replace(WORKLOAD["connections"], receivers=500)
-    tcp, web = (
-        measure(SERVER[f"multichat, {name}"], workload, tools)["kib_per_client"]
-        for name in ("JSON", "WebSocket")
-    )
+    tcp, web = (_further_kib(f"multichat, {name}", tools) for name in ("JSON", "WebSocket"))
     assert web <= tcp + 10
+
+
+def _further_kib(server: str, tools: Tools) -> float:
+    """Return the KiB of each further idle client.
+
+    What the first ones cost differs from run to run: of the handshakes that overlap, more on a busy
+    machine, some memory is free afterwards but stays with the process.
+    """
+    few, many = 500, 2500
+    before, after = (
+        measure(SERVER[server], replace(WORKLOAD["connections"], receivers=clients), tools)
+        for clients in (few, many)
+    )
+    further = many * after["kib_per_client"] - few * before["kib_per_client"]
+    return float(further) / (many - few)
 
 
 @pytest.mark.parametrize("name", ["JSON", "WebSocket", "WebSocket lines"])
