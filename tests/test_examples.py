@@ -209,7 +209,7 @@ async def test_a_bridge_carries_messages_and_names_both_ways(tmp_path: Path) -> 
         bridge.signal(signal.SIGINT)
         assert await bridge.wait() == 0
         assert bridge.err == ""
-        await there.wait_for("Client 1 disconnected\n")
+        await there.wait_for("Client 1 disconnected (bridge)\n")
 
 
 async def test_a_second_bridge_cannot_make_a_loop(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ async def test_the_notifier_says_whether_a_command_passed(tmp_path: Path) -> Non
             assert await alice.line() == "[ci] passed: echo a  b"
             assert await passing.wait() == 0
             assert (passing.out, passing.err) == ("a  b\n", "")
-        await server.wait_for("Client 2 disconnected\n")
+        await server.wait_for("Client 2 disconnected (ci)\n")
         async with notify(tmp_path, LOOPBACK, server.port, "sh", "-c", "exit 3") as failing:
             assert await alice.line() == "[ci] failed with status 3: sh -c exit 3"
             assert await failing.wait() == 3

@@ -383,6 +383,10 @@ class ServerConfig:
         option_at_least=0,
     )
 
+    # Whether the line about a new client has its address.  Not by default: whoever keeps a log need
+    # not keep personal data in it.  Connections that were refused are always logged with theirs.
+    log_addresses: bool = _setting(False, "Log the addresses of clients that connect.")
+
     # Disconnected clients that can resume their session: ten times as many as may be connected.  A
     # session takes 0.6 KiB, or 4 to 15 with 256 nonces; `sessions_bytes` limits them, too.
     max_sessions: int = _setting(

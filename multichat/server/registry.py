@@ -182,7 +182,8 @@ class Registry:
         self._clients[client.number] = client
         client.log = self.log_rates.open(client.number, client.origin)
         self._join(client, self.rooms.open(LOBBY))
-        self._log.line("STATE", f"Client {client.number} connected")
+        origin = f" from {client.address}" if self._config.log_addresses and client.address else ""
+        self._log.line("STATE", f"Client {client.number} connected{origin}")
         self._report(client)
         if self.closed:
             self.disconnect(client, self._closing_goodbye)
@@ -213,10 +214,11 @@ class Registry:
             self.session_store.disconnect(stored_session, client.origin)
         client.send_queue.close(last_words)
         self._join_hook.discard(client)
+        name = self._names.name_of(client)
         self._take_out(client, reason, away=stored_session is not None)
         self.log_rates.close(client.log)
-        suffix = f" ({reason})" if reason else ""
-        self._log.line("STATE", f"Client {client.number} disconnected{suffix}")
+        suffixes = "".join(f" ({each})" for each in (name, reason) if each)
+        self._log.line("STATE", f"Client {client.number} disconnected{suffixes}")
         client.on_leave(reason)
         if self.closed and not self._clients:
             self._emptied.set()

@@ -44,7 +44,7 @@ async def test_send_sends_one_message_and_exits(tmp_path: Path) -> None:
             assert await send.wait() == 0
             assert (send.out, send.err) == ("", "")
         assert await listener.receive_some() == b"[ci] build 42: //ok\n"
-        await server.wait_for("Client 2 disconnected\n")
+        await server.wait_for("Client 2 disconnected (ci)\n")
         assert "[RX] [ci] build 42: //ok" in server.out
 
 

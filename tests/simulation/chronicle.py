@@ -126,6 +126,15 @@ _AGAIN = re.compile(r" Client (\d+) again")
 _SAID = re.compile(r"\[(RX|TX)\] (?:\[([^\]]+)\]|(\*) (Client \d+|[^\s\]]+)) (.*)", re.DOTALL)
 
 
+def reason_of(rest: str, name: str = "") -> str:
+    """Return the reason in the rest of a line about a client that left, as ` (alice) (too slow)`.
+
+    Without a reason, there may be its *name*.
+    """
+    parts = rest.strip()[1:-1].split(") (")
+    return "" if parts == [name] else parts[-1]
+
+
 class Chronicle:
     """The parsed log: rooms, names, and the order of the messages.
 
@@ -211,7 +220,7 @@ class Chronicle:
             return
         if what == "disconnected" and client in self._displaced:
             connection = self._displaced.pop(client)
-            self.departures[connection] = Departure(position, seconds, rest.strip(" ()"))
+            self.departures[connection] = Departure(position, seconds, reason_of(rest))
             return
         if client not in self._who:
             self.ghosts.append(f"client {client} {what}{rest}")
@@ -219,8 +228,9 @@ class Chronicle:
         connection = self._who[client]
         stays = self.stays[connection]
         if what == "disconnected":
+            reason = reason_of(rest, self._names[client])
             self._go(client, position)
-            self.departures[connection] = Departure(position, seconds, rest.strip(" ()"))
+            self.departures[connection] = Departure(position, seconds, reason)
         elif what == "joined":
             stays[-1].end = position
             stays.append(Stay(rest.strip().lower(), position, client))

@@ -13,7 +13,16 @@ from math import inf
 from typing import NamedTuple
 
 from multichat.server.passphrases import is_passphrase
-from tests.simulation.chronicle import KILLED, Chronicle, Departure, Kill, LogEntry, Stay, _fold
+from tests.simulation.chronicle import (
+    KILLED,
+    Chronicle,
+    Departure,
+    Kill,
+    LogEntry,
+    Stay,
+    _fold,
+    reason_of,
+)
 from tests.simulation.journal import AccountSaved, Taken
 from tests.simulation.replays import LagRecord
 
@@ -158,15 +167,16 @@ class RoomsChronicle(Chronicle):
             return
         if what == "disconnected" and client in self._displaced:
             connection = self._displaced.pop(client)
-            self.departures[connection] = Departure(position, seconds, rest.strip(" ()"))
+            self.departures[connection] = Departure(position, seconds, reason_of(rest))
             return
         if client not in self._who:
             self.ghosts.append(f"client {client} {what}{rest}")
             return
         connection = self._who[client]
         if what == "disconnected":
+            reason = reason_of(rest, self._names[client])
             self._go(client, position)
-            self.departures[connection] = Departure(position, seconds, rest.strip(" ()"))
+            self.departures[connection] = Departure(position, seconds, reason)
         elif what == "is now called":
             self._rename(position, seconds, client, rest.strip())
         elif what == "logged in as":
