@@ -27,6 +27,7 @@ The tree::
     │   ├── TooManyRooms        the limit of rooms is reached
     │   ├── NobodyThere         the recipient is not connected
     │   ├── NotDelivered        the recipient's send queue is full
+    │   ├── DeliveryUnknown     a private message may have been delivered or not
     │   ├── Rejected            a filter rejected a message, room or name
     │   ├── Banned              the name is banned
     │   ├── UnknownId           no message has that id
@@ -66,6 +67,7 @@ __all__ = [
     "Banned",
     "ConnectFailed",
     "ConnectionLost",
+    "DeliveryUnknown",
     "EmptyText",
     "InputNotText",
     "Insecure",
@@ -353,6 +355,19 @@ class NotDelivered(RemoteProtocolError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} is too slow: the message was not delivered")
+        self.name = name
+
+
+class DeliveryUnknown(RemoteProtocolError):
+    """A private message may have been delivered or not: the recipient's server does not answer.
+
+    Only with several servers.  If it is sent again with its nonce, it is not delivered twice.
+    """
+
+    code = "delivery-unknown"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"it is not known whether {name} got the message: their server is away")
         self.name = name
 
 

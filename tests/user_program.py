@@ -276,6 +276,8 @@ def whose_fault(error: multichat.MultichatError) -> str:
             return error.name
         case multichat.NotDelivered(name=to) | multichat.NobodyThere(to=to):
             return str(to)
+        case multichat.DeliveryUnknown(name=to):
+            return to
         case multichat.Rejected(messages=count):
             return str(count)
         case multichat.StorageFailed(reason=reason) | multichat.NotRead(reason=reason):

@@ -25,6 +25,7 @@ connections and delivers nothing.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -35,7 +36,15 @@ from multichat.journal.base import AccountRecord, PendingWrite, SavedSession, Se
 from multichat.protocol.ids import message_id, message_number
 from multichat.protocol.messages import Directed, Nonce, SaidBlock
 
-__all__ = ["Backend", "Claim", "Entry", "Fed", "Lost", "Proposal", "RoomLog"]
+__all__ = ["Backend", "Claim", "DirectFate", "Entry", "Fed", "Lost", "Proposal", "RoomLog"]
+
+
+class DirectFate(Enum):
+    """What has become of a private message: *UNKNOWN* if it may have been delivered."""
+
+    DELIVERED = "delivered"
+    NOT_DELIVERED = "not-delivered"
+    UNKNOWN = "unknown"
 
 
 class Proposal:
@@ -296,12 +305,13 @@ class Backend(ABC):
     def forget_session(self, digest: bytes) -> None:
         """Delete a session, if it exists, and its client's nonces."""
 
-    @abstractmethod
     def save_nonce(self, client: int, nonce: Nonce, check: bytes) -> PendingWrite | None:
         """Store the *nonce* of a private message of *client*, and the *check* of its text.
 
-        Returns None if there is nothing to wait for.  The `PendingWrite` reports a failure.
+        Returns None if there is nothing to wait for.  The `PendingWrite` reports a failure.  Not
+        shared: then `send_direct` does it.
         """
+        raise NotImplementedError
 
     @abstractmethod
     async def session(self, digest: bytes) -> SavedSession | None:
@@ -391,11 +401,24 @@ class Backend(ABC):
         """Announce *text* to the clients of the other nodes.  Shared."""
         raise NotImplementedError
 
-    async def send_direct(self, to: int, message: Directed) -> bool:
-        """Send a private message to a client on another node; return whether it was delivered.
+    async def send_direct(
+        self,
+        to: int,
+        message: Directed,
+        *,
+        generation: int,
+        nonce: Nonce | None = None,
+        check: bytes = b"",
+    ) -> DirectFate:
+        """Send a private message to a client on any node, and return what has become of it.
 
-        False, too, if no answer came within the time that its node may take.  Shared; raises
-        `StorageFailed` if it cannot be sent.
+        *generation* is the sender's, whose number is in *message*.  With a *nonce*, for whose text
+        *check* stands, it is delivered at most once however often and on whichever node it is sent
+        again, as the same that it was: the later calls return its fate, and send it only if it was
+        certainly not delivered.
+
+        Shared.  Raises `StorageFailed` if it was certainly not sent, and `NonceReused` if the
+        nonce was that of another message.
         """
         raise NotImplementedError
 

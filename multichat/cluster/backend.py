@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import trio
 
-from multichat.backend.base import Backend, Claim, RoomLog
+from multichat.backend.base import Backend, Claim, DirectFate, RoomLog
 from multichat.backend.events import (
     AvailabilityChanged,
     BanRecord,
@@ -34,7 +34,6 @@ from multichat.cluster.changes import (
     PutBan,
     PutClient,
     ReadSession,
-    SaveNonce,
     SaveSession,
     Settings,
     SetTopic,
@@ -43,12 +42,13 @@ from multichat.cluster.changes import (
 )
 from multichat.cluster.connection import Connection, ConnectionConfig, Lost, Ready, Retrying
 from multichat.cluster.deletion import Deletion
-from multichat.cluster.directory import CHANNEL, Directory, DirectoryConfig, NodeInUse, Rejected
+from multichat.cluster.directory import CHANNEL, Directory, DirectoryConfig, NodeInUse
 from multichat.cluster.errors import (
     EngineAway,
     EngineRefused,
     EngineUnavailable,
     FateUnknown,
+    Rejected,
 )
 from multichat.cluster.library import VERSION_CALL, LibraryTooNew, load_command
 from multichat.cluster.link import Link, MessagesDropped
@@ -407,11 +407,6 @@ class ValkeyBackend(Backend):
         """End the session, unless it was resumed elsewhere."""
         self._directory.forget_session(digest.hex())
 
-    def save_nonce(self, client: int, nonce: Nonce, check: bytes) -> PendingWrite | None:
-        """Store the nonce of a private message."""
-        text = msgspec.json.encode(nonce).decode()
-        return self._directory.store(SaveNonce(client, text, check.hex() or "-"))
-
     async def session(self, digest: bytes) -> SavedSession | None:
         """Return that session; waits while the engine is away."""
         while True:
@@ -507,9 +502,19 @@ class ValkeyBackend(Backend):
         """Announce *text* on the other nodes."""
         self._directory.report(Announce(text))
 
-    async def send_direct(self, to: int, message: Directed) -> bool:
-        """Send a private message to a client on another node."""
-        return await self._directory.send_direct(to, message)
+    async def send_direct(
+        self,
+        to: int,
+        message: Directed,
+        *,
+        generation: int,
+        nonce: Nonce | None = None,
+        check: bytes = b"",
+    ) -> DirectFate:
+        """Send a private message to a client on any node."""
+        return await self._directory.send_direct(
+            to, message, generation=generation, nonce=nonce, check=check
+        )
 
     def answer_direct(self, received: DirectReceived, *, delivered: bool) -> None:
         """Answer a private message that came to this node."""
@@ -533,12 +538,14 @@ def _saved(digest: bytes, found: Sequence[Any]) -> SavedSession:
             generation=generation,
         ),
         age_seconds=age[0] / 1000 if age else 0.0,
-        nonces=[_nonce(*each) for each in zip(nonces[::2], nonces[1::2], strict=True)],
+        nonces=[*filter(None, map(_nonce, nonces[::2], nonces[1::2]))],
     )
 
 
-def _nonce(nonce: str, value: str) -> SavedNonce:
+def _nonce(nonce: str, value: str) -> SavedNonce | None:
     check, epoch, number, room = value.split(" ", 3)
+    if epoch == "-" and number != "0":
+        return None  # a private message of unknown fate: the engine is asked if it is sent again
     return SavedNonce(
         _decode_nonce.decode(nonce),
         "" if epoch == "-" else epoch,

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from multichat.cluster.changes import Change, PutClient, SaveSession
 
-__all__ = ["Batch", "Batches"]
+__all__ = ["Batch", "Batches", "Dropped"]
 
 T = TypeVar("T")
 
@@ -40,6 +40,14 @@ class Batch(Generic[T]):
     def wanted(self) -> list[Change]:
         """The changes alone."""
         return [change for change, _ in self.changes]
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped(Generic[T]):
+    """Who waits no longer for a change: for one that was *sent*, which may be made, or *unsent*."""
+
+    sent: list[T]
+    unsent: list[T]
 
 
 class Batches(Generic[T]):
@@ -98,40 +106,41 @@ class Batches(Generic[T]):
         """Send everything that is in flight again, on a new connection."""
         self._unsent = deque(self._in_flight)
 
-    def drop_waiting(self) -> list[T]:
+    def drop_waiting(self, *, also_sent: bool = True) -> Dropped[T]:
         """Return who waits for a result, and let nobody wait any more.
 
-        What was never sent of that is dropped; what is in flight may still be made.
+        What was never sent of that is dropped; what is in flight may still be made, and is waited
+        for unless *also_sent* is True.
         """
-        waiting: list[T] = []
-        for batch in self._in_flight.values():
-            waiting += [each for _, each in batch.changes if each is not None]
+        dropped: Dropped[T] = Dropped([], [])
+        for batch in self._in_flight.values() if also_sent else ():
+            dropped.sent.extend(each for _, each in batch.changes if each is not None)
             nobody = tuple((change, None) for change, _ in batch.changes)
             self._in_flight[batch.sequence] = Batch(batch.sequence, nobody)
-        waiting += [each for _, each in self._queue if each is not None]
+        dropped.unsent.extend(each for _, each in self._queue if each is not None)
         self._queue = deque(each for each in self._queue if each[1] is None)
-        return waiting
+        return dropped
 
-    def leave(self) -> list[T]:
+    def leave(self) -> Dropped[T]:
         """Note that the engine is away; otherwise as `drop_waiting`."""
         self._is_away = True
-        waiting = self.drop_waiting()
+        dropped = self.drop_waiting()
         self._queue = deque(each for each in self._queue if _is_kept(each[0]))
-        return waiting
+        return dropped
 
     def resume(self, whole: Iterable[Change]) -> None:
         """Note that the engine is back; *whole* is all that it has to know, sent after the rest."""
         self._is_away = False
         self._queue.extend((change, None) for change in whole)
 
-    def begin(self) -> list[T]:
+    def begin(self) -> Dropped[T]:
         """Begin another run, and drop everything; return who waits for a result."""
-        waiting = self.drop_waiting()
+        dropped = self.drop_waiting()
         self._queue.clear()
         self._in_flight.clear()
         self._unsent.clear()
         self._sequence, self.answered_up_to, self._is_away = 0, 0, False
-        return waiting
+        return dropped
 
 
 def _is_kept(change: Change) -> bool:

@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from multichat.backend.events import BanRecord, ClientRecord
+from multichat.backend.events import BanRecord, ClientRecord, DirectReceived
 from multichat.cluster.errors import reading_answer
 from multichat.protocol.lookalikes import fold_name, lookalike_keys
+from multichat.protocol.messages import Directed
 
 __all__ = [
     "Account",
@@ -44,7 +45,6 @@ __all__ = [
     "PutClient",
     "ReadSession",
     "RetainClients",
-    "SaveNonce",
     "SaveSession",
     "SendDirect",
     "SetTopic",
@@ -58,6 +58,7 @@ __all__ = [
     "Unbanned",
     "WithdrawDirect",
     "pack",
+    "read_direct",
     "read_event",
     "read_results",
     "read_snapshot",
@@ -203,14 +204,6 @@ class ForgetSession(Change, frozen=True, tag="forget-session"):
     generation: int
 
 
-class SaveNonce(Change, frozen=True, tag="nonce"):
-    """Remember the nonce of a private message; *check* has eight hexadecimal digits."""
-
-    client: int
-    nonce: str
-    check: str
-
-
 class RetainClients(Change, frozen=True, tag="retain"):
     """This node has these clients and no others."""
 
@@ -270,11 +263,21 @@ class Announce(Change, frozen=True, tag="announce"):
 
 
 class SendDirect(Change, frozen=True, tag="direct"):
-    """A private message to the client *to*; *message* is its event in JSON."""
+    """A private message of *client* to the client *to*; *message* is its event in JSON.
+
+    *nonce* is in JSON, too, empty if it has none; *check* has eight hexadecimal digits.  The result
+    is the id of the message, another one if the nonce is known and its message is under way; and
+    whether this node has to deliver it, which has claimed it then.  It is refused with
+    `delivered`, `unknown` or `nonce-reused` if the fate of the message with that nonce is decided.
+    """
 
     id: str
     to: int
     message: str
+    client: int
+    generation: int
+    nonce: str
+    check: str
 
 
 class ClaimDirect(Change, frozen=True, tag="claim-direct"):
@@ -291,7 +294,7 @@ class FinishDirect(Change, frozen=True, tag="finish-direct"):
 
 
 class WithdrawDirect(Change, frozen=True, tag="withdraw-direct"):
-    """The sender waits no longer; refused if it is claimed."""
+    """The sender waits no longer; refused if it is claimed, or its fate is decided."""
 
     id: str
 
@@ -390,11 +393,11 @@ class DirectSent(_Event, frozen=True, tag="direct"):
 
 
 class DirectDone(_Event, frozen=True, tag="direct-done"):
-    """What became of a private message, for *node*, which has sent it."""
+    """What became of a private message, for *node*, which has sent it; see `DirectFate`."""
 
     id: str
     node: str
-    delivered: bool
+    fate: str
 
 
 class NodeJoined(_Event, frozen=True, tag="node-joined"):
@@ -443,6 +446,17 @@ def read_event(packed: bytes) -> Fed | None:
         return _EVENTS.decode(packed)
     except msgspec.MsgspecError:
         return None
+
+
+def read_direct(id_: str, to: int, message: str) -> DirectReceived | None:
+    """Return the event for the private message of a `SendDirect`; None for one that is not ours."""
+    try:
+        return DirectReceived(id_, to, _DIRECTED.decode(message))
+    except msgspec.MsgspecError:
+        return None
+
+
+_DIRECTED = msgspec.json.Decoder(Directed)
 
 
 class _Entry(msgspec.Struct, frozen=True):

@@ -18,8 +18,8 @@
 --
 -- Functions are atomic, but not transactional: each change validates before it writes.
 --
--- Follows library.lua in one library, and uses from it: is_fenced, load_nonces, remember_nonces,
--- forget_nonces.
+-- Follows library.lua in one library, and uses from it: is_fenced, nonces_key, load_nonces,
+-- remember_nonces, forget_nonces.
 
 do
     local PREFIX = 'multichat:'
@@ -37,7 +37,8 @@ do
     local ACCOUNT_KEYS = PREFIX .. 'accounts:keys'
     local TOPICS = PREFIX .. 'topics'
     local BANS = PREFIX .. 'bans'                -- target → {number, ban}
-    local DIRECTS = PREFIX .. 'directs'          -- private messages under way to other nodes
+    local DIRECTS = PREFIX .. 'directs'          -- id → {from, run, claimed, client, nonce, check}
+    local DIRECT_NONCES = PREFIX .. 'directs:nonces'  -- `CLIENT NONCE` → id, of those in `directs`
     local SESSIONS = PREFIX .. 'sessions'        -- digest → {client, generation, record}
     local LEFT = PREFIX .. 'sessions:left'       -- digests of sessions away, by when they left
     local LOG, COUNT = PREFIX .. 'directory:log', PREFIX .. 'directory:count'
@@ -514,13 +515,6 @@ do
         return {'ok'}
     end
 
-    -- Remember the nonce of a private message, which has no id.
-    changes.nonce = function(context, client, nonce, check)
-        local failed = remember_nonces(
-            text(client), {nonce}, {check .. ' - 0 '}, context.settings.nonces)
-        return failed and {'refused', 'error', failed.err} or {'ok'}
-    end
-
     -- Remove the clients of this node that are not listed, after a reconnect.
     function changes.retain(context, clients)
         local wanted = {}
@@ -641,20 +635,80 @@ do
     end
 
     -- Private messages: the recipient's node claims one, delivers it, and says how that went.
+    --
+    -- While one is under way its nonce leads to it, so that its sender, who has resumed on another
+    -- node and sends it again, waits for the same message.  Afterwards the nonce is among those of
+    -- the client's other messages, with 0 for its number, or 1 if it may have been delivered; it is
+    -- not if the message was certainly not delivered: then it may be sent again.
 
-    local function finish_direct(id, direct, delivered)
-        call('HDEL', DIRECTS, id)
-        emit('', 'direct-done', id, direct.from, delivered)
+    local function nonce_of(client, nonce)
+        return text(client) .. ' ' .. nonce
     end
 
-    function changes.direct(context, id, to, message)
+    local function settle_direct(settings, id, direct, fate)
+        if direct.nonce ~= '' then
+            if fate ~= 'not-delivered' then
+                local value = direct.check .. (fate == 'delivered' and ' - 0 ' or ' - 1 ')
+                remember_nonces(text(direct.client), {direct.nonce}, {value}, settings.nonces)
+            end
+            call('HDEL', DIRECT_NONCES, nonce_of(direct.client, direct.nonce))
+        end
+        call('HDEL', DIRECTS, id)
+    end
+
+    local function finish_direct(settings, id, direct, fate)
+        settle_direct(settings, id, direct, fate)
+        emit('', 'direct-done', id, direct.from, fate)
+    end
+
+    -- What is known of a nonce whose message is not under way: nothing if it is new.
+    local function known_direct(client, nonce, check)
+        local value = call('HGET', nonces_key(text(client)), nonce)
+        if value then
+            local known, epoch, number = value:match('^(%S+) (%S+) (%d+)')
+            if epoch ~= '-' or (known ~= '-' and known ~= check) then
+                return {'refused', 'nonce-reused'}
+            end
+            return {'refused', number == '1' and 'unknown' or 'delivered'}
+        end
+    end
+
+    function changes.direct(context, id, to, message, client, generation, nonce, check)
+        if is_fenced(client, generation) then
+            return FENCED
+        end
+        if nonce ~= '' then
+            local first = call('HGET', DIRECT_NONCES, nonce_of(client, nonce))
+            local direct = first and load(DIRECTS, first)
+            if direct then
+                if direct.check ~= check then
+                    return {'refused', 'nonce-reused'}
+                end
+                direct.from = context.node
+                save(DIRECTS, first, direct)
+                return {'ok', first, false}
+            end
+            local known = known_direct(client, nonce, check)
+            if known then
+                return known
+            end
+        end
         local entry = load(CLIENTS, text(to))
         if entry == nil then
             return {'refused', 'unknown-client'}
         end
-        save(DIRECTS, id, {from = context.node, run = entry.run, claimed = false})
-        emit(context.node, 'direct', id, to, entry.node, message)
-        return {'ok'}
+        local is_here = entry.run == context.run
+        save(DIRECTS, id, {
+            from = context.node, run = entry.run, claimed = is_here,
+            client = client, nonce = nonce, check = check,
+        })
+        if nonce ~= '' then
+            call('HSET', DIRECT_NONCES, nonce_of(client, nonce), id)
+        end
+        if not is_here then
+            emit(context.node, 'direct', id, to, entry.node, message)
+        end
+        return {'ok', id, is_here}
     end
 
     changes['claim-direct'] = function(context, id)
@@ -670,7 +724,8 @@ do
     changes['finish-direct'] = function(context, id, delivered)
         local direct = load(DIRECTS, id)
         if direct and direct.run == context.run then
-            finish_direct(id, direct, delivered)
+            finish_direct(
+                context.settings, id, direct, delivered and 'delivered' or 'not-delivered')
         end
         return {'ok'}
     end
@@ -678,16 +733,20 @@ do
     -- The sender waits no longer: it is not delivered, unless it is claimed already.
     changes['withdraw-direct'] = function(context, id)
         local direct = load(DIRECTS, id)
-        if direct and direct.claimed then
+        if direct == nil then
+            return {'refused', 'settled'}
+        end
+        if direct.claimed or direct.from ~= context.node then
             return {'refused', 'claimed'}
         end
-        call('HDEL', DIRECTS, id)
+        settle_direct(context.settings, id, direct, 'not-delivered')
         return {'ok'}
     end
 
     -- Nodes ------------------------------------------------------------------------------------
 
-    local function expire(node, run)
+    -- End a run.  What it has claimed may have been delivered.
+    local function expire(node, run, settings)
         call('HDEL', NODES, node)
         call('SET', PREFIX .. 'fenced:' .. run, 1, 'EX', FENCED_SECONDS)
         call('SADD', RUNS, run)
@@ -697,7 +756,9 @@ do
         for index = 1, #directs, 2 do
             local direct = unpacked(directs[index + 1])
             if direct.run == run then
-                finish_direct(directs[index], direct, false)
+                finish_direct(
+                    settings, directs[index], direct,
+                    direct.claimed and 'unknown' or 'not-delivered')
             end
         end
     end
@@ -748,7 +809,7 @@ do
                 if call('EXISTS', lease_of(node)) == 1 then
                     return redis.error_reply('INUSE another node runs under this name')
                 end
-                expire(node, known)
+                expire(node, known, settings)
             end
             call('HSET', NODES, node, run)
             call('SET', lease_of(node), run, 'PX', settings.lease)
@@ -786,7 +847,7 @@ do
                     if was_away then
                         call('SET', lease_of(nodes[index]), nodes[index + 1], 'PX', settings.lease)
                     else
-                        expire(nodes[index], nodes[index + 1])
+                        expire(nodes[index], nodes[index + 1], settings)
                     end
                 end
             end
@@ -803,7 +864,7 @@ do
         callback = function(keys, args)
             local node, run, settings = args[1], args[2], unpacked(args[3])
             if call('HGET', NODES, node) == run then
-                expire(node, run)
+                expire(node, run, settings)
                 call('DEL', lease_of(node))
             end
             return sweep(settings, MAX_REMOVED, args[4]) and 1 or 0

@@ -20,16 +20,15 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any, TypeAlias
 
-import msgspec
 import trio
 
+from multichat.backend.base import DirectFate
 from multichat.backend.events import ClientRecord, DirectReceived, Event, NodeFenced, Replaced
-from multichat.cluster.batches import Batch, Batches
+from multichat.cluster.batches import Batch, Batches, Dropped
 from multichat.cluster.changes import (
     Announce,
     Change,
     ClaimDirect,
-    FinishDirect,
     ForgetSession,
     Gone,
     PutBan,
@@ -41,27 +40,28 @@ from multichat.cluster.changes import (
     Settings,
     TakeNumbers,
     TakeSession,
-    WithdrawDirect,
     pack,
     read_event,
     read_results,
     read_snapshot,
 )
+from multichat.cluster.directs import Directs
 from multichat.cluster.errors import (
     EngineAway,
     EngineBusy,
     EngineRefused,
     FateUnknown,
     NotOurs,
+    PerhapsMade,
+    Rejected,
     reading_answer,
 )
 from multichat.cluster.link import Link, Request
 from multichat.cluster.replica import DirectAnswered, Replica, Update
 from multichat.errors import StorageFailed
-from multichat.journal.base import PendingWrite
-from multichat.protocol.messages import Directed
+from multichat.protocol.messages import Directed, Nonce
 
-__all__ = ["CHANNEL", "Directory", "DirectoryConfig", "NodeInUse", "Rejected"]
+__all__ = ["CHANNEL", "Directory", "DirectoryConfig", "NodeInUse"]
 
 CHANNEL = b"multichat:directory"
 
@@ -92,14 +92,6 @@ class DirectoryConfig:
     follow_seconds: float = 15.0
 
 
-class Rejected(Exception):
-    """The directory has refused a change: *code*, and *detail* that depends on it."""
-
-    def __init__(self, code: str, detail: Sequence[Any] = ()) -> None:
-        super().__init__(code)
-        self.code, self.detail = code, detail
-
-
 class NodeInUse(Exception):
     """Another node runs under the same name."""
 
@@ -107,25 +99,25 @@ class NodeInUse(Exception):
 class _Decision:
     """The result of a change that somebody waits for."""
 
-    __slots__ = ("_done", "_failure", "_result")
+    __slots__ = ("_done", "_failure", "_is_sent", "_result")
 
     def __init__(self) -> None:
         self._done = trio.Event()
         self._result: Sequence[Any] = ()
-        self._failure = ""
+        self._failure, self._is_sent = "", False
 
     def resolve(self, result: Sequence[Any]) -> None:
         self._result = result
         self._done.set()
 
-    def fail(self, reason: str) -> None:
-        self._failure = reason
+    def fail(self, reason: str, *, is_sent: bool) -> None:
+        self._failure, self._is_sent = reason, is_sent
         self._done.set()
 
     async def wait(self) -> Sequence[Any]:
         await self._done.wait()
         if self._failure:
-            raise StorageFailed(self._failure)
+            raise (PerhapsMade if self._is_sent else StorageFailed)(self._failure)
         if self._result[0] == "ok":
             return self._result[1:]
         code, rest = str(self._result[1]), self._result[2:]
@@ -134,18 +126,8 @@ class _Decision:
         raise Rejected(code, rest)
 
 
-_Waiting: TypeAlias = _Decision | PendingWrite | DirectReceived
+_Waiting: TypeAlias = _Decision | DirectReceived
 """Who waits for a result; a private message waits until it may be delivered."""
-
-
-class _Direct:
-    """A private message under way to another node."""
-
-    __slots__ = ("delivered", "done")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.delivered = False
 
 
 class Directory:
@@ -173,8 +155,11 @@ class Directory:
         self._load_lock = trio.Lock()
         self._block = 1
         self._highest = 0
-        self._directs: dict[str, _Direct] = {}
-        self._last_direct = 0
+        self._directs = Directs(
+            self,
+            wait_seconds=config.direct_seconds,
+            claimed_seconds=config.settings.lease / 1000,
+        )
         self._away = ""
         self._owes_whole = False  # some reports were refused
         self.refused = ""  # why the engine takes nothing just now
@@ -196,10 +181,8 @@ class Directory:
     def _hear(self, updates: Sequence[Update]) -> None:
         for update in updates:
             match update:
-                case DirectAnswered(id=id_, delivered=delivered):
-                    if (direct := self._directs.get(id_)) is not None:
-                        direct.delivered = delivered
-                        direct.done.set()
+                case DirectAnswered(id=id_, fate=fate):
+                    self._directs.settled(id_, fate)
                 case DirectReceived():
                     self._add(ClaimDirect(update.request), update)
                 case Replaced():
@@ -222,7 +205,8 @@ class Directory:
     async def decide(self, change: Change) -> Sequence[Any]:
         """Ask for *change*, and return the result.
 
-        Raises `Rejected`, or `StorageFailed` if the engine is away: then it may still be made.
+        Raises `Rejected`, or `StorageFailed` if the engine is away; `PerhapsMade` if it may be
+        made all the same.
         """
         if self._away:
             raise StorageFailed(self._away)
@@ -251,15 +235,6 @@ class Directory:
         if (session := self._sessions.pop(digest, None)) is not None:
             self._add(ForgetSession(digest, session.client, session.generation))
 
-    def store(self, change: Change) -> PendingWrite:
-        """Ask for *change*; the result fails if it is not made, or that is not known."""
-        pending = PendingWrite()
-        if self._away:
-            pending.resolve(self._away)
-        else:
-            self._add(change, pending)
-        return pending
-
     def _add(self, change: Change, waiting: _Waiting | None = None) -> None:
         self._batches.add(change, waiting)
         self._flush()
@@ -281,32 +256,17 @@ class Directory:
             self._highest = max(self._highest, number)
             return number
 
-    async def send_direct(self, to: int, message: Directed) -> bool:
-        """Send a private message to a client on another node; see `Backend.send_direct`."""
-        self._last_direct += 1
-        id_ = f"{self.run}-{self._last_direct}"
-        direct = self._directs[id_] = _Direct()
-        try:
-            text = msgspec.json.encode(message).decode()
-            try:
-                await self.decide(SendDirect(id_, to, text))
-            except Rejected:  # it has gone
-                return False
-            with trio.move_on_after(self._config.direct_seconds):
-                await direct.done.wait()
-                return direct.delivered
-            try:
-                await self.decide(WithdrawDirect(id_))
-            except Rejected:  # it is about to be delivered, or its node is frozen
-                with trio.move_on_after(self._config.settings.lease / 1000):
-                    await direct.done.wait()
-            return direct.delivered
-        finally:
-            del self._directs[id_]
+    async def send_direct(
+        self, to: int, message: Directed, *, generation: int, nonce: Nonce | None, check: bytes
+    ) -> DirectFate:
+        """Send a private message; see `Backend.send_direct`."""
+        return await self._directs.send(
+            to, message, generation=generation, nonce=nonce, check=check
+        )
 
     def answer_direct(self, id_: str, *, delivered: bool) -> None:
         """Answer a private message that came to this node."""
-        self._add(FinishDirect(id_, delivered))
+        self._directs.answer(id_, delivered=delivered)
 
     async def wait_sent(self) -> None:
         """Wait until the engine has answered everything that was asked for."""
@@ -385,12 +345,13 @@ class Directory:
         self.replica.echoes = self.replica.echoes or self._batches.is_in_flight
         self._fail(self._batches.leave(), reason)
 
-    def _fail(self, waiting: Sequence[_Waiting], reason: str) -> None:
-        for each in waiting:
-            if isinstance(each, _Decision):
-                each.fail(reason)
-            elif isinstance(each, PendingWrite):
-                each.resolve(reason)
+    def _fail(self, dropped: Dropped[_Waiting], reason: str) -> None:
+        for waiting, is_sent in (dropped.sent, True), (dropped.unsent, False):
+            for each in waiting:
+                if isinstance(each, _Decision):
+                    each.fail(reason, is_sent=is_sent)
+                else:  # whether it is claimed is not known here: its sender learns that it is not
+                    self.answer_direct(each.request, delivered=False)
 
     async def serve(self, link: Link) -> None:
         """Send what this node asks for, and renew its lease, until *link* has ended."""
@@ -457,14 +418,16 @@ class Directory:
     async def _wait_refused(self, error: EngineRefused) -> None:
         """Wait while the engine takes nothing, as when its memory is full, and then repeat all."""
         self.refused = str(error)
-        self._fail(self._batches.drop_waiting(), self.refused)
+        is_full = error.code == "OOM"
+        self._fail(self._batches.drop_waiting(also_sent=not is_full), self.refused)
         link, self._link = self._link, None  # nothing is sent meanwhile
         while self._awaited:  # they were refused, too
             _, request = self._awaited.popleft()
             with suppress(EngineRefused):
                 await request.reply()
-        if error.code == "OOM" and link is not None:
-            await self._relieve(link)
+        if is_full and link is not None:
+            await self._relieve(link)  # which says what is not made, or was before
+            self._fail(self._batches.drop_waiting(), self.refused)
         await trio.sleep(_REFUSED_SECONDS)
         self._link = link
         self._batches.repeat()
@@ -482,6 +445,7 @@ class Directory:
             except EngineRefused:
                 self._batches.not_sent(batch)
                 break
+            results = [[*each[:2], self.refused] if _is_full(each) else each for each in results]
             if (answered := self._batches.answered(batch)) is not None:
                 self._answered(answered, results)
             for (change, _), result in zip(batch.changes, results, strict=True):
@@ -496,6 +460,8 @@ class Directory:
     def _answered(self, batch: Batch[_Waiting], results: list[list[Any]]) -> None:
         for (change, waiting), result in zip(batch.changes, results, strict=True):
             is_done = result[0] == "ok"
+            if is_done and isinstance(change, SendDirect):
+                self._directs.sent(change, result)
             if isinstance(waiting, _Decision):
                 if is_done and isinstance(change, TakeSession):  # from now on it is ours
                     client, generation, record = result[1:4]
@@ -503,8 +469,6 @@ class Directory:
                         change.digest, client, generation, record, connected=True
                     )
                 waiting.resolve(result)
-            elif isinstance(waiting, PendingWrite):
-                waiting.resolve("" if is_done else str(result[-1]))
             elif isinstance(waiting, DirectReceived):
                 if is_done:
                     self.tell(waiting)
@@ -590,6 +554,11 @@ class Directory:
 
     async def _call(self, link: Link, function: str, *arguments: str | bytes | int) -> Any:
         return await link.call("FCALL", function, 0, self.node, self.run, *arguments)
+
+
+def _is_full(result: Sequence[Any]) -> bool:
+    """Return whether the engine refused a change because its memory is full."""
+    return result[1:2] == ["error"] and str(result[-1]).startswith("OOM ")
 
 
 def _new_run() -> str:

@@ -3,13 +3,13 @@
 Text that came from the engine is cleaned and shortened before it is part of a message.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
-from multichat.errors import MultichatError
+from multichat.errors import MultichatError, StorageFailed
 from multichat.protocol.framing import clean
 
 __all__ = [
@@ -20,6 +20,8 @@ __all__ = [
     "EngineUnavailable",
     "FateUnknown",
     "NotOurs",
+    "PerhapsMade",
+    "Rejected",
     "reading_answer",
     "shorten",
 ]
@@ -97,6 +99,18 @@ def reading_answer() -> Iterator[None]:
         yield
     except (AttributeError, LookupError, TypeError, ValueError, msgspec.MsgspecError) as error:
         raise NotOurs(str(error)) from None
+
+
+class PerhapsMade(StorageFailed):
+    """Nobody waits any longer for a change that was sent: it is made, or may still be."""
+
+
+class Rejected(Exception):
+    """The directory has refused a change: *code*, and *detail* that depends on it."""
+
+    def __init__(self, code: str, detail: Sequence[Any] = ()) -> None:
+        super().__init__(code)
+        self.code, self.detail = code, detail
 
 
 class BadReply(MultichatError):

@@ -17,6 +17,7 @@
 --   oldest              sorted set: rooms with messages, by the time of the oldest in ms
 --   empty               sorted set: rooms whose messages are deleted, by when that was noticed in ms
 --   nonces:CLIENT       hash: nonce -> `CHECK EPOCH NUMBER ROOM`; `-` for an unknown check or epoch
+--                       A private message has no epoch; its number is 1 if its fate is unknown.
 --   nonce_order:CLIENT  list: its nonces, the oldest first
 -- Channels: room:ROOM gets packets, each after a line with its length in bytes; of a large one only
 -- the first line.  It also gets `trimmed FIRST`.

@@ -12,10 +12,7 @@ Invariants:
 """
 
 from collections.abc import Container, Iterator
-from contextlib import suppress
 from typing import NamedTuple, TypeAlias
-
-import msgspec
 
 from multichat.backend.events import (
     AccountChanged,
@@ -26,7 +23,6 @@ from multichat.backend.events import (
     ClientGone,
     ClientPut,
     ClientRecord,
-    DirectReceived,
     DisconnectAsked,
     Event,
     NameLost,
@@ -51,8 +47,8 @@ from multichat.cluster.changes import (
     Taken,
     TopicSet,
     Unbanned,
+    read_direct,
 )
-from multichat.protocol.messages import Directed
 
 __all__ = ["DirectAnswered", "Replica", "Update"]
 
@@ -61,10 +57,10 @@ _LOST = "connection lost"
 
 
 class DirectAnswered(NamedTuple):
-    """A private message of this node, with that *id*, was delivered or was not."""
+    """The fate of a private message of this node, with that *id*; see `DirectFate`."""
 
     id: str
-    delivered: bool
+    fate: str
 
 
 Update: TypeAlias = Event | DirectAnswered
@@ -213,9 +209,9 @@ class Replica:
                 if not is_ours:
                     yield Announced(text)
             case DirectSent(id=id_, to=to, node=node, message=message):
+                received = read_direct(id_, to, message) if node == self.node else None
+                if received is not None:
+                    yield received
+            case DirectDone(id=id_, node=node, fate=fate):
                 if node == self.node:
-                    with suppress(msgspec.MsgspecError):  # of a newer version: not delivered
-                        yield DirectReceived(id_, to, msgspec.json.decode(message, type=Directed))
-            case DirectDone(id=id_, node=node, delivered=delivered):
-                if node == self.node:
-                    yield DirectAnswered(id_, delivered)
+                    yield DirectAnswered(id_, fate)

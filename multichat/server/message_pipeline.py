@@ -11,7 +11,9 @@ from contextlib import suppress
 
 import msgspec
 
+from multichat.backend.base import DirectFate
 from multichat.errors import (
+    DeliveryUnknown,
     LoginRequired,
     NobodyThere,
     NonceReused,
@@ -181,11 +183,15 @@ class MessagePipeline:
                 raise Rejected
             text = result.text
         message = Directed(timestamp=utc_now(), client=client.number, name=client.name, text=text)
-        if isinstance(recipient, Client):
+        if isinstance(recipient, Client) and not (nonce is not None and registry.is_shared):
             await tell(recipient, message, self._config)
             recipient.last_sender = client.number
-        elif not await registry.send_elsewhere(recipient, message):
-            raise NotDelivered(recipient.name)
+        else:
+            fate = await registry.send_direct(client, recipient, message, nonce, check)
+            if fate is DirectFate.UNKNOWN:
+                raise DeliveryUnknown(recipient.name)
+            if fate is DirectFate.NOT_DELIVERED:
+                raise NotDelivered(recipient.name)
         if nonce is None:
             return
         if client.stored_session is not None:

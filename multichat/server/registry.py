@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import trio
 
-from multichat.backend.base import Backend
+from multichat.backend.base import Backend, DirectFate
 from multichat.backend.events import ClientRecord
 from multichat.errors import (
     InvalidName,
@@ -502,13 +502,21 @@ class Registry:
             while len(refused) > self._config.max_rooms_per_client:
                 del refused[next(iter(refused))]
 
-    async def send_elsewhere(self, to: RemoteClient, message: Directed) -> bool:
-        """Send *message* to a client on another node; return whether it was delivered.
-
-        Raises `StorageFailed`.
-        """
+    async def send_direct(
+        self,
+        sender: Client,
+        to: Client | RemoteClient,
+        message: Directed,
+        nonce: Nonce | None,
+        check: bytes,
+    ) -> DirectFate:
+        """Send *message* of *sender* to a client on any node; see `Backend.send_direct`."""
         self.claims.check_available()
-        return await self._backend.send_direct(to.number, message)
+        if sender.stored_session is None:  # it cannot be sent again
+            nonce = None
+        return await self._backend.send_direct(
+            to.number, message, generation=sender.generation, nonce=nonce, check=check
+        )
 
     async def broadcast(self, text: str) -> Receipt:
         """Send *text* to every client, in one of its rooms, as the server; see `Room.notify`."""

@@ -498,9 +498,11 @@ class SessionStore:
         """Note that *session* has sent a private message with *nonce*.
 
         Returns when the journal has stored that.  Raises `StorageFailed`: then the nonce is
-        known for as long as the session is in memory.
+        known for as long as the session is in memory.  A shared backend has stored it already.
         """
-        pending = self._backend.save_nonce(session.client, nonce, check)
+        pending = None
+        if not self._backend.is_shared:
+            pending = self._backend.save_nonce(session.client, nonce, check)
         submission = Submission(checks=check, pending=pending)
         self.remember(session, (nonce,), submission)
         if pending is not None:

@@ -6,8 +6,8 @@ from typing import TypeVar
 
 import trio
 
-from multichat.backend.base import Claim
-from multichat.backend.events import ClientRecord, Event
+from multichat.backend.base import Claim, DirectFate
+from multichat.backend.events import ClientRecord, DirectReceived, Event
 from multichat.cluster.address import ClusterAddress
 from multichat.cluster.backend import ClusterConfig, ValkeyBackend
 from multichat.cluster.changes import Settings
@@ -15,6 +15,7 @@ from multichat.cluster.connection import ConnectionConfig
 from multichat.cluster.directory import DirectoryConfig
 from multichat.cluster.link import EngineTimeouts
 from multichat.log import Log
+from multichat.protocol.messages import Directed, Nonce
 from tests.cluster.engine import Engine
 from tests.support.processes import WAIT_SECONDS
 
@@ -81,6 +82,22 @@ class Node:
         await self.backend.claim(
             Claim(client=client, generation=generation, name=name, **options)  # type: ignore[arg-type]
         )
+
+    async def said_to_itself(self, client: int, nonce: Nonce, check: bytes) -> None:
+        """Let *client* send itself a private message, which is delivered."""
+        message = Directed(client=client, name="", text="to do")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.answer_direct)
+            fate = await self.backend.send_direct(
+                client, message, generation=1, nonce=nonce, check=check
+            )
+        assert fate is DirectFate.DELIVERED
+
+    async def answer_direct(self, delivered: bool = True) -> DirectReceived:
+        """Wait for a private message, and answer it."""
+        received = await self.wait_for(DirectReceived)
+        self.backend.answer_direct(received, delivered=delivered)
+        return received
 
     def put(self, client: int, generation: int = 1, **fields: str) -> ClientRecord:
         fields = {"origin": f"of {client}", **fields}

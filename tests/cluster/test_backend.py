@@ -16,7 +16,6 @@ from multichat.backend.events import (
     BanRemoved,
     ClientGone,
     ClientPut,
-    DirectReceived,
     DisconnectAsked,
     NameLost,
     NodeFenced,
@@ -28,7 +27,6 @@ from multichat.cluster.directory import CHANNEL, Directory, DirectoryConfig
 from multichat.cluster.library import load_command
 from multichat.errors import JournalFailed, NameTaken, StorageFailed, lone_exception
 from multichat.journal.base import AccountRecord, SavedNonce, SavedSession, SessionRecord
-from multichat.protocol.messages import Directed
 from tests.support.processes import WAIT_SECONDS
 
 from .engine import Engine, EngineConfig, EngineError, Engines
@@ -175,9 +173,7 @@ async def test_a_session_is_resumed_on_another_node_and_replaced_on_the_first(
         await a.claim(1, "alice")
         a.put(1, name="alice")
         a.backend.save_session(_SESSION, connected=True)
-        nonce = a.backend.save_nonce(1, "seven", b"\0\1\2\3")
-        assert nonce is not None
-        await nonce.wait()
+        await a.said_to_itself(1, "seven", b"\0\1\2\3")
         await b.wait_for(ClientPut)
         found = await b.backend.session(_SESSION.digest)
         assert found is not None
@@ -239,41 +235,6 @@ async def test_a_kick_reaches_the_node_of_the_client(engine: Engine) -> None:
         await b.wait_for(ClientPut)
         b.backend.disconnect(1, "kicked", "enough")
         assert await a.wait_for(DisconnectAsked) == DisconnectAsked(1, "kicked", "enough")
-
-
-@pytest.mark.parametrize("delivered", [True, False])
-async def test_a_private_message_is_delivered_on_another_node_or_not(
-    engine: Engine, delivered: bool
-) -> None:
-    message = Directed(client=1, name="alice", text="hello")
-
-    async def answer(node: Node) -> None:
-        received = await node.wait_for(DirectReceived)
-        assert (received.to, received.message) == (2, message)
-        node.backend.answer_direct(received, delivered=delivered)
-
-    async with (
-        run_node(cluster_config(engine, "a")) as a,
-        run_node(cluster_config(engine, "b")) as b,
-        trio.open_nursery() as nursery,
-    ):
-        b.put(2)
-        await a.wait_for(ClientPut)
-        nursery.start_soon(answer, b)
-        assert await a.backend.send_direct(2, message) is delivered
-        assert await a.backend.send_direct(9, message) is False
-
-
-async def test_a_private_message_that_nobody_answers_is_not_delivered(engine: Engine) -> None:
-    message = Directed(client=1, name="alice", text="hello")
-    async with (
-        run_node(cluster_config(engine, "a", direct=0.1, lease=0.5, renew=0.1)) as a,
-        run_node(cluster_config(engine, "b", lease=0.5, renew=0.1)) as b,
-    ):
-        b.put(2)
-        await a.wait_for(ClientPut)
-        assert await a.backend.send_direct(2, message) is False
-        assert await engine.call("HLEN", "multichat:directs") == 1  # claimed, and never answered
 
 
 async def test_a_node_that_ends_tells_the_others_at_once(engine: Engine) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multichat.backend.events import ClientRecord
-from multichat.cluster.batches import MAX_IN_FLIGHT, Batches
+from multichat.cluster.batches import MAX_IN_FLIGHT, Batches, Dropped
 from multichat.cluster.changes import (
     Announce,
     Change,
@@ -81,7 +81,7 @@ def test_while_the_engine_is_away_only_what_has_ended_is_kept() -> None:
     assert _taken(batches) == [[Announce("in flight")]]
     batches.add(Announce("waiting"), "b")
     batches.add(_PUT)
-    assert batches.leave() == ["a", "b"]
+    assert batches.leave() == Dropped(["a"], ["b"])
     gone, left = Gone(2, 1, "", -1), SaveSession("d", 2, 1, "", False)
     for change in (_PUT, gone, SaveSession("e", 1, 1, "", True), left):
         batches.add(change)
@@ -98,7 +98,7 @@ def test_another_run_begins_with_nothing() -> None:
     batches.add(Announce("in flight"), "a")
     batches.take()
     batches.add(Announce("waiting"), "b")
-    assert batches.begin() == ["a", "b"]
+    assert batches.begin() == Dropped(["a"], ["b"])
     assert len(batches) == 0
     batches.add(Announce("new"))
     batch = batches.take()

@@ -13,14 +13,10 @@ from multichat.cluster.changes import (
     Announce,
     Announcement,
     Banned,
-    ClaimDirect,
     ClientLeft,
-    DirectDone,
-    DirectSent,
     Disconnect,
     DisconnectClient,
     DropBan,
-    FinishDirect,
     ForgetSession,
     Lost,
     NodeJoined,
@@ -29,8 +25,6 @@ from multichat.cluster.changes import (
     PutBan,
     PutClient,
     RetainClients,
-    SaveNonce,
-    SendDirect,
     Settings,
     SetTopic,
     StoreAccount,
@@ -38,7 +32,6 @@ from multichat.cluster.changes import (
     TakeNumbers,
     TopicSet,
     Unbanned,
-    WithdrawDirect,
     pack,
 )
 from multichat.cluster.library import library_text
@@ -364,15 +357,6 @@ async def test_sessions_end_after_their_time_and_are_limited(join: Join) -> None
     assert await b.engine.call("HLEN", "multichat:generations") == 2
 
 
-async def test_the_nonces_of_private_messages_come_with_the_session(join: Join) -> None:
-    a, b = await join("a"), await join("b")
-    await a.put(1)
-    await a.save_session(1, "token")
-    assert await a.one(SaveNonce(1, "7", "0a0b0c0d")) == ["ok"]
-    assert (await b.take_session("token"))[4] == ["7", "0a0b0c0d - 0 "]
-    assert (await b.session("token"))[4] == ["7", "0a0b0c0d - 0 "]
-
-
 # Accounts -----------------------------------------------------------------------------------------
 
 
@@ -511,44 +495,6 @@ async def test_a_kick_reaches_the_client_on_its_node_and_ends_its_session(join: 
     assert (await a.events())[-1].event == Disconnect(1, "a", "kicked", "enough")
     assert await b.session("token") == _NO_SESSION
     assert await a.gone(1, reason="kicked") == ["ok"]
-
-
-async def test_a_private_message_is_claimed_and_delivered_once(join: Join) -> None:
-    a, b = await join("a"), await join("b")
-    assert await a.one(SendDirect("x", 2, "hello")) == ["refused", "unknown-client"]
-    await b.put(2)
-    assert await a.one(SendDirect("x", 2, "hello")) == ["ok"]
-    assert (await b.events())[-1].event == DirectSent("x", 2, "b", "hello")
-    assert await a.one(ClaimDirect("x")) == ["refused", "withdrawn"]  # another's
-    assert await b.one(ClaimDirect("x")) == ["ok"]
-    assert await b.one(ClaimDirect("x")) == ["refused", "withdrawn"]
-    assert await a.one(WithdrawDirect("x")) == ["refused", "claimed"]
-    assert await b.one(FinishDirect("x", True)) == ["ok"]
-    assert await b.one(FinishDirect("x", True)) == ["ok"]
-    done = [each.event for each in await a.events() if isinstance(each.event, DirectDone)]
-    assert done == [DirectDone("x", "a", True)]
-
-
-async def test_a_private_message_whose_sender_waits_no_longer_is_not_delivered(
-    join: Join,
-) -> None:
-    a, b = await join("a"), await join("b")
-    await b.put(2)
-    await a.one(SendDirect("x", 2, "hello"))
-    assert await a.one(WithdrawDirect("x")) == ["ok"]
-    assert await b.one(ClaimDirect("x")) == ["refused", "withdrawn"]
-
-
-async def test_a_private_message_to_a_node_that_is_lost_is_not_delivered(join: Join) -> None:
-    a, b = await join("a"), await join("b", lease=1)
-    await b.put(2)
-    await a.change(SendDirect("x", 2, "hello"), SendDirect("y", 2, "hello"))
-    await b.one(ClaimDirect("x"))
-    await trio.sleep(0.01)
-    await a.renew()
-    done = {each.event for each in await a.events() if isinstance(each.event, DirectDone)}
-    assert done == {DirectDone("x", "a", False), DirectDone("y", "a", False)}
-    assert await a.one(SendDirect("z", 2, "hello")) == ["refused", "unknown-client"]
 
 
 # Reading ------------------------------------------------------------------------------------------

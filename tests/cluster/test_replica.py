@@ -230,14 +230,14 @@ def test_what_concerns_one_node_is_heard_only_there() -> None:
             Fed("c", Disconnect(1, node, "kicked", "enough")),
             Fed("c", Taken(2, 1, node)),
             Fed("", Lost(3, 1, "alice", True, node)),
-            Fed("c", DirectDone("x", node, True)),
+            Fed("c", DirectDone("x", node, "delivered")),
             Fed("c", DirectSent("y", 2, node, msgspec.json.encode(message).decode())),
         )
         expected: list[Update] = [
             DisconnectAsked(1, "kicked", "enough"),
             Replaced(2, 1),
             NameLost(3, 1, "alice", True),
-            DirectAnswered("x", True),
+            DirectAnswered("x", "delivered"),
             DirectReceived("y", 2, message),
         ]
         assert updates == (expected if heard else [])

@@ -10,6 +10,7 @@ from typing import Any
 
 import trio
 
+from multichat.backend.base import DirectFate
 from multichat.backend.events import BanRecord, ClientRecord
 from multichat.journal.base import AccountRecord
 from multichat.protocol.messages import Nonce, SaidBlock
@@ -20,6 +21,7 @@ __all__ = [
     "Append",
     "Appended",
     "Ask",
+    "DirectSettled",
     "Engine",
     "Fenced",
     "LogState",
@@ -73,6 +75,14 @@ class Ask:
 @dataclass(frozen=True)
 class Fenced:
     """The answer to a call of a run of a node that was taken for dead."""
+
+
+@dataclass(frozen=True)
+class DirectSettled:
+    """The *fate* of a private message of a client of this node, which the engine called *id*."""
+
+    id: str
+    fate: DirectFate
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import trio
 
-from multichat.backend.base import Backend, Claim, Entry, Fed, Proposal, RoomLog
+from multichat.backend.base import Backend, Claim, DirectFate, Entry, Fed, Proposal, RoomLog
 from multichat.backend.events import (
     AvailabilityChanged,
     BanRecord,
@@ -33,7 +33,7 @@ from multichat.journal.base import (
 )
 from multichat.protocol.messages import Directed, Nonce, SaidBlock
 
-from .engine import Append, Ask, Engine, Fenced, LogState, Stored
+from .engine import Append, Ask, DirectSettled, Engine, Fenced, LogState, Stored
 from .journal import Fate
 from .link import Call, Link, LinkFaults
 from .plan import AWAY_SECONDS
@@ -42,6 +42,9 @@ __all__ = ["SlowBackend"]
 
 # How often a node renews its lease.
 _RENEW_SECONDS = 3.0
+
+# How long a private message waits for its fate: see docs/cluster.md.
+_DIRECT_SECONDS = 15.0
 
 # How long a node follows a log that it has closed, at least.
 _LOADED_SECONDS = 10.0
@@ -91,6 +94,8 @@ class SlowBackend(Backend):
         self._loading: dict[str, list[SaidBlock]] = {}
         self._needed_at: dict[str, float] = {}
         self._send_events, self._events = trio.open_memory_channel[Event](1_000_000)
+        self._settled: dict[str, DirectFate] = {}  # of private messages, by the engine's id
+        self._something_settled = trio.Event()
         self._was_available = True
         self._is_over = False
         self._link_changed = trio.Event()
@@ -167,6 +172,8 @@ class SlowBackend(Backend):
         waiting, answer = self._waiting.pop(call.number), call.answer
         if isinstance(waiting, _Answer):
             waiting.answer = StorageFailed("fenced") if isinstance(answer, Fenced) else answer
+            if waiting.claimed is not None and answer is True:
+                self._tell(waiting.claimed)
             if isinstance(answer, LogState):
                 self._load(call.request.arguments[0], answer)
             waiting.resolve(
@@ -185,6 +192,15 @@ class SlowBackend(Backend):
     def _pushed(self, item: Any) -> None:
         if isinstance(item, Stored):
             self._put(item)
+            return
+        if isinstance(item, DirectReceived):
+            claim = self._ask("claim_direct", item.request)
+            claim.claimed = item
+            return
+        if isinstance(item, DirectSettled):
+            self._settled[item.id] = item.fate
+            self._something_settled.set()
+            self._something_settled = trio.Event()
             return
         if isinstance(item, NodeFenced):
             self._run += 1
@@ -383,9 +399,29 @@ class SlowBackend(Backend):
         """Call the engine."""
         self._ask("announce", text)
 
-    async def send_direct(self, to: int, message: Directed) -> bool:
-        """Ask the engine."""
-        return bool(await self._get("send_direct", to, message))
+    async def send_direct(
+        self,
+        to: int,
+        message: Directed,
+        *,
+        generation: int,
+        nonce: Nonce | None = None,
+        check: bytes = b"",
+    ) -> DirectFate:
+        """Ask the engine, and wait for the fate, which it pushes."""
+        try:
+            found = await self._get("send_direct", to, message, generation, nonce, check)
+        except StorageFailed:
+            if self._is_over:
+                return DirectFate.UNKNOWN
+            raise
+        if isinstance(found, DirectFate):
+            return found
+        with trio.move_on_after(_DIRECT_SECONDS):
+            while found not in self._settled:
+                await self._something_settled.wait()
+            return self._settled[found]
+        return DirectFate.UNKNOWN
 
     def answer_direct(self, received: DirectReceived, *, delivered: bool) -> None:
         """Call the engine."""
@@ -399,11 +435,12 @@ class SlowBackend(Backend):
 class _Answer(PendingWrite):
     """The answer to an `Ask`, once it came."""
 
-    __slots__ = ("answer",)
+    __slots__ = ("answer", "claimed")
 
     def __init__(self) -> None:
         super().__init__()
         self.answer: Any = None
+        self.claimed: DirectReceived | None = None  # it is delivered if the answer is True
 
     async def get(self) -> Any:
         """Return the answer; raises it if it is an error."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 import msgspec
 import trio
 
-from multichat.backend.base import Backend, Claim, Entry, Fed, Lost, Proposal, RoomLog
+from multichat.backend.base import Backend, Claim, DirectFate, Entry, Fed, Lost, Proposal, RoomLog
 from multichat.backend.events import (
     AccountChanged,
     Announced,
@@ -303,10 +303,6 @@ class HubBackend(Backend):
     def forget_session(self, digest: bytes) -> None:
         self._hub.sessions.pop(digest, None)
 
-    def save_nonce(self, client: int, nonce: Nonce, check: bytes) -> PendingWrite | None:
-        self._hub.nonces[client][nonce] = SavedNonce(nonce, "", 0, "", check)
-        return None
-
     def _saved(self, digest: bytes) -> SavedSession | None:
         record = self._hub.sessions.get(digest)
         if record is None:
@@ -387,11 +383,25 @@ class HubBackend(Backend):
     def announce(self, text: str) -> None:
         self._hub.tell(Announced(text), but=self.name)
 
-    async def send_direct(self, to: int, message: Directed) -> bool:
+    async def send_direct(
+        self,
+        to: int,
+        message: Directed,
+        *,
+        generation: int,
+        nonce: Nonce | None = None,
+        check: bytes = b"",
+    ) -> DirectFate:
         self._check()
-        held = self._hub.clients.get(to)
+        held, nonces = self._hub.clients.get(to), self._hub.nonces[message.client]
+        if self._hub.is_fenced(message.client, generation):
+            raise StorageFailed("fenced")
+        if nonce is not None and nonce in nonces:
+            return DirectFate.DELIVERED
         if held is None:
-            return False
+            return DirectFate.NOT_DELIVERED
+        if nonce is not None:
+            nonces[nonce] = SavedNonce(nonce, "", 0, "", check)
         self._hub.requests += 1
         request = f"{self.name} {self._hub.requests}"
         answered, answer = self._answers[request] = trio.Event(), []
@@ -400,7 +410,11 @@ class HubBackend(Backend):
             await answered.wait()
         del self._answers[request]
         await self._reply()
-        return answer == [True]
+        if answer == [False] and nonce is not None:
+            del nonces[nonce]
+        if answer:
+            return DirectFate.DELIVERED if answer[0] else DirectFate.NOT_DELIVERED
+        return DirectFate.UNKNOWN
 
     def answer_direct(self, received: DirectReceived, *, delivered: bool) -> None:
         node = self._hub.nodes[received.request.partition(" ")[0]]

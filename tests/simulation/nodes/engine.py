@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import trio
 
-from multichat.backend.base import Claim
+from multichat.backend.base import Claim, DirectFate
 from multichat.backend.events import (
     AccountChanged,
     Announced,
@@ -35,7 +35,7 @@ from multichat.backend.events import (
     Replaced,
     TopicChanged,
 )
-from multichat.errors import MultichatError, NameTaken
+from multichat.errors import MultichatError, NameTaken, NonceReused, StorageFailed
 from multichat.journal.base import (
     AccountRecord,
     SavedNonce,
@@ -52,6 +52,7 @@ from tests.simulation.engine import (
     Append,
     Appended,
     Ask,
+    DirectSettled,
     Engine,
     Fenced,
     LogState,
@@ -68,22 +69,19 @@ __all__ = ["SharedEngine"]
 
 _FIRST_EPOCH = 0x18BCFE56800
 
-# How often leases are looked at, and how long a private message to another node may take.
+# How often leases are looked at, and how long a private message waits for its recipient's node.
 _LOOK_SECONDS = 1.0
 _DIRECT_SECONDS = 5.0
 
 
 class _Answer(Execution):
-    """A call that was carried out, with its answer; of a private message it comes later."""
+    """A call that was carried out, with its answer."""
 
-    def __init__(self, answer: Any = None, event: trio.Event | None = None) -> None:
-        self.answer, self._event = answer, event
+    def __init__(self, answer: Any = None) -> None:
+        self.answer = answer
 
     async def wait(self) -> Any:
         """Return the answer."""
-        if self._event is not None:
-            with trio.move_on_after(_DIRECT_SECONDS):
-                await self._event.wait()
         await trio.lowlevel.checkpoint()
         return self.answer
 
@@ -130,6 +128,23 @@ class _Name:
     until: float = inf
 
 
+@dataclass(eq=False)
+class _Direct:
+    """A private message to a client of *node*; *sender* is told its *fate*, None while it is open.
+
+    It is withdrawn unless *node* claims it in time; once it is claimed, it may be delivered.
+    """
+
+    sender: _Node
+    node: _Node
+    client: int
+    nonce: Nonce | None
+    check: bytes
+    sent_at: float
+    is_claimed: bool = False
+    fate: DirectFate | None = None
+
+
 class SharedEngine(Engine):
     """The engine of a run of *plan*; records what it has stored in *history*."""
 
@@ -149,7 +164,7 @@ class SharedEngine(Engine):
         self._accounts: dict[str, AccountRecord] = {}
         self._topics: dict[str, str] = {}
         self._bans: dict[str, BanRecord] = {}
-        self._directs: dict[str, tuple[_Answer, trio.Event]] = {}
+        self._directs: list[_Direct] = []
 
     def backend(self, node: int, start: int) -> SlowBackend:
         """Return the backend of that *start* of a node."""
@@ -172,10 +187,17 @@ class SharedEngine(Engine):
                 late = trio.current_time() - node.renewed_at > LEASE_SECONDS
                 if late and not node.is_dead:
                     self._expire(node)
+            for direct in self._directs:
+                if not direct.is_claimed and now - direct.sent_at > _DIRECT_SECONDS:
+                    self._settle(direct, DirectFate.NOT_DELIVERED)
 
     def _expire(self, node: _Node) -> None:
         """Remove the clients of *node*; it is told with its next call."""
         node.is_dead = True
+        for direct in self._directs:
+            if direct.node is node:
+                claimed = DirectFate.UNKNOWN
+                self._settle(direct, claimed if direct.is_claimed else DirectFate.NOT_DELIVERED)
         for number, client in list(self._clients.items()):
             if client.node is node:
                 self._remove(number, client, "connection lost", keep_seconds=0.0, away=True)
@@ -368,10 +390,6 @@ class SharedEngine(Engine):
         if (stored := self._sessions.pop(digest, None)) is not None:
             self._nonces.pop(stored[0].client, None)
 
-    def _save_nonce(self, node: _Node, client: int, nonce: Nonce, check: bytes) -> None:
-        known = self._nonces.setdefault(client, OrderedDict())
-        known[nonce] = SavedNonce(nonce, "", 0, "", check)
-
     def _session(self, node: _Node, digest: bytes) -> SavedSession | None:
         if (stored := self._sessions.get(digest)) is None:
             return None
@@ -485,21 +503,60 @@ class SharedEngine(Engine):
     def _announce(self, node: _Node, text: str) -> None:
         self._tell_others(node, Announced(text))
 
-    def _send_direct(self, node: _Node, to: int, message: Directed) -> Execution:
+    def _send_direct(
+        self,
+        node: _Node,
+        to: int,
+        message: Directed,
+        generation: int,
+        nonce: Nonce | None,
+        check: bytes,
+    ) -> DirectFate | str:
+        """Return the fate, or the id under which it is told later."""
+        sender = self._clients.get(message.client)
+        if sender is not None and generation < sender.generation:
+            raise StorageFailed("fenced")
+        if nonce is not None:
+            for id_, direct in enumerate(self._directs):
+                is_it = (direct.client, direct.nonce) == (message.client, nonce)
+                if is_it and direct.fate is not DirectFate.NOT_DELIVERED:
+                    if direct.check != check:
+                        raise NonceReused(nonce)
+                    direct.sender = node
+                    return direct.fate or str(id_)
+            if nonce in self._nonces.get(message.client, {}):
+                raise NonceReused(nonce)
         client = self._clients.get(to)
         if client is None or client.node is None:
-            return _Answer(False)
-        request = f"{len(self._directs)}"
-        event = trio.Event()
-        answer = _Answer(False, event)
-        self._directs[request] = answer, event
-        client.node.link.push(DirectReceived(request, to, message))
-        return answer
+            return DirectFate.NOT_DELIVERED
+        id_ = len(self._directs)
+        now = trio.current_time()
+        direct = _Direct(node, client.node, message.client, nonce, check, now)
+        self._directs.append(direct)
+        client.node.link.push(DirectReceived(str(id_), to, message))
+        return str(id_)
+
+    def _claim_direct(self, node: _Node, request: str) -> bool:
+        direct = self._directs[int(request)]
+        if direct.node is not node or direct.fate is not None or direct.is_claimed:
+            return False
+        direct.is_claimed = True
+        return True
 
     def _answer_direct(self, node: _Node, request: str, delivered: bool) -> None:
-        answer, event = self._directs[request]
-        answer.answer = delivered
-        event.set()
+        direct = self._directs[int(request)]
+        if direct.node is node:
+            self._settle(direct, DirectFate.DELIVERED if delivered else DirectFate.NOT_DELIVERED)
+
+    def _settle(self, direct: _Direct, fate: DirectFate) -> None:
+        """Decide the fate of a message, unless it is decided; a delivered one keeps its nonce."""
+        if direct.fate is not None:
+            return
+        direct.fate = fate
+        if fate is DirectFate.DELIVERED and direct.nonce is not None:
+            known = self._nonces.setdefault(direct.client, OrderedDict())
+            known[direct.nonce] = SavedNonce(direct.nonce, "", 0, "", direct.check)
+        direct.sender.link.push(DirectSettled(str(self._directs.index(direct)), fate))
 
     # --- The run ----------------------------------------------------------------------------------
 

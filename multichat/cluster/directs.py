@@ -1,0 +1,145 @@
+"""Private messages that a node has under way through the engine, each delivered at most once.
+
+The engine notes a message with its nonce in the step in which it takes it; the recipient's node,
+which may be the sender's, claims it, delivers it, and reports that.
+
+Invariants:
+
+1. A nonce whose message may have been delivered is never used for another delivery, whichever node
+   its client has resumed on: who sends it again waits for the fate of the first one.
+2. What is answered as delivered or not delivered is certain.  Everything else is unknown.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+import trio
+
+from multichat.backend.base import DirectFate
+from multichat.backend.events import Event
+from multichat.cluster.changes import (
+    Change,
+    FinishDirect,
+    SendDirect,
+    WithdrawDirect,
+    read_direct,
+)
+from multichat.cluster.errors import PerhapsMade, Rejected
+from multichat.errors import NonceReused, StorageFailed
+from multichat.protocol.messages import Directed, Nonce
+
+__all__ = ["Directs"]
+
+_REPLACED = "the session was resumed on another server"
+
+_FATES = {each.value: each for each in DirectFate}
+
+
+class _Directory(Protocol):
+    """The directory of the node."""
+
+    run: str
+
+    async def decide(self, change: Change) -> Sequence[Any]: ...
+
+    def report(self, change: Change) -> None: ...
+
+    def tell(self, event: Event) -> None: ...
+
+
+class _Direct:
+    """A private message for whose *fate* somebody waits; *fate* is None until it is known."""
+
+    __slots__ = ("done", "fate")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.fate: DirectFate | None = None
+
+
+class Directs:
+    """The private messages that clients of this node send, and deliver to each other.
+
+    One waits for *wait_seconds* for its recipient's node, and once that has claimed it for
+    *claimed_seconds* more: by then that node has answered, or is taken for dead.
+    """
+
+    def __init__(
+        self, directory: _Directory, *, wait_seconds: float, claimed_seconds: float
+    ) -> None:
+        self._directory = directory
+        self._wait_seconds, self._claimed_seconds = wait_seconds, claimed_seconds
+        self._waiting: dict[str, _Direct] = {}  # by the id of the message
+        self._last = 0
+
+    async def send(
+        self, to: int, message: Directed, *, generation: int, nonce: Nonce | None, check: bytes
+    ) -> DirectFate:
+        """Send a private message; see `Backend.send_direct`."""
+        self._last += 1
+        change = SendDirect(
+            id=f"{self._directory.run}-{self._last}",
+            to=to,
+            message=msgspec.json.encode(message).decode(),
+            client=message.client,
+            generation=generation,
+            nonce="" if nonce is None else msgspec.json.encode(nonce).decode(),
+            check=check.hex() or "-",
+        )
+        direct = self._waiting[change.id] = _Direct()
+        try:
+            return await self._send(change, direct, nonce)
+        finally:
+            for id_ in [id_ for id_, each in self._waiting.items() if each is direct]:
+                del self._waiting[id_]
+
+    async def _send(self, change: SendDirect, direct: _Direct, nonce: Nonce | None) -> DirectFate:
+        try:
+            id_, *_ = await self._directory.decide(change)
+        except PerhapsMade:
+            return direct.fate or DirectFate.UNKNOWN
+        except Rejected as error:
+            if error.code == "fenced":
+                raise StorageFailed(_REPLACED) from None
+            if error.code == "nonce-reused":
+                raise NonceReused(nonce or "") from None
+            return _FATES.get(error.code, DirectFate.NOT_DELIVERED)  # else it has gone
+        with trio.move_on_after(self._wait_seconds):
+            await direct.done.wait()
+        if direct.fate is None and await self._withdraw(str(id_)):
+            return DirectFate.NOT_DELIVERED
+        if direct.fate is None:  # it is about to be delivered, or its node is frozen
+            with trio.move_on_after(self._claimed_seconds):
+                await direct.done.wait()
+        return direct.fate or DirectFate.UNKNOWN
+
+    async def _withdraw(self, id_: str) -> bool:
+        """Return whether the message, which nobody had claimed, is not delivered any more."""
+        try:
+            await self._directory.decide(WithdrawDirect(id_))
+        except (Rejected, StorageFailed):
+            return False
+        return True
+
+    def sent(self, change: SendDirect, result: Sequence[Any]) -> None:
+        """Take the *result* of a *change* that was made; in the step in which it is known.
+
+        The engine may have the message with that nonce under another id.  One for a client of this
+        node is delivered by it, as if it came from another.
+        """
+        id_, is_here = str(result[1]), bool(result[2])
+        if (direct := self._waiting.get(change.id)) is not None:
+            self._waiting[id_] = direct
+        if is_here and (received := read_direct(id_, change.to, change.message)) is not None:
+            self._directory.tell(received)
+
+    def settled(self, id_: str, fate: str) -> None:
+        """Note the *fate* of a message that this node has sent."""
+        if (direct := self._waiting.get(id_)) is not None:
+            direct.fate = _FATES.get(fate, DirectFate.UNKNOWN)
+            direct.done.set()
+
+    def answer(self, id_: str, *, delivered: bool) -> None:
+        """Report what has become of a message that this node was to deliver."""
+        self._directory.report(FinishDirect(id_, delivered))
