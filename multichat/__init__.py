@@ -95,7 +95,8 @@ if TYPE_CHECKING:
         Slow,
     )
     from multichat.server.join_hook import OnJoin
-    from multichat.server.server import Server, ServerStatistics, serve
+    from multichat.server.server import Server, serve
+    from multichat.server.statistics import Durations, ServerStatistics
     from multichat.web.config import WebConfig
 
 __all__ = [
@@ -115,6 +116,7 @@ __all__ = [
     "DeliveryUnknown",
     "Directed",
     "Disconnected",
+    "Durations",
     "EmptyText",
     "Entered",
     "Error",
@@ -210,6 +212,7 @@ _HOMES = (
     "server.join_hook",
     "server.client",
     "server.server",
+    "server.statistics",
     "web.config",
 )
 

@@ -36,6 +36,7 @@ IMPURE = ("protocol.timestamps",)
 ALLOWED = {
     "base64",
     "binascii",
+    "bisect",
     "collections",
     "collections.abc",
     "confusable_homoglyphs.categories",  # tables of Unicode

@@ -90,7 +90,9 @@ async def moderate(server: multichat.Server) -> None:
         print(error)
     assert_type(server.bans, list[multichat.Ban])
     assert_type(server.members, list[multichat.MemberInfo])
-    print(assert_type(server.statistics(), multichat.ServerStatistics))
+    statistics = assert_type(server.statistics(), multichat.ServerStatistics)
+    print(assert_type(statistics.loop_lag, multichat.Durations), statistics.disconnects["lost"])
+    print(assert_type(server.why_not_ready(), str))
 
 
 async def run_server(port: int, unix: Path) -> None:

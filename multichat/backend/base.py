@@ -33,6 +33,7 @@ import trio
 
 from multichat.backend.events import BanRecord, ClientRecord, DirectReceived, Event
 from multichat.journal.base import AccountRecord, PendingWrite, SavedSession, SessionRecord
+from multichat.net.durations import DurationRecorder
 from multichat.protocol.ids import message_id, message_number
 from multichat.protocol.messages import Directed, Nonce, SaidBlock
 
@@ -233,7 +234,8 @@ class Backend(ABC):
     "Shared" in their docstring are called.  *location* tells the operator where the data is stored;
     it is empty in memory.  *accounts*, *topics* (by room, case-folded), *bans* and *clients* (those
     on other nodes) are those that there were when `run` opened it; `receive` returns what changes
-    from then on.
+    from then on.  *journal_writes* is how long the transactions of a journal took, *round_trips*
+    how long the others' engine took for an answer; None where there is no such thing.
     """
 
     is_shared: bool = False
@@ -242,6 +244,8 @@ class Backend(ABC):
     topics: Mapping[str, str] = MappingProxyType({})
     bans: Sequence[BanRecord] = ()
     clients: Sequence[ClientRecord] = ()
+    journal_writes: DurationRecorder | None = None
+    round_trips: DurationRecorder | None = None
 
     @abstractmethod
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -259,6 +263,14 @@ class Backend(ABC):
     def available(self) -> bool:
         """Whether anything can be decided now; always True if it is not shared."""
         return True
+
+    @property
+    def fault(self) -> str:
+        """Why nothing can be decided or stored now, in a few words for everybody.
+
+        Empty if it can.  The words name no file and no address: the log does.
+        """
+        return ""
 
     # --- Rooms ------------------------------------------------------------------------------------
 

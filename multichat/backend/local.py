@@ -15,6 +15,7 @@ from multichat.journal.base import (
     SavedSession,
     SessionRecord,
 )
+from multichat.net.durations import DurationRecorder
 from multichat.protocol.messages import Nonce, SaidBlock
 
 __all__ = ["LocalBackend", "LocalLog"]
@@ -41,6 +42,16 @@ class LocalBackend(Backend):
     def topics(self) -> Mapping[str, str]:  # type: ignore[override]
         """The topics that the journal had when it was opened."""
         return self._journal.topics
+
+    @property
+    def journal_writes(self) -> DurationRecorder | None:  # type: ignore[override]
+        """How long the journal's transactions took; None in memory."""
+        return self._journal.writes
+
+    @property
+    def fault(self) -> str:
+        """Why the journal can store nothing now."""
+        return self._journal.fault
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the journal."""

@@ -71,6 +71,7 @@ from multichat.journal.base import (
 )
 from multichat.journal.retention import Retention
 from multichat.log import Log
+from multichat.net.durations import DurationRecorder
 from multichat.protocol.goodbyes import GOODBYES
 from multichat.protocol.lookalikes import lookalike_keys
 from multichat.protocol.messages import Directed, Nonce
@@ -128,7 +129,8 @@ class ValkeyBackend(Backend):
 
     def __init__(self, config: ClusterConfig, log: Log) -> None:
         self._config, self._log = config, log
-        self._connection = Connection(config.connection)
+        self.round_trips = DurationRecorder()
+        self._connection = Connection(config.connection, self.round_trips)
         node = config.node or secrets.token_hex(4)
         self._directory = Directory(node, config.directory)
         self._rooms = RoomLogs(
@@ -185,6 +187,11 @@ class ValkeyBackend(Backend):
     def available(self) -> bool:
         """Whether anything can be decided now."""
         return self._available
+
+    @property
+    def fault(self) -> str:
+        """Why nothing can be decided now."""
+        return "" if self._available else "the engine of the cluster cannot be reached"
 
     # --- Running ----------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from multichat.cluster.link import (
 from multichat.cluster.pipeline import Message
 from multichat.cluster.sentinel import Primary, find_primary
 from multichat.errors import lone_exception
+from multichat.net.durations import DurationRecorder
 
 __all__ = ["Connection", "ConnectionConfig", "Event", "Lost", "Ready", "Retrying"]
 
@@ -73,10 +74,16 @@ Event = Ready | Lost | Retrying | Message | MessagesDropped
 
 
 class Connection:
-    """A connection to the primary that *config* describes; see `open`."""
+    """A connection to the primary that *config* describes; see `open`.
 
-    def __init__(self, config: ConnectionConfig) -> None:
+    *round_trips* gets how long each request took.
+    """
+
+    def __init__(
+        self, config: ConnectionConfig, round_trips: DurationRecorder | None = None
+    ) -> None:
         self._config = config
+        self._round_trips = round_trips or DurationRecorder()
         self._notes: deque[Ready | Lost | Retrying] = deque()
         self._noted = trio.Event()
         self._taken: Link | None = None  # the link whose messages are received
@@ -200,7 +207,12 @@ class Connection:
             host, port = primary.host, primary.port
         try:
             return await open_link(
-                host, port, self._login, timeouts=config.timeouts, limits=config.limits
+                host,
+                port,
+                self._login,
+                timeouts=config.timeouts,
+                limits=config.limits,
+                round_trips=self._round_trips,
             )
         except EngineUnavailable:
             self._primary = None  # believe the Sentinels that can be reached

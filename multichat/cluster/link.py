@@ -35,6 +35,7 @@ from multichat.cluster.pipeline import Answer, Message, Pipeline
 from multichat.cluster.resp import Push, ReplyDecoder, ReplyLimits, Value, Word, pack
 from multichat.errors import ConnectFailed, Remedy
 from multichat.net import transport
+from multichat.net.durations import DurationRecorder
 
 __all__ = [
     "EngineTimeouts",
@@ -170,7 +171,10 @@ class Request:
 
 
 class Link:
-    """A connection on which the engine has admitted us; `run` serves it."""
+    """A connection on which the engine has admitted us; `run` serves it.
+
+    *round_trips* gets how long each request took, from `request` until its reply was read.
+    """
 
     def __init__(
         self,
@@ -180,8 +184,10 @@ class Link:
         *,
         timeouts: EngineTimeouts,
         limits: LinkLimits,
+        round_trips: DurationRecorder | None = None,
     ) -> None:
         self.engine = engine
+        self._round_trips = round_trips or DurationRecorder()
         self._stream = stream
         self._timeouts = timeouts
         self._limits = limits
@@ -351,6 +357,7 @@ class Link:
 
     def _finish(self, answer: Answer[Request]) -> None:
         answer.request.finish(answer.reply)
+        self._round_trips.note(self._received_at - answer.request.sent_at)
         if isinstance(answer.reply, EngineRefused) and answer.reply.code == "READONLY":
             # The primary has changed: no request that writes succeeds here again.
             self.end(judge_error(answer.reply).reason)
@@ -390,10 +397,11 @@ async def open_link(
     *,
     timeouts: EngineTimeouts | None = None,
     limits: LinkLimits | None = None,
+    round_trips: DurationRecorder | None = None,
 ) -> Link:
     """Connect to the primary at *host* and *port*; the caller runs the link.
 
-    Raises `EngineUnavailable`.
+    For *round_trips* see `Link`.  Raises `EngineUnavailable`.
     """
     timeouts, limits = timeouts or EngineTimeouts(), limits or LinkLimits()
     where = format_host(host, port)
@@ -413,7 +421,7 @@ async def open_link(
                 is_loading=error.code == "LOADING",
             ) from None
         raise
-    return Link(stream, engine, decoder, timeouts=timeouts, limits=limits)
+    return Link(stream, engine, decoder, timeouts=timeouts, limits=limits, round_trips=round_trips)
 
 
 async def open_stream(

@@ -26,6 +26,7 @@ import msgspec
 import trio
 
 from multichat.errors import StorageFailed
+from multichat.net.durations import DurationRecorder
 from multichat.protocol.ids import message_id, message_number
 from multichat.protocol.messages import Nonce, SaidBlock
 
@@ -211,13 +212,20 @@ class Journal(ABC):
 
     *clients_ever* is the highest client number that may have been assigned.  *location* tells the
     operator where the data is stored; it is empty for a journal in memory.  *accounts* and
-    *topics*, by room, case-folded, are those that it had when `run` opened it.
+    *topics*, by room, case-folded, are those that it had when `run` opened it.  *writes* is how
+    long its transactions took, from the first attempt until they were stored; None in memory.
     """
 
     clients_ever: int = 0
     location: str = ""
     accounts: Sequence[AccountRecord] = ()
     topics: Mapping[str, str] = MappingProxyType({})
+    writes: DurationRecorder | None = None
+
+    @property
+    def fault(self) -> str:
+        """Why nothing can be stored now, in a few words for everybody; empty if it can."""
+        return ""
 
     @abstractmethod
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

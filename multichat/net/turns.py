@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from multichat.net.durations import DurationRecorder
 from multichat.net.fair_share import Account, FairShare, Shares
 
 __all__ = ["Meter", "Turns", "current_meter", "end_turn", "next_turn"]
@@ -44,6 +45,8 @@ def end_turn() -> None:
 class Turns(trio.abc.Instrument):
     """The turns of all connections of one server; `run` MUST run while there are connections.
 
+    *waits* is how long connections waited for a turn that did not begin at once.
+
     May be created outside trio; belongs to the trio run in which it is first used.
     """
 
@@ -52,6 +55,7 @@ class Turns(trio.abc.Instrument):
     ) -> None:
         self.cpu_clock = cpu_clock
         self.fair_share = FairShare(shares)
+        self.waits = DurationRecorder()
         self._woken = trio.Event()
 
     @cached_property
@@ -160,11 +164,13 @@ class Meter(Account):
         if not turns.fair_share.ask(self, self._ran):
             self._begun = trio.Event()
             turns.wake()
+            asked_at = turns.clock()
             try:
                 await self._begun.wait()
             finally:
                 self._begun = None
                 turns.fair_share.withdraw(self)
+                turns.waits.note(turns.clock() - asked_at)
         self._cpu_started = turns.cpu_clock()
 
     def begin(self) -> None:

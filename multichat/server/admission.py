@@ -29,6 +29,7 @@ from multichat.protocol.messages import Goodbye
 from multichat.protocol.sniff import NO_TLS, TLS_RECORD
 from multichat.server.config import MAX_CLIENTS_PER_ADDRESS, ServerConfig
 from multichat.server.origin import Origin
+from multichat.server.refusals import RefusedFor
 
 __all__ = ["Admission", "AdmissionRefused", "AdmittedConnection", "PendingSlot"]
 
@@ -49,17 +50,18 @@ _REJECTED = Origin("rejected", "rejected")
 class AdmissionRefused(Exception):
     """A connection is rejected; *reason* is logged, *last_words* are sent before the close.
 
-    These are a goodbye in the connection's own framing, or bytes for another protocol.
+    These are a goodbye in the connection's own framing, or bytes for another protocol.  It is
+    counted under *why*.
     """
 
-    def __init__(self, reason: str, last_words: bytes | Goodbye = b"") -> None:
+    def __init__(self, why: RefusedFor, reason: str, last_words: bytes | Goodbye = b"") -> None:
         super().__init__(reason)
-        self.reason, self.last_words = reason, last_words
+        self.why, self.reason, self.last_words = why, reason, last_words
 
     @classmethod
-    def politely(cls, reason: str) -> "AdmissionRefused":
+    def politely(cls, why: RefusedFor, reason: str) -> "AdmissionRefused":
         """Return one whose *reason* is also sent as a goodbye."""
-        return cls(reason, Goodbye(reason))
+        return cls(why, reason, Goodbye(reason))
 
 
 @dataclass(slots=True)
@@ -131,7 +133,7 @@ class Admission:
     def check_open(self) -> None:
         """Raise `AdmissionRefused` if the server is closed."""
         if self._closed:
-            raise AdmissionRefused(self._closed)
+            raise AdmissionRefused(RefusedFor.SHUTDOWN, self._closed)
 
     def _evict_one(self) -> None:
         """Close the oldest of the largest address of the largest site."""
@@ -163,20 +165,23 @@ class Admission:
             with trio.move_on_after(self._config.handshake_seconds) as in_time:
                 # A short line is less than TLS waits for.
                 if await transport.peek(stream) not in (b"", TLS_RECORD):
-                    raise AdmissionRefused(*NO_TLS)
+                    raise AdmissionRefused(RefusedFor.TLS, *NO_TLS)
                 await transport.handshake(encrypted, MAX_BYTES)
         except transport.TooMuchData:
-            raise AdmissionRefused(f"more than {MAX_BYTES} bytes without a TLS handshake") from None
+            reason = f"more than {MAX_BYTES} bytes without a TLS handshake"
+            raise AdmissionRefused(RefusedFor.TLS, reason) from None
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if transport.is_not_tls(error):
-                raise AdmissionRefused(*NO_TLS) from None
+                raise AdmissionRefused(RefusedFor.TLS, *NO_TLS) from None
             if isinstance(error.__cause__, ssl.SSLEOFError):  # mostly without a word why
                 raise AdmissionRefused(
-                    "TLS handshake aborted; perhaps the client does not trust the certificate"
+                    RefusedFor.TLS,
+                    "TLS handshake aborted; perhaps the client does not trust the certificate",
                 ) from None
-            raise AdmissionRefused(transport.describe_error(error)) from None
+            raise AdmissionRefused(RefusedFor.TLS, transport.describe_error(error)) from None
         if in_time.cancelled_caught:
-            raise AdmissionRefused(f"no TLS handshake in {self._config.handshake_seconds:g} s")
+            reason = f"no TLS handshake in {self._config.handshake_seconds:g} s"
+            raise AdmissionRefused(RefusedFor.TLS, reason)
         return encrypted
 
     async def reject(
@@ -242,4 +247,6 @@ class PendingSlot:
             self._admission.pending.pop(self, None)
         if self.scope.cancelled_caught:
             self._admission.check_open()
-            raise AdmissionRefused("too many connections wait for admission")
+            raise AdmissionRefused(
+                RefusedFor.TOO_MANY_PENDING, "too many connections wait for admission"
+            )

@@ -30,7 +30,7 @@ from multichat.protocol.auth import (
     parse_password,
 )
 from multichat.protocol.framing import Part, behind, clean
-from multichat.protocol.messages import Event, Hello, Notice
+from multichat.protocol.messages import Event, Goodbye, Hello, Notice
 from multichat.protocol.names import parse_person_name
 from multichat.protocol.sniff import TLS_RECORD, sniff_bytes, sniff_line
 from multichat.protocol.text_codec import TEXT
@@ -42,6 +42,7 @@ from multichat.server.admission import (
 )
 from multichat.server.config import MAX_PASSWORD_CHARACTERS, ServerConfig
 from multichat.server.password_attempts import PasswordAttempts
+from multichat.server.refusals import RefusedFor
 
 __all__ = ["AdmissionRequest", "Authenticate", "Authentication"]
 
@@ -177,7 +178,8 @@ class Authentication:
                 password = await prompt.read_password()
             except AdmissionRefused as refusal:
                 if tries:
-                    raise AdmissionRefused("wrong password", refusal.last_words) from None
+                    why, words = RefusedFor.WRONG_PASSWORD, refusal.last_words
+                    raise AdmissionRefused(why, "wrong password", words) from None
                 raise
             if password is None:
                 strays += 1
@@ -190,9 +192,9 @@ class Authentication:
                 return name
             tries += 1
             if tries == MAX_TRIES:
-                raise AdmissionRefused.politely(WRONG_PASSWORD)
+                raise AdmissionRefused.politely(RefusedFor.WRONG_PASSWORD, WRONG_PASSWORD)
             await prompt.send(Notice(WRONG_PASSWORD))
-        raise AdmissionRefused.politely(PASSWORD_REQUIRED)
+        raise AdmissionRefused.politely(RefusedFor.NO_PASSWORD, PASSWORD_REQUIRED)
 
     async def _check(self, request: AdmissionRequest, slot: PendingSlot) -> str | None:
         """Return the client's name, empty for any, if its password is right, otherwise None.
@@ -232,7 +234,7 @@ class Authentication:
     async def _reject_later(self, reason: str) -> NoReturn:
         """Reject an attempt that would have to wait too long, after a while: it may come again."""
         await trio.sleep(self._config.auth_seconds)
-        raise AdmissionRefused.politely(reason)
+        raise AdmissionRefused.politely(RefusedFor.TOO_MANY_ATTEMPTS, reason)
 
 
 def _digest(password: str) -> bytes:
@@ -285,7 +287,7 @@ class _PasswordPrompt:
         try:
             await self._in_time(transport.send_all(self._stream, data))
         except AdmissionRefused as refusal:  # perhaps after half of it: nothing may follow
-            raise AdmissionRefused(refusal.reason) from None
+            raise AdmissionRefused(refusal.why, refusal.reason) from None
 
     async def read_password(self) -> str | None:
         """Return the password in the next line, None without one; raises `AdmissionRefused`."""
@@ -297,9 +299,13 @@ class _PasswordPrompt:
                     return None
                 self._block = part
             elif (ending := self._decoder.ending) is not None:
-                raise AdmissionRefused(ending.reason or _LEFT_WITHOUT, ending.last_words)
+                if ending.reason:
+                    raise AdmissionRefused(
+                        RefusedFor.OTHER_PROTOCOL, ending.reason, ending.last_words
+                    )
+                raise AdmissionRefused(RefusedFor.NO_PASSWORD, _LEFT_WITHOUT, ending.last_words)
             elif self._ended:
-                raise AdmissionRefused(_LEFT_WITHOUT)
+                raise AdmissionRefused(RefusedFor.NO_PASSWORD, _LEFT_WITHOUT)
             else:
                 await self._read()
         line, more, _ = self._block.partition("\n")
@@ -315,7 +321,7 @@ class _PasswordPrompt:
 
     def _refuse_http(self, line: str) -> None:
         if other := sniff_line(line, self._web_url):
-            raise AdmissionRefused(*other)
+            raise AdmissionRefused(RefusedFor.OTHER_PROTOCOL, *other)
 
     async def _read(self) -> None:
         await self._take(await self._receive())
@@ -325,7 +331,7 @@ class _PasswordPrompt:
             if data == TLS_RECORD:  # the second byte is needed, too
                 data += await self._receive()
             if other := sniff_bytes(data):
-                raise AdmissionRefused(*other)
+                raise AdmissionRefused(RefusedFor.OTHER_PROTOCOL, *other)
         self._ended = not data
         self._parts = self._decoder.feed(data) if data else self._decoder.finish()
         await self.answer()
@@ -338,7 +344,8 @@ class _PasswordPrompt:
 
     async def _receive(self) -> bytes | bytearray:
         if not self._bytes_left:
-            raise AdmissionRefused.politely(f"no password in the first {MAX_BYTES} bytes")
+            reason = f"no password in the first {MAX_BYTES} bytes"
+            raise AdmissionRefused.politely(RefusedFor.NO_PASSWORD, reason)
         wanted = min(_READ_BYTES, self._bytes_left)
         data = await self._in_time(transport.receive_some(self._stream, wanted))
         self._bytes_left -= len(data)
@@ -351,10 +358,11 @@ class _PasswordPrompt:
             with trio.move_on_after(max(0.0, self._left)):
                 return await operation
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise AdmissionRefused(_LEFT_WITHOUT) from None
+            raise AdmissionRefused(RefusedFor.NO_PASSWORD, _LEFT_WITHOUT) from None
         finally:
             self._left -= trio.current_time() - started
-        raise AdmissionRefused.politely(f"no password in {self._seconds:g} s")
+        reason = f"no password in {self._seconds:g} s"
+        raise AdmissionRefused.politely(RefusedFor.NO_PASSWORD, reason)
 
     def rest(self) -> list[Part]:
         """Return what was read after the password."""
@@ -363,4 +371,4 @@ class _PasswordPrompt:
 
 def _not_admitted(reason: str) -> AdmissionRefused:
     """Return the refusal whose *reason* is for the log only."""
-    return AdmissionRefused(reason, AdmissionRefused.politely(_NOT_ADMITTED).last_words)
+    return AdmissionRefused(RefusedFor.NOT_AUTHENTICATED, reason, Goodbye(_NOT_ADMITTED))

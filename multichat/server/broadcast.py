@@ -160,6 +160,7 @@ class Counts:
     messages: int = 0
     deliveries: int = 0
     skipped: int = 0
+    missed: int = 0
     too_slow: int = 0
 
 

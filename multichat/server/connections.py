@@ -30,6 +30,7 @@ from multichat.server.config import ServerConfig
 from multichat.server.filters import Filters
 from multichat.server.origin import Origin
 from multichat.server.proxied import Arrival, LoadBalancers
+from multichat.server.refusals import RefusedFor
 from multichat.server.registry import Registry
 from multichat.server.session import Session
 
@@ -44,8 +45,8 @@ class Connections:
     """The connections to one server; each is served by `handle` or `handle_websocket`.
 
     *admission* counts them, *turns* schedules them, and *authentication* decides who may join.
-    *clients* is how many clients were admitted since the server started, *refused* how many
-    connections were rejected.
+    *clients* is how many clients were admitted since the server started, *refusals* how many
+    connections were rejected, by reason.
     """
 
     def __init__(
@@ -68,7 +69,8 @@ class Connections:
         self._admission, self._authentication = admission, authentication
         self._turns = turns
         self._balancers = LoadBalancers(config, admission)
-        self.clients = self.refused = 0
+        self.clients = 0
+        self.refusals = dict.fromkeys(RefusedFor, 0)
 
     async def handle(
         self,
@@ -209,7 +211,7 @@ class Connections:
             number = await self._backend.give_client_number()  # which may wait for the disk
             await self._registry.rooms.prepare([LOBBY])  # last: it holds for seconds only
         except StorageFailed:
-            raise AdmissionRefused.politely(UNAVAILABLE) from None
+            raise AdmissionRefused.politely(RefusedFor.UNAVAILABLE, UNAVAILABLE) from None
         self.clients += 1
         self.check(address, too_many)  # nothing waits from here on
         return Session(
@@ -229,13 +231,13 @@ class Connections:
     async def _reject(
         self, connection: AdmittedConnection, address: str, refusal: AdmissionRefused
     ) -> None:
-        self.note_refused(address, refusal.reason)
+        self.note_refused(address, refusal.why, refusal.reason)
         if refusal.last_words:
             await self._admission.reject(connection.stream, refusal.last_words, connection.codecs)
 
-    def note_refused(self, address: str, reason: str) -> None:
+    def note_refused(self, address: str, why: RefusedFor, reason: str) -> None:
         """Count and log a connection from *address* that is refused."""
-        self.refused += 1
+        self.refusals[why] += 1
         self._log.line("STATE", f"Refused {address or 'a client'}: {reason}")
 
     def why_banned(self, address: str) -> str:
@@ -249,10 +251,11 @@ class Connections:
         *too_many* is what `Admission.add_connection` has returned.
         """
         if reason := self.why_banned(address):
-            raise AdmissionRefused.politely(reason)
+            raise AdmissionRefused.politely(RefusedFor.BANNED, reason)
         if not self._backend.available:
-            raise AdmissionRefused.politely(UNAVAILABLE)
+            raise AdmissionRefused.politely(RefusedFor.UNAVAILABLE, UNAVAILABLE)
         if too_many:
-            raise AdmissionRefused.politely(too_many)
+            raise AdmissionRefused.politely(RefusedFor.too_many(too_many), too_many)
         if len(self._registry) >= self._config.max_clients:
-            raise AdmissionRefused.politely(f"{SERVER_IS_FULL} (limit: {self._config.max_clients})")
+            reason = f"{SERVER_IS_FULL} (limit: {self._config.max_clients})"
+            raise AdmissionRefused.politely(RefusedFor.FULL, reason)

@@ -21,12 +21,13 @@ class Lag:
 
     Messages before *gap_end* cannot be read: before its next message, the member is told how many
     it missed.  A member that lags again has another `Lag`: its identity says whether a replay is
-    still current.
+    still current.  *missed* is how many messages it is told that it missed.
     """
 
-    __slots__ = ("_own", "gap_end", "position")
+    __slots__ = ("_own", "gap_end", "missed", "position")
 
     def __init__(self, position: int) -> None:
+        self.missed = 0
         self.position = self.gap_end = position
         self._own: deque[tuple[int, int]] = deque(maxlen=_MAX_OWN_RANGES)
 
@@ -89,6 +90,7 @@ def encode_next(
         if size >= max_bytes:
             break
         if block.said.first > lag.position and (missed := lag.skip_to(block.said.first)):
+            lag.missed += missed
             pieces.append(codec.encode(Missed(missed, room)))
             size += len(pieces[-1])
         if block.said.client == client:

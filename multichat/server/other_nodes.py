@@ -119,7 +119,7 @@ class OtherNodes:
         """Disconnect *client*, whose session was resumed on another node."""
         words = client.codec.encode(Goodbye.of("replaced", TAKEN_OVER))
         session = client.stored_session
-        self._registry.leave(client, TAKEN_OVER, last_words=words, taken_over=True)
+        self._registry.leave(client, TAKEN_OVER, last_words=words, code="replaced", taken_over=True)
         if session is not None:
             self._registry.session_store.drop(session)
 

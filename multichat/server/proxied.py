@@ -23,6 +23,7 @@ from multichat.server.admission import Admission, AdmissionRefused, PendingSlot
 from multichat.server.bans import host_of
 from multichat.server.config import ServerConfig
 from multichat.server.origin import Origin
+from multichat.server.refusals import RefusedFor
 from multichat.web.forwarded import Proxies
 
 __all__ = ["Arrival", "LoadBalancers"]
@@ -100,16 +101,17 @@ async def _read_header(stream: trio.abc.Stream) -> ProxyHeader | None:
         if not data:
             if reader.is_empty:
                 return None
-            raise AdmissionRefused("a PROXY header that breaks off")
+            raise AdmissionRefused(RefusedFor.PROXY_HEADER, "a PROXY header that breaks off")
         try:
             reader.feed(data)
         except BadProxyHeader as error:
             if data[:1] == TLS_RECORD:
-                raise AdmissionRefused(f"{error} before TLS (--proxy)") from None
+                reason = f"{error} before TLS (--proxy)"
+                raise AdmissionRefused(RefusedFor.PROXY_HEADER, reason) from None
             raise _refusal(str(error)) from None
     return reader.header
 
 
 def _refusal(reason: str) -> AdmissionRefused:
     words = f"{reason}: this server takes you for its load balancer (--proxy)"
-    return AdmissionRefused(f"{reason} (--proxy)", Goodbye(words))
+    return AdmissionRefused(RefusedFor.PROXY_HEADER, f"{reason} (--proxy)", Goodbye(words))

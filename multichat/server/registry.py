@@ -47,6 +47,7 @@ from multichat.server.member import Member
 from multichat.server.name_registry import NameRegistry
 from multichat.server.open_rooms import OpenRooms
 from multichat.server.passphrases import Hasher
+from multichat.server.refusals import DISCONNECT_CODES
 from multichat.server.remote_clients import RemoteClient, RemoteClients
 from multichat.server.room import Room
 from multichat.server.session_store import SessionStore, StoredSession
@@ -76,8 +77,8 @@ class Registry:
 
     *rooms* are the open rooms, *log_rates* the logs of all who speak.  *elsewhere* are the clients
     of other nodes, *claims* what clients claim before they get it.  *budget* is the memory for
-    connected clients: above it, those that hold most are disconnected.  *web_url* is where the
-    server's page is, empty without one.
+    connected clients: above it, those that hold most are disconnected.  *disconnects* is how many
+    clients left, by code.  *web_url* is where the server's page is, empty without one.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Registry:
             config.timeouts.session,
             max_bytes=config.sessions_bytes,
         )
+        self.disconnects = dict.fromkeys(DISCONNECT_CODES, 0)
         self.closed = ""
         self.web_url = ""
         self._emptied = trio.Event()  # once closed
@@ -194,18 +196,21 @@ class Registry:
         reason: str = "",
         *,
         last_words: bytes = b"",
+        code: str = "closed",
         for_good: bool = False,
         taken_over: bool = False,
     ) -> None:
         """Take *client* out at once.  Idempotent.
 
-        *reason* is for the other members and the log, and empty if the client asked to leave.  What
+        *reason* is for the other members and the log, and empty if the client asked to leave.
+        *code* is one of `DISCONNECT_CODES`, under which it is counted.  What
         is in the send queue, and then *last_words*, may still be written.  Its session, if it has
         one, ends if it leaves *for good*, and is already in use if it was *taken over*; otherwise
         the client may resume it.
         """
         if self._clients.get(client.number) is not client:
             return
+        self.disconnects[code] += 1
         stored_session = client.stored_session
         if stored_session is not None and for_good:
             self.session_store.end(stored_session)
@@ -282,8 +287,9 @@ class Registry:
         Its session ends if the goodbye does not allow it to reconnect.
         """
         for_good = not goodbye.reconnect
-        last_words = client.codec.encode(goodbye)
-        self.leave(client, goodbye.reason, last_words=last_words, for_good=for_good)
+        words = client.codec.encode(goodbye)
+        code, reason = goodbye.code, goodbye.reason
+        self.leave(client, reason, last_words=words, code=code, for_good=for_good)
 
     @property
     def _closing_goodbye(self) -> Goodbye:
@@ -319,7 +325,7 @@ class Registry:
         if old is not None:
             goodbye = Goodbye.of("replaced", TAKEN_OVER)
             words = old.codec.encode(goodbye)
-            self.leave(old, goodbye.reason, last_words=words, taken_over=True)
+            self.leave(old, goodbye.reason, last_words=words, code=goodbye.code, taken_over=True)
         self.session_store.resume(stored_session)
         client.number, client.stored_session = stored_session.client, stored_session
         client.generation = stored_session.generation
@@ -561,6 +567,7 @@ class Registry:
                 for client in self.clients:
                     if not (self._backend.location and not client.codec.is_text):
                         for member in client.lagging():
+                            self.rooms.counts.missed += member.behind
                             client.send_queue.miss(member.behind, member.room.name)
                     self.disconnect(client, self._closing_goodbye)
 

@@ -15,6 +15,7 @@ from multichat.errors import NotRead
 from multichat.net.send_queue import SendQueue, SendResult
 from multichat.net.turns import end_turn, next_turn
 from multichat.protocol.messages import Error, Missed
+from multichat.server.broadcast import Counts
 from multichat.server.client import Client
 from multichat.server.lag import Lag, encode_next
 from multichat.server.member import Member
@@ -35,7 +36,7 @@ class Replayer:
 
     *is_here* returns whether a member is in the room.  *go_live* makes a fully caught-up member
     live again; returns whether it succeeded.  *too_slow* disconnects one that has taken nothing for
-    *stall_timeout_seconds*.
+    *stall_timeout_seconds*.  *counts* are the server-wide delivery counters.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Replayer:
         log: RoomLog,
         ring: Ring,
         pages: PageCache,
+        counts: Counts,
         *,
         max_bytes: int,
         stall_timeout_seconds: float,
@@ -50,7 +52,7 @@ class Replayer:
         go_live: Callable[[Member], bool],
         too_slow: Callable[[Member], None],
     ) -> None:
-        self._log, self._ring, self._pages = log, ring, pages
+        self._log, self._ring, self._pages, self._counts = log, ring, pages, counts
         self._max_bytes = max_bytes
         self._stall_timeout = stall_timeout_seconds
         self._is_here, self._go_live, self._too_slow = is_here, go_live, too_slow
@@ -68,7 +70,7 @@ class Replayer:
         await next_turn()
         if member.lag is not lag:
             return
-        start, gap_end = lag.position, lag.gap_end
+        start, gap_end, missed = lag.position, lag.gap_end, lag.missed
         try:
             data = await self._next_part(member, lag)
         except NotRead as error:
@@ -82,8 +84,11 @@ class Replayer:
         # The queue filled up during the await, or this is one message larger than its free
         # space: retry.
         if data and send_queue.try_send(data) is SendResult.FULL:
-            lag.position, lag.gap_end = start, gap_end
-        elif (
+            lag.position, lag.gap_end, lag.missed = start, gap_end, missed
+            await self._wait_for_space(member)
+            return
+        self._counts.missed += lag.missed - missed
+        if (
             lag.position < self._ring.next
             or member.lag is not lag
             or (send_queue.is_half_empty() and self._go_live(member))
@@ -106,6 +111,7 @@ class Replayer:
         start = max(lag.position, lag.gap_end, min(self._log.first, ring.first))
         if start >= ring.first:
             missed = lag.skip_to(ring.first) if lag.position < ring.first else 0
+            lag.missed += missed
             data = codec.encode(Missed(missed, room)) if missed else b""
             max_bytes = send_queue.replay_bound(self._max_bytes)
             return data + ring.encode(lag, codec, client.number, max_bytes=max_bytes, room=room)

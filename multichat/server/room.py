@@ -129,6 +129,7 @@ class Room:
             log,
             self._ring,
             pages,
+            counts,
             max_bytes=config.replay.queue_bytes,
             stall_timeout_seconds=config.stall_timeout_seconds,
             is_here=self.__contains__,

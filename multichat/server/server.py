@@ -12,7 +12,6 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from functools import cached_property, partial
 from logging import WARNING
 from pathlib import Path
@@ -62,32 +61,12 @@ from multichat.server.passphrases import Hasher
 from multichat.server.private_messages import tell
 from multichat.server.registry import Registry
 from multichat.server.start_log import Starting, log_start
+from multichat.server.statistics import ServerStatistics, StatisticsSource
 
 if TYPE_CHECKING:
     from multichat.server.web import WebPort
 
-__all__ = ["Server", "ServerStatistics", "serve"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServerStatistics:
-    """What a server has done since it started, and how many bytes are in its send queues now.
-
-    *deliveries* counts a message once for each member that got it, *skipped* once for each that
-    missed it under the `drop` policy.  *too_slow* counts clients that were disconnected because
-    they took nothing for the stall timeout, because they were slow under the `disconnect` policy,
-    or because memory was full.
-    """
-
-    clients: int
-    rooms: int
-    clients_ever: int
-    refused: int
-    messages: int
-    deliveries: int
-    skipped: int
-    too_slow: int
-    waiting_bytes: int
+__all__ = ["Server", "serve"]
 
 
 class Server:
@@ -174,6 +153,9 @@ class Server:
             admission=self._admission,
             authentication=self._authentication,
             turns=self._turns,
+        )
+        self._statistics = StatisticsSource(
+            self._registry, self._connections, self._turns, self._backend
         )
         self._nursery: trio.Nursery | None = None
         self._bots = Bots(
@@ -284,6 +266,7 @@ class Server:
                         self._nursery.start_soon(self._other_nodes.follow)
                     self._warn_of_operators()
                     self._start_soon(self._turns.run)
+                    self._start_soon(self._statistics.run)
                     async with self._bots.open():
                         yield self
                         if not self._registry.closed:
@@ -339,19 +322,20 @@ class Server:
         return None if client is None else client.number
 
     def statistics(self) -> ServerStatistics:
-        """Return a snapshot."""
-        registry, counts = self._registry, self._registry.rooms.counts
-        return ServerStatistics(
-            clients=len(registry),
-            rooms=sum(1 for _ in registry.rooms),
-            clients_ever=self._connections.clients,
-            refused=self._connections.refused,
-            messages=counts.messages,
-            deliveries=counts.deliveries,
-            skipped=counts.skipped,
-            too_slow=counts.too_slow,
-            waiting_bytes=sum(client.send_queue.waiting_bytes for client in registry.clients),
-        )
+        """Return a snapshot; takes a time proportional to the number of clients."""
+        return self._statistics.take()
+
+    def why_not_ready(self) -> str:
+        """Return why this server should get no new clients now; empty if it should.
+
+        A few words for everybody, also for strangers: they name no file and no address.  The
+        connected clients are served as well as possible.
+        """
+        if self._nursery is None:
+            return "not running"
+        if self.shutting_down or self._registry.closed:
+            return "shutting down"
+        return self._backend.fault
 
     async def broadcast(self, text: str) -> Receipt:
         """Send *text* to all clients in all rooms, as the server; one message, also with LF in it.

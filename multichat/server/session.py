@@ -100,14 +100,15 @@ _ANSWER_BYTES = 4096
 class _Leave(Exception):
     """The client leaves; *reason* is for the log, *last_words* are sent to the client.
 
-    If it leaves *for good*, it cannot resume its session.
+    *code* is one of `DISCONNECT_CODES`.  If it leaves *for good*, it cannot resume its session.
     """
 
     def __init__(
-        self, reason: str = "", last_words: bytes = b"", *, for_good: bool = False
+        self, code: str, reason: str = "", last_words: bytes = b"", *, for_good: bool = False
     ) -> None:
         super().__init__(reason)
-        self.reason, self.last_words, self.for_good = reason, last_words, for_good
+        self.code, self.reason, self.last_words = code, reason, last_words
+        self.for_good = for_good
 
 
 class Session:
@@ -232,9 +233,10 @@ class Session:
                         await self._assign_name(self._connection.name)
                         await self._read()
                     if self._send_queue.failure:  # writing failed, and no more input came
-                        self._registry.leave(self.client, self._send_queue.failure)
+                        self._registry.leave(self.client, self._send_queue.failure, code="lost")
                 finally:  # while the nursery is open: leaving may start the writer
-                    self._registry.leave(self.client, "the server ended the session")
+                    reason = "the server ended the session"
+                    self._registry.leave(self.client, reason, code="aborted")
             if self._send_queue.drained:
                 await transport.close_gracefully(self._stream, self._config.timeouts.linger)
         finally:
@@ -300,12 +302,16 @@ class Session:
                 await self._replayed.wait()
         except _Leave as leave:
             self._registry.leave(
-                self.client, leave.reason, last_words=leave.last_words, for_good=leave.for_good
+                self.client,
+                leave.reason,
+                last_words=leave.last_words,
+                code=leave.code,
+                for_good=leave.for_good,
             )
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._registry.leave(self.client, transport.describe_error(error))
+            self._registry.leave(self.client, transport.describe_error(error), code="lost")
         else:
-            self._registry.leave(self.client)
+            self._registry.leave(self.client, code="closed")
 
     async def _read_requests(self) -> None:
         receive, decoder = self._receive, self._connection.decoder
@@ -316,7 +322,7 @@ class Session:
             if data == TLS_RECORD:  # the second byte is needed, too
                 data += await receive()
             if other := sniff_bytes(data):
-                raise _Leave(other.reason, other.answer)
+                raise _Leave("protocol-error", other.reason, other.answer)
         while data:
             parts, size, data = decoder.feed(data), len(data), b""
             if size > _SMALL_READ_BYTES:
@@ -339,7 +345,9 @@ class Session:
         if decoder.reply and self.client.codec is not JSON:  # a program knows no telnet
             await self._send_queue.put(decoder.reply)
         if decoder.ending is not None:
-            raise _Leave(decoder.ending.reason, decoder.ending.last_words)
+            ending = decoder.ending
+            code = "protocol-error" if ending.reason else "closed"
+            raise _Leave(code, ending.reason, ending.last_words)
 
     def _note_memory(self) -> None:
         session = self.client.stored_session
@@ -363,7 +371,8 @@ class Session:
                 data = await transport.receive_some(self._stream, size)
             elif idle.cancelled_caught:
                 reason = f"idle for {self._config.idle_seconds:g} s"
-                raise _Leave(reason, self.client.codec.encode(Goodbye.of("idle", reason)))
+                goodbye = Goodbye.of("idle", reason)
+                raise _Leave(goodbye.code, reason, self.client.codec.encode(goodbye))
         if self._rate_limit.limits_bytes:
             await self._rate_limit.spend_bytes(len(data))
         return data
@@ -379,7 +388,7 @@ class Session:
             if self._first_line:
                 self._first_line = False
                 if other := sniff_line(part.partition("\n")[0], self._registry.web_url):
-                    raise _Leave(other.reason, other.answer)
+                    raise _Leave("protocol-error", other.reason, other.answer)
             for request in self.client.codec.parse_requests(part):
                 await take_turn()
                 # A keep-alive does not count as activity.
@@ -437,7 +446,8 @@ class Session:
                 await self.client.send(error)
             case Quit(nonce=nonce):
                 goodbye = Goodbye.of("quit", ASKED_TO_LEAVE, nonce=nonce)
-                raise _Leave(last_words=me.codec.encode(goodbye), for_good=True)
+                words = me.codec.encode(goodbye)
+                raise _Leave(goodbye.code, last_words=words, for_good=True)
             case _:
                 await self._accounts.carry_out(request)
 
@@ -486,7 +496,8 @@ class Session:
             await self._hello.carry_out(hello)
         except Unavailable:
             goodbye = Goodbye.of("unavailable", UNAVAILABLE)
-            raise _Leave(UNAVAILABLE, self.client.codec.encode(goodbye)) from None
+            words = self.client.codec.encode(goodbye)
+            raise _Leave(goodbye.code, UNAVAILABLE, words) from None
 
     async def _filter(self, kind: type[Joining | Renaming], text: str) -> str | None:
         return await filtered(self._filters, self.client, kind, text)

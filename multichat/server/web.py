@@ -35,6 +35,7 @@ from multichat.server.bans import host_of
 from multichat.server.connections import Connections
 from multichat.server.origin import Origin
 from multichat.server.proxied import Arrival, LoadBalancers
+from multichat.server.refusals import RefusedFor
 from multichat.server.webhook import Webhook
 from multichat.web.forwarded import Peer, Proxies
 from multichat.web.handshake import Handshake, shake_hands
@@ -139,7 +140,7 @@ class WebPort:
                 case _Posting():
                     await self._post(connection, todo)
         except AdmissionRefused as refusal:
-            self._refuse(connection, refusal.reason)
+            self._refuse(connection, refusal.why, refusal.reason)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # a browser may leave at any time
         finally:
@@ -187,13 +188,15 @@ class WebPort:
             if isinstance(route, Post):
                 is_post = True
                 return await self._read_posting(connection, request, route.room)
-            response = self._health() if isinstance(route, Health) else route
+            response = self._health(route) if isinstance(route, Health) else route
         except HttpError as error:
             if error.logged:
-                self._refuse(connection, error.logged)
+                why = error.why if isinstance(error, _Refused) else RefusedFor.WEB_REQUEST
+                self._refuse(connection, why, error.logged)
             response = error_response(error) if is_post else error.response
         except NotHttp:
-            self._refuse(connection, "the client does not speak HTTP")
+            reason = "the client does not speak HTTP"
+            self._refuse(connection, RefusedFor.OTHER_PROTOCOL, reason)
             return TEXT.encode(Goodbye(_NOT_HTTP))
         with_body = request is None or request.method != "HEAD"
         return response.encode(date=_now(), with_body=with_body)
@@ -236,9 +239,9 @@ class WebPort:
             response = error_response(error)
         await self._send(connection, response.encode(date=_now()))
 
-    def _health(self) -> Response:
-        if self._server.shutting_down:
-            return Response.of_text(503, "shutting down")
+    def _health(self, health: Health) -> Response:
+        if health is Health.READY and (reason := self._server.why_not_ready()):
+            return Response.of_text(503, reason)
         return Response.of_text(200, "ok")
 
     async def _encrypt(self, connection: "_Connection", tls: SSLContext) -> None:
@@ -248,7 +251,7 @@ class WebPort:
             if refusal.reason != NO_TLS.reason:
                 raise
             text = "this port uses TLS: begin the address with https://"
-            raise HttpError(400, text, logged=refusal.reason) from None
+            raise _Refused(refusal.why, 400, text, logged=refusal.reason) from None
         connection.scheme, connection.is_private = "https", True
 
     async def _read_head(self, connection: "_Connection") -> Request | None:
@@ -291,9 +294,10 @@ class WebPort:
     def _check(self, connection: "_Connection") -> None:
         """Raise `HttpError` if the client of *connection* is banned, or one too many."""
         if reason := self._connections.why_banned(connection.address):
-            raise HttpError(403, reason, logged=reason)
+            raise _Refused(RefusedFor.BANNED, 403, reason, logged=reason)
         if reason := connection.too_many:
-            raise HttpError(503, reason, {"Retry-After": "60"}, logged=reason)
+            why, headers = RefusedFor.too_many(reason), {"Retry-After": "60"}
+            raise _Refused(why, 503, reason, headers, logged=reason)
 
     async def _send(self, connection: "_Connection", data: bytes) -> None:
         with trio.move_on_after(self._config.web.transfer_seconds):
@@ -302,8 +306,24 @@ class WebPort:
                 connection.stream, self._config.timeouts.linger, _LINGER_READS
             )
 
-    def _refuse(self, connection: "_Connection", reason: str) -> None:
-        self._connections.note_refused(connection.address, reason)
+    def _refuse(self, connection: "_Connection", why: RefusedFor, reason: str) -> None:
+        self._connections.note_refused(connection.address, why, reason)
+
+
+class _Refused(HttpError):
+    """A connection is rejected; counted under *why*."""
+
+    def __init__(
+        self,
+        why: RefusedFor,
+        status: int,
+        text: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        logged: str,
+    ) -> None:
+        super().__init__(status, text, headers, logged=logged)
+        self.why = why
 
 
 class _Posting(NamedTuple):

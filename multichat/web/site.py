@@ -1,11 +1,12 @@
 """The site: who may ask, and what each address on the web port is.  Pure.
 
-`/` and the page's files, `/ws`, `/healthz`, and `/rooms/ROOM/messages`, all relative: a proxy may
-have the site under a prefix, which it strips.
+`/` and the page's files, `/ws`, `/live`, `/ready` (also called `/healthz`), and
+`/rooms/ROOM/messages`, all relative: a proxy may have the site under a prefix, which it strips.
 """
 
 import re
 from collections.abc import Iterable
+from enum import Enum, auto
 from typing import NamedTuple, TypeAlias
 
 from multichat.web.config import WebConfig
@@ -14,9 +15,8 @@ from multichat.web.http import HttpError, Request, Response
 from multichat.web.origins import WebAddress, is_own_origin
 from multichat.web.page_files import PageFiles
 
-__all__ = ["Health", "Post", "Route", "Site", "Upgrade"]
+__all__ = ["HEALTH", "Health", "Post", "Route", "Site", "Upgrade", "check_method"]
 
-HEALTH = "/healthz"
 WEBSOCKET = "/ws"
 _MESSAGES = re.compile("/rooms/([^/]+)/messages")
 _PAGE_METHODS = ("GET", "HEAD")
@@ -32,8 +32,15 @@ class Post(NamedTuple):
     room: str
 
 
-class Health(NamedTuple):
-    """A request for the server's health."""
+class Health(Enum):
+    """A request for the server's health: that it runs, or that it can take more clients."""
+
+    LIVE = auto()
+    READY = auto()
+
+
+HEALTH = {"/live": Health.LIVE, "/ready": Health.READY, "/healthz": Health.READY}
+"""The paths of health, also on the port of the metrics."""
 
 
 Route: TypeAlias = Response | Upgrade | Post | Health
@@ -52,16 +59,16 @@ class Site:
     def route(self, request: Request, scheme: str) -> Route:
         """Return what *request*, which came by *scheme*, is for; raises `HttpError`."""
         path, method = request.path, request.method
-        if path == HEALTH:  # also for programs that know the server by another name
-            _check_method(request, *_PAGE_METHODS)
-            return Health()
+        if (health := HEALTH.get(path)) is not None:  # under whatever name the server is known
+            check_method(request, *_PAGE_METHODS)
+            return health
         host = self._host(request)
         if path in self._page:
-            _check_method(request, *_PAGE_METHODS)
+            check_method(request, *_PAGE_METHODS)
             return self._page.answer(request, scheme)
         if path == WEBSOCKET:
             self._check_origin(request, WebAddress.of(scheme, host))
-            _check_method(request, "GET", "OPTIONS")
+            check_method(request, "GET", "OPTIONS")
             if request.method == "OPTIONS":
                 # How a page asks why its WebSocket failed, which the browser does not tell it.  Not
                 # by GET, because with that the browser sends no origin.
@@ -70,7 +77,7 @@ class Site:
         if (found := _MESSAGES.fullmatch(path)) is not None:
             if not self._has_webhook:
                 raise HttpError(404, "this server has no webhook: see --webhook-token-file")
-            _check_method(request, "POST")
+            check_method(request, "POST")
             self._check_origin(request, WebAddress.of(scheme, host))
             return Post(found[1])
         if method not in (*_PAGE_METHODS, "POST"):
@@ -106,6 +113,7 @@ class Site:
         )
 
 
-def _check_method(request: Request, *allowed: str) -> None:
+def check_method(request: Request, *allowed: str) -> None:
+    """Raise `HttpError` unless the method of *request* is one of *allowed*."""
     if request.method not in allowed:
         raise HttpError(405, f"there is no {request.method} here", {"Allow": ", ".join(allowed)})

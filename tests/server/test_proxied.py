@@ -200,7 +200,7 @@ async def test_a_check_of_health_is_no_client(log: LogRecorder) -> None:
         for unknown in b"PROXY UNKNOWN\r\n", v2_local().replace(b"\x20", b"\x21"):
             client = await arrive(server, stack, unknown + b"/ping\n")
             assert await client.line() == "[Server] pong"
-        assert server._connections.refused == 0
+        assert server.statistics().refused == 0
     assert not [line for line in log.lines if "Refused" in line]
 
 

@@ -319,7 +319,8 @@ def test_what_each_address_is() -> None:
     assert page.body == b"<p>page"
     assert isinstance(route(request("/index.html", "HEAD")), Response)
     assert route(request("/ws")) == Upgrade()
-    assert route(request("/healthz")) == Health()
+    assert route(request("/live")) is Health.LIVE
+    assert route(request("/ready")) is route(request("/healthz", "HEAD")) is Health.READY
     assert route(request("/rooms/café/messages", "POST")) == Post("café")
 
 
@@ -334,6 +335,9 @@ def test_what_each_address_is() -> None:
         ("/main.js", "DELETE", 405),
         ("/ws", "POST", 405),
         ("/healthz", "POST", 405),
+        ("/live", "POST", 405),
+        ("/live/", "GET", 404),
+        ("/metrics", "GET", 404),
         ("/rooms/lobby/messages", "GET", 405),
         ("/rooms/lobby/messages", "OPTIONS", 405),
         ("/nothing", "TRACE", 405),
@@ -370,7 +374,8 @@ def test_a_request_for_another_host_is_misdirected() -> None:
         assert status(request(path, method, host="chat.example")) == 421
     chat = request("/ws", host="chat.example")
     assert route(chat, url="https://chat.example/") == Upgrade()
-    assert route(request("/healthz", host="10-0-0-7.pods.cluster")) == Health()
+    for path in "/live", "/ready", "/healthz":
+        assert isinstance(route(request(path, host="10-0-0-7.pods.cluster")), Health)
     assert status(request("/", host="local host")) == 400
 
 

@@ -79,6 +79,7 @@ from multichat.journal.sqlite.reading import read_session
 from multichat.journal.sqlite.reserve import Reserve
 from multichat.journal.sqlite.room import SqliteRoom
 from multichat.log import Log
+from multichat.net.durations import DurationRecorder
 from multichat.protocol.messages import LOBBY, Nonce, SaidBlock
 from multichat.protocol.timestamps import read_clocks
 
@@ -138,6 +139,7 @@ class SqliteJournal(Journal):
         self._failure_log = FailureLog(self._log, self._limits.tell_seconds)
         self._is_refusal_told = False
         self.commits = 0
+        self._write_times = self.writes = DurationRecorder()
         self._rows: Rows  # used only by the writer's thread
         self._deletions: Deletions
         self._lock: FileLock
@@ -149,6 +151,7 @@ class SqliteJournal(Journal):
         self._reading = trio.CapacityLimiter(1)
         self._open = False
         self._failing = self._is_ending = False
+        self._failed_at = -math.inf
         self._queue = JobQueue(self.retention.step_bytes)
         self._woken = trio.Event()
         # Rooms with messages; the room of the latest message is last.
@@ -243,6 +246,7 @@ class SqliteJournal(Journal):
         if not written:
             return True
         refused: dict[object, str] = {}
+        started = trio.current_time()
         while failure := await trio.to_thread.run_sync(
             self._write, written, self._clock_of_file(), refused, limiter=self._writing
         ):
@@ -253,13 +257,14 @@ class SqliteJournal(Journal):
                 else:
                     self._log_failure("The journal cannot store messages", failure)
                 self._fail(failure)
-                self._failing = True
+                self._failing, self._failed_at = True, time.monotonic()
                 return False
             if self._deletions.is_full:
                 await self._tidy()
             await trio.sleep(_RETRY_PAUSE_SECONDS)
         self._failing = False
         self.commits += 1
+        self._write_times.note(trio.current_time() - started)
         jobs = self._queue.remove(written, refused)
         for job in jobs:
             if isinstance(job, SaidJob):
@@ -416,6 +421,13 @@ class SqliteJournal(Journal):
             return _OVERWRITTEN.format(self.path)
         may_be_shorter = self._rows.may_be_shorter()
         return self._lock.fault(may_be_shorter=may_be_shorter, wal_alone=wal_alone)
+
+    @property
+    def fault(self) -> str:
+        """See `Journal.fault`; a failure counts for `SqliteLimits.fault_seconds`."""
+        is_recent = time.monotonic() - self._failed_at < self._limits.fault_seconds
+        is_failing = bool(self._file_fault) or (self._failing and is_recent)
+        return "the journal cannot store messages" if is_failing else ""
 
     def before_shutdown(self) -> None:
         """See `Journal.before_shutdown`."""

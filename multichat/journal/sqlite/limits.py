@@ -15,6 +15,10 @@ class SqliteLimits:
     # for the other program.
     retry_seconds: float = 3.0
 
+    # For how long a failure counts as a fault of the journal, if nothing was tried since: a server
+    # without readiness gets no clients, whose messages could show that it works again.
+    fault_seconds: float = 30.0
+
     # How long it retries at shutdown.
     close_seconds: float = 5.0
 
