@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         NotRead,
         Refused,
         Rejected,
+        ReloadFailed,
         RemoteProtocolError,
         StorageFailed,
         TooManyBans,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     )
     from multichat.journal.base import Journal
     from multichat.journal.memory import MemoryJournal
-    from multichat.net.listeners import server_tls
+    from multichat.net.certificates import ServerTls, server_tls
     from multichat.protocol.messages import (
         Accepted,
         BanInfo,
@@ -162,6 +163,7 @@ __all__ = [
     "Reconnected",
     "Refused",
     "Rejected",
+    "ReloadFailed",
     "RemoteProtocolError",
     "Renamed",
     "Renaming",
@@ -173,6 +175,7 @@ __all__ = [
     "ServerConfig",
     "ServerStatistics",
     "ServerTimeouts",
+    "ServerTls",
     "Slow",
     "StorageFailed",
     "TooManyBans",
@@ -207,7 +210,7 @@ _HOMES = (
     "errors",
     "journal.base",
     "journal.memory",
-    "net.listeners",
+    "net.certificates",
     "protocol.messages",
     "server.join_hook",
     "server.client",

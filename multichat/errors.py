@@ -47,6 +47,7 @@ The tree::
     ├── ListenFailed            the address cannot be listened on
     ├── InvalidSettings         an invalid configuration file
     ├── InvalidBanFile          an invalid line in a ban file
+    ├── ReloadFailed            a file was not reloaded
     ├── JournalFailed           the journal file cannot be used
     ├── BadCertificate          a certificate or key cannot be used
     ├── BadPasswordFile         a password file cannot be used
@@ -57,7 +58,7 @@ Any other exception out of a decoder or a session is a bug in multichat.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum, auto
 
@@ -97,6 +98,7 @@ __all__ = [
     "Refused",
     "RegistrationClosed",
     "Rejected",
+    "ReloadFailed",
     "Remedy",
     "RemoteProtocolError",
     "StorageFailed",
@@ -510,6 +512,14 @@ class InvalidBanFile(MultichatError):
     def __init__(self, file: str, line: int, reason: str) -> None:
         super().__init__(f"{file} line {line}: {reason}")
         self.file, self.line, self.reason = file, line, reason
+
+
+class ReloadFailed(MultichatError):
+    """Files were not reloaded, each with its reason in one of *lines*; all others were."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = tuple(lines)
 
 
 class JournalFailed(MultichatError):

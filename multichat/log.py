@@ -207,7 +207,8 @@ class LogWriter(logging.Handler):
     Always formats with `LineFormatter`.  The first failure is reported to the writers in `others`
     or, if there are none, to `warn`, with *name* as the name of the output.
 
-    `start` starts the thread; `close` waits up to `CLOSE_SECONDS` for it.  The caller closes `fd`.
+    `start` starts the thread; `close` waits up to `CLOSE_SECONDS` for it.  The caller closes `fd`,
+    which `reopen` changes.
     """
 
     takes_batches = True  # see `Log`
@@ -217,6 +218,7 @@ class LogWriter(logging.Handler):
     ) -> None:
         super().__init__()
         self.others: list[LogWriter] = []  # report our first failure there
+        self.file: LogWriter | None = None  # the writer of the log file, of `open_log`
         self.warn: Callable[[str], object] | None = None  # or here, if there are no others
         # Shows lines above an input line; called in the thread; returns False if it cannot.
         self.sink: Callable[[bytes], bool] | None = None
@@ -227,6 +229,8 @@ class LogWriter(logging.Handler):
         self.fd = fd
         self._file_seconds = file_seconds
         self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        self._next_fd: int | None = None  # from `reopen`
+        self._is_changing = False
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
         self._waiting_bytes = 0
@@ -286,6 +290,25 @@ class LogWriter(logging.Handler):
         with self._changed:
             self._changed.wait_for(lambda: self.first_failure is not None or self._ending)
 
+    def reopen(self, file: Path) -> None:
+        """Write to *file* from the next lines on, and close what was written to until now.
+
+        For a log file that was renamed: no line is lost or torn, and those that are queued are
+        written to the new file.  Blocks the calling thread, which must not be the event loop's,
+        until the old file is closed, or for `CLOSE_SECONDS` if its disk hangs.  Raises `OSError`
+        if *file* cannot be opened; the old one stays then.  For one thread at a time.
+        """
+        fd = _open_log_file(file)
+        with self._changed:
+            earlier, self._next_fd = self._next_fd, fd
+            if earlier is not None:  # a disk that hangs has not let us change to that one
+                os.close(earlier)
+            self._queue.put(b"")  # wakes the thread
+            self._changed.wait_for(self._has_changed, CLOSE_SECONDS)
+
+    def _has_changed(self) -> bool:
+        return self._ending or (self._next_fd is None and not self._is_changing)
+
     @property
     def waiting_bytes(self) -> int:
         """The number of bytes queued and not yet written."""
@@ -312,7 +335,9 @@ class LogWriter(logging.Handler):
                     pieces.append(self._queue.get_nowait())
             end = pieces[-1] is None
             data = b"".join(filter(None, pieces))
-            self._write(data, formatter)
+            self._change_file()
+            if data:
+                self._write(data, formatter)
             with self._changed:
                 self._waiting_bytes -= len(data)
                 skipped = 0 if self._waiting_bytes else self._skipped
@@ -321,6 +346,26 @@ class LogWriter(logging.Handler):
             if skipped:
                 notice = self._notice(formatter, f"{skipped} lines skipped: the output is too slow")
                 self._write(notice, formatter)
+
+    def _change_file(self) -> None:
+        """Write to the file of `reopen` from now on, if there is one."""
+        with self._changed:
+            if self._next_fd is None:
+                return
+            former, self.fd, self._next_fd = self.fd, self._next_fd, None
+            self._is_changing = True
+        # Without the lock: a disk may hang.
+        before, now = os.fstat(former), os.fstat(self.fd)
+        os.close(former)
+        self._is_file = stat.S_ISREG(now.st_mode)
+        self.first_failure = None  # that of the new file is reported, too
+        if not self._is_file:
+            self.failure = None  # a FIFO may have a reader again
+        if (before.st_dev, before.st_ino) != (now.st_dev, now.st_ino):
+            self._torn = False
+        with self._changed:
+            self._is_changing = False
+            self._changed.notify_all()
 
     def _notice(self, formatter: LineFormatter, text: str) -> bytes:
         name = self._logger_name
@@ -331,7 +376,7 @@ class LogWriter(logging.Handler):
         if self.failure is not None:
             if not self._is_file:
                 return  # a closed pipe or terminal stays closed
-                # A disk that was full may have space by now.  End a partially written line first.
+            # A disk that was full may have space by now.  End a partially written line first.
             why = os.strerror(self.failure.errno or 0).lower()
             notice = self._notice(formatter, f"{self._lost} lines lost: {why}")
             if self._put(b"\n" * self._torn + notice):
@@ -410,15 +455,15 @@ def open_log(
 
     *warn* is called in another thread, with the reason, if *fd* cannot be written to and there is
     no *file* to report it in.  A new file is readable only by its owner.  Yields the writer of
-    *fd*.  Raises `OSError` if *file* cannot be opened.
+    *fd*, whose `file` is that of *file*.  Raises `OSError` if *file* cannot be opened.
     """
     with ExitStack() as stack:
         writers = [LogWriter(fd, "standard output")]
         writers[0].warn = warn
         if file is not None:
-            file_fd = _open_log_file(file)
-            stack.callback(os.close, file_fd)
-            writers.append(LogWriter(file_fd, str(file)))
+            writers.append(LogWriter(_open_log_file(file), str(file)))
+            stack.callback(lambda: os.close(writers[1].fd))
+            writers[0].file = writers[1]
             writers[0].others, writers[1].others = [writers[1]], [writers[0]]
         loggers = [logging.getLogger("multichat"), logging.getLogger("trio.serve_listeners")]
         repeat_filter = _RepeatFilter()

@@ -1,11 +1,11 @@
-"""The signals that end a command."""
+"""The signals that end a command, and SIGHUP, by which a server reloads."""
 
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 
-__all__ = ["EndingSignals", "ending_signals", "receive_ending_signals"]
+__all__ = ["EndingSignals", "HangUps", "ending_signals", "receive_ending_signals"]
 
 
 class EndingSignals:
@@ -26,7 +26,7 @@ class EndingSignals:
 
 
 @contextmanager
-def receive_ending_signals() -> Iterator[EndingSignals]:
+def receive_ending_signals(*, hang_up: bool = True) -> Iterator[EndingSignals]:
     """Receive `ending_signals` within the block, instead of their handlers.
 
     If one was received, the process is about to exit, and later ones are ignored: pressing Ctrl+C
@@ -35,7 +35,7 @@ def receive_ending_signals() -> Iterator[EndingSignals]:
     """
     import trio  # not for `--help`
 
-    numbers = ending_signals()
+    numbers = ending_signals(hang_up=hang_up)
     before = {number: signal.signal(number, _ignore) for number in numbers}
     received = None
     try:
@@ -53,14 +53,51 @@ def _ignore(number: int, frame: object) -> None:
     """Do nothing.  Trio raises undelivered signals again when its receiver closes."""
 
 
-def ending_signals() -> list[signal.Signals]:
+class HangUps:
+    """SIGHUP, for a server: it does not end the process, from when this is made.
+
+    *came* says whether one has come that `receive` did not return.  A SIGHUP that is ignored, as
+    under `nohup`, stays ignored.  Main thread only.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self._is_ignored = (
+            sys.platform == "win32" or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        )
+        if sys.platform != "win32" and not self._is_ignored:
+            signal.signal(signal.SIGHUP, self._note)
+
+    def _note(self, *_: object) -> None:
+        self.came = True
+
+    async def receive(self) -> AsyncGenerator[None]:
+        """Yield for each SIGHUP, also for one that came before; those that come at once are one.
+
+        The process is about to exit when this is closed: from then on, SIGHUP is ignored.
+        """
+        import trio
+
+        if sys.platform == "win32" or self._is_ignored:
+            await trio.sleep_forever()
+        try:
+            with trio.open_signal_receiver(signal.SIGHUP) as signals:
+                if self.came:
+                    yield
+                async for _ in signals:
+                    yield
+        finally:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def ending_signals(*, hang_up: bool = True) -> list[signal.Signals]:
     """Return the signals that end a command: SIGINT and SIGTERM; SIGHUP and SIGQUIT if not ignored.
 
-    `nohup` starts a program with SIGHUP ignored, and it stays ignored.  Unhandled, SIGQUIT would
-    leave the terminal in raw mode.
+    Without *hang_up*, not SIGHUP.  `nohup` starts a program with SIGHUP ignored, and it stays
+    ignored.  Unhandled, SIGQUIT would leave the terminal in raw mode.
     """
     signals = [signal.SIGINT, signal.SIGTERM]
     if sys.platform != "win32":
-        more = (signal.SIGHUP, signal.SIGQUIT)
+        more = (signal.SIGHUP, signal.SIGQUIT) if hang_up else (signal.SIGQUIT,)
         signals += [each for each in more if signal.getsignal(each) is not signal.SIG_IGN]
     return signals

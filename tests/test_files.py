@@ -21,7 +21,7 @@ from multichat.files import (
     read_file,
     replace_file,
 )
-from multichat.net.listeners import server_tls
+from multichat.net.certificates import server_tls
 from multichat.server.ban_file import load_bans
 from multichat.server.bans import read_bans
 from multichat.terminal.input_history import History

@@ -55,7 +55,7 @@ def storage() -> multichat.Journal:
     return multichat.MemoryJournal(max_messages=1000)
 
 
-def certificates(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+def certificates(folder: Path) -> tuple[multichat.ServerTls, ssl.SSLContext]:
     try:
         pair = (
             multichat.server_tls(folder / "chain.pem", folder / "key.pem"),
@@ -64,7 +64,7 @@ def certificates(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     except multichat.BadCertificate as error:
         assert_type(error.reason, str)
         raise
-    return assert_type(pair, tuple[ssl.SSLContext, ssl.SSLContext])
+    return assert_type(pair, tuple[multichat.ServerTls, ssl.SSLContext])
 
 
 async def moderate(server: multichat.Server) -> None:
@@ -89,6 +89,16 @@ async def moderate(server: multichat.Server) -> None:
     except multichat.InvalidBan as error:
         print(error)
     assert_type(server.bans, list[multichat.Ban])
+    server.settings.change_password("another")
+    server.reloading.add(
+        "certificate",
+        partial(multichat.server_tls, Path("chain.pem")),
+        server.settings.change_certificate,
+    )
+    try:
+        assert_type(await server.reload(), list[str])
+    except multichat.ReloadFailed as error:
+        print(error.lines)
     assert_type(server.members, list[multichat.MemberInfo])
     statistics = assert_type(server.statistics(), multichat.ServerStatistics)
     print(assert_type(statistics.loop_lag, multichat.Durations), statistics.disconnects["lost"])

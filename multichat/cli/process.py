@@ -205,13 +205,14 @@ def ask_secret(prompt: str) -> str:
 
 
 @contextmanager
-def one_line_errors(interrupted: str | None = None) -> Iterator[None]:
+def one_line_errors(interrupted: str | None = None, *, hang_up: bool = True) -> Iterator[None]:
     """Report an expected error as one line on standard error and exit with status 1.
 
-    A signal that ends the command is reported in the same way if *interrupted* says what it means.
+    A signal that ends the command, SIGHUP only if *hang_up*, is reported in the same way if
+    *interrupted* says what it means.
     """
     # Before and after trio's run these end the command quietly, too.
-    for number in ending_signals():
+    for number in ending_signals(hang_up=hang_up):
         if number != signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
     try:

@@ -30,11 +30,12 @@ from multichat.cli.process import (
     one_line_errors,
     read_password_file,
 )
-from multichat.files import decode_text, is_readable_by_others, read_file
+from multichat.cli.server_files import ServerFiles, split_names
 from multichat.journal.retention import Retention
 from multichat.journal.sqlite.limits import Durability
 from multichat.protocol.address import DEFAULT_PORT
 from multichat.server.config import Filter, ServerConfig
+from multichat.signals import HangUps
 from multichat.web.config import WebConfig
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ __all__ = ["SETTINGS", "LogLevel", "make_config", "serve"]
 _MIB = 1024 * 1024
 _DAY_SECONDS = 24 * 3600.0
 _MAX_DAYS = 36_500  # a century; a calendar ends somewhere
-_MAX_LIST_BYTES = 1024 * 1024
 
 
 class LogLevel(Enum):
@@ -284,8 +284,22 @@ def serve(
         raise UsageMistake(
             f"{described(context, 'keep_days')} must be more than 0 and at most {_MAX_DAYS}"
         )
-    names = (*_split_names(operators), *_read_names(operators_file))
-    site = _web_config(web_url, web_proxy, webhook_token_file)
+    files = ServerFiles(
+        certificate=tls_cert,
+        key=tls_key,
+        password=password_file,
+        operators=split_names(operators),
+        operator_list=operators_file,
+        tokens=webhook_token_file,
+        log=log_file,
+        engine_password=cluster_password_file,
+    )
+    hang_ups = HangUps()  # before the files are read
+    try:
+        names, tokens = files.read_operators(), files.read_tokens()
+    except ValueError as error:
+        raise UsageMistake(str(error)) from None
+    site = _web_config(web_url, web_proxy, tokens)
     config = make_config(
         context,
         password_file,
@@ -307,13 +321,13 @@ def serve(
 
     level = getattr(logging, log_level.name)
     with (
-        one_line_errors(),
+        one_line_errors(hang_up=False),
         open_log(fileno(sys.stdout), level=level, file=log_file, warn=warn) as writer,
         ExitStack() as stack,
     ):
         import trio
 
-        from multichat.net.listeners import server_tls
+        from multichat.net.certificates import server_tls
         from multichat.server.process import serve_until_signal
         from multichat.server.server import Server
 
@@ -333,16 +347,14 @@ def serve(
                 given=given,
             )
             server = Server(config, backend=backend)
+            files.add_to(server, writer, backend.change_password)
         else:
             opened = _journal(journal, durability, retention, memory_bytes=config.history_bytes)
             server = Server(config, journal=opened)
+            files.add_to(server, writer)
         tls = None if tls_cert is None else server_tls(tls_cert, tls_key)
-        key_file = tls_cert and (tls_key or tls_cert)
-        secrets = (password_file, webhook_token_file, cluster_password_file, key_file)
-        for secret in filter(None, secrets):
-            if is_readable_by_others(secret):
-                advice = f"{secret} can be read by other users: chmod 600 {secret}"
-                Log("server").line("start", advice, logging.WARNING)
+        for advice in files.exposed():
+            Log("server").line("start", advice, logging.WARNING)
         if ban_file is not None:
             server.keep_bans(ban_file)
         run = partial(
@@ -355,7 +367,7 @@ def serve(
             web=web,
             web_host=web_host,
         )
-        trio.run(serve_until_signal, server, run, _console(server, writer, stack))
+        trio.run(serve_until_signal, server, run, hang_ups, _console(server, writer, stack))
 
 
 def make_config(
@@ -392,43 +404,12 @@ def make_config(
         raise UsageMistake(message) from None
 
 
-def _split_names(names: str | None) -> tuple[str, ...]:
-    return () if names is None else tuple(filter(None, map(str.strip, names.split(","))))
-
-
-def _web_config(url: str | None, proxies: list[str] | None, token_file: Path | None) -> WebConfig:
+def _web_config(url: str | None, proxies: list[str] | None, tokens: tuple[str, ...]) -> WebConfig:
     """Return the configuration of the web port; raises `UsageMistake`."""
-    lines = _read_lines(token_file)
-    tokens = tuple(line for line in lines if not line.startswith("#"))
-    if token_file is not None and not tokens:
-        raise UsageMistake(f"{token_file}: it contains no token")
-    try:
-        WebConfig(url=url, proxies=tuple(proxies or ()))
-    except ValueError as error:
-        raise UsageMistake(str(error)) from None
     try:
         return WebConfig(url=url, proxies=tuple(proxies or ()), webhook_tokens=tokens)
     except ValueError as error:
-        raise UsageMistake(f"{token_file}: {error}") from None
-
-
-def _read_names(file: Path | None) -> tuple[str, ...]:
-    """Return the names in *file*, one a line; raises `UsageMistake`."""
-    names = (line.partition("#")[0].strip() for line in _read_lines(file))
-    return tuple(filter(None, names))
-
-
-def _read_lines(file: Path | None) -> tuple[str, ...]:
-    """Return the lines in *file* that are not blank; raises `UsageMistake`."""
-    if file is None:
-        return ()
-    try:
-        lines = decode_text(read_file(file, max_bytes=_MAX_LIST_BYTES)).splitlines()
-    except OSError as error:
-        raise UsageMistake(f"{file}: {(error.strerror or '').lower()}") from None
-    except ValueError as error:
-        raise UsageMistake(f"{file}: {error}") from None
-    return tuple(filter(None, map(str.strip, lines)))
+        raise UsageMistake(str(error)) from None
 
 
 def _console(

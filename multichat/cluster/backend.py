@@ -152,6 +152,10 @@ class ValkeyBackend(Backend):
         self._primary = ""  # whose warnings were logged
         self._loading: dict[str, PendingWrite] = {}
 
+    def change_password(self, password: str) -> None:
+        """Log in to the engine with *password* from the next connection on."""
+        self._connection.change_password(password)
+
     @property
     def location(self) -> str:  # type: ignore[override]
         """The URL of the engine."""

@@ -93,6 +93,10 @@ class Connection:
             config.login, user=config.address.user, database=config.address.database
         )
 
+    def change_password(self, password: str) -> None:
+        """Log in with *password* from the next link on; the present one stays."""
+        self._login = replace(self._login, password=password)
+
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None]:
         """Connect, and stay connected while the block runs.

@@ -1,4 +1,4 @@
-"""Listeners on TCP ports and Unix sockets, and the server's TLS context.
+"""Listeners on TCP ports and Unix sockets.
 
 The caller closes what is opened here.  All errors of the system are raised as `ListenFailed`.
 """
@@ -6,7 +6,6 @@ The caller closes what is opened here.  All errors of the system are raised as `
 import errno
 import os
 import socket
-import ssl
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import trio
 
-from multichat.errors import BadCertificate, ListenFailed
+from multichat.errors import ListenFailed
 from multichat.net import transport
 from multichat.net.turns import Meter, Turns
 
@@ -24,7 +23,6 @@ __all__ = [
     "is_reachable_remotely",
     "listen_tcp",
     "listen_unix",
-    "server_tls",
     "unlink_at_end",
 ]
 
@@ -175,34 +173,3 @@ def is_reachable_remotely(listener: trio.SocketListener) -> bool:
     """Return whether other machines may be able to reach *listener*."""
     name = listener.socket.getsockname()
     return isinstance(name, tuple) and not ip_address(name[0].partition("%")[0]).is_loopback
-
-
-def server_tls(certificate: Path, key: Path | None = None) -> ssl.SSLContext:
-    """Return a TLS context for a server with *certificate*, a PEM file with the whole chain.
-
-    The private *key* may be in the same file.  TLS 1.2 or later.  Raises `BadCertificate`.
-    """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-
-    def refuse_to_ask() -> str:
-        raise BadCertificate(key or certificate, "it asks for a passphrase")
-
-    for path in filter(None, (certificate, key)):
-        transport.check_pem_file(path)
-    try:
-        context.load_cert_chain(certificate, key, refuse_to_ask)
-    except OSError as error:
-        raise BadCertificate(certificate, _why(error, key)) from error
-    return context
-
-
-def _why(error: OSError, key: Path | None) -> str:
-    reason = (getattr(error, "reason", None) or "").lower().replace("_", " ")
-    if reason == "key values mismatch":
-        return f"the key {key} belongs to another certificate"
-    return (
-        "no certificate and key in PEM form"
-        if reason in ("", "pem lib", "no start line")
-        else reason
-    )

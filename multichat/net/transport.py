@@ -44,6 +44,7 @@ __all__ = [
     "peer_user",
     "pending_error",
     "receive_some",
+    "says_expired",
     "send_all",
     "unsent_bytes",
 ]
@@ -133,6 +134,11 @@ def has_unknown_issuer(error: BaseException) -> bool:
 def is_not_tls(error: BaseException) -> bool:
     """Return whether a TLS handshake failed with *error* because the peer does not use TLS."""
     return getattr(error.__cause__, "reason", None) in _NO_TLS
+
+
+def says_expired(error: BaseException) -> bool:
+    """Return whether the peer ended a TLS handshake because our certificate has expired."""
+    return "ALERT_CERTIFICATE_EXPIRED" in (getattr(error.__cause__, "reason", None) or "")
 
 
 class TooMuchData(trio.BrokenResourceError):

@@ -14,7 +14,7 @@ Invariants:
 """
 
 import hmac
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -75,13 +75,18 @@ class Accounts:
         self._config, self._backend = config, backend
         self._accounts: dict[str, Account] = {}
         self._names: NameIndex[str] = NameIndex()
-        self._operators: NameIndex[str] = NameIndex()
-        for operator in config.operators:
-            if self._operators.find(operator) is None:
-                self._operators.add(fold_name(operator), operator)
+        self.change_operators(config.operators)
         self._attempts = PasswordAttempts(config.timeouts)
         self._new = HourlyLimit(config.accounts.hourly)
         self._hasher = hasher or Hasher(config.accounts)
+
+    def change_operators(self, names: Iterable[str]) -> None:
+        """Make exactly the accounts with these *names*, which are valid, those of operators."""
+        self._operator_names = dict.fromkeys(names)
+        self._operators: NameIndex[str] = NameIndex()
+        for operator in self._operator_names:
+            if self._operators.find(operator) is None:
+                self._operators.add(fold_name(operator), operator)
 
     def load(self) -> None:
         """Load the accounts from the backend, which is open."""
@@ -110,8 +115,7 @@ class Accounts:
 
     def missing_operators(self) -> list[str]:
         """Return the names of the operators who have no account."""
-        names = dict.fromkeys(self._config.operators)
-        return [name for name in names if self.find(name) is None]
+        return [name for name in self._operator_names if self.find(name) is None]
 
     def check_name(self, name: str, key: str = "") -> None:
         """Raise `NameTaken` if *name* is, or looks like, that of another account than *key*."""

@@ -135,6 +135,10 @@ class AdminCommands:
         await self._registry.rooms.set_topic(room, topic.strip(), None)
         return f"the topic of {room.name} is set"
 
+    async def reload(self) -> list[str]:
+        """Read the files of the running server again; see `Server.reload`."""
+        return await self._server.reload()
+
     async def account(self, rest: str) -> list[str]:
         """Do as *rest* says: `add NAME PASSPHRASE`, `remove NAME` or `list`."""
         action, _, rest = rest.partition(" ")

@@ -13,7 +13,9 @@ Invariants:
 """
 
 import ssl
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -21,6 +23,7 @@ from typing import Self
 import trio
 
 from multichat.net import transport
+from multichat.net.certificates import ServerTls
 from multichat.protocol.auth import SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS
 from multichat.protocol.codecs import LINES, Codecs
 from multichat.protocol.framing import Decoder, Part
@@ -85,10 +88,14 @@ class AdmittedConnection:
 
 
 class Admission:
-    """The connections to one server that are not admitted yet, and the number of all of them."""
+    """The connections to one server that are not admitted yet, and the number of all of them.
 
-    def __init__(self, config: ServerConfig) -> None:
+    *clock* returns the Unix time in seconds.
+    """
+
+    def __init__(self, config: ServerConfig, *, clock: Callable[[], float] = time.time) -> None:
         self._config = config
+        self._clock = clock
         self.pending: dict[PendingSlot, None] = {}  # the oldest is first
         self.queued: set[PendingSlot] = set()  # they wait without a slot
         self._closed = ""
@@ -173,16 +180,24 @@ class Admission:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if transport.is_not_tls(error):
                 raise AdmissionRefused(RefusedFor.TLS, *NO_TLS) from None
-            if isinstance(error.__cause__, ssl.SSLEOFError):  # mostly without a word why
-                raise AdmissionRefused(
-                    RefusedFor.TLS,
-                    "TLS handshake aborted; perhaps the client does not trust the certificate",
-                ) from None
-            raise AdmissionRefused(RefusedFor.TLS, transport.describe_error(error)) from None
+            raise AdmissionRefused(RefusedFor.TLS, self._why_no_tls(error, context)) from None
         if in_time.cancelled_caught:
             reason = f"no TLS handshake in {self._config.handshake_seconds:g} s"
             raise AdmissionRefused(RefusedFor.TLS, reason)
         return encrypted
+
+    def _why_no_tls(self, error: Exception, context: ssl.SSLContext) -> str:
+        """Return why a handshake with *context* has failed, for the log."""
+        fault = context.fault(self._clock()) if isinstance(context, ServerTls) else ""
+        if isinstance(error.__cause__, ssl.SSLEOFError):  # mostly without a word why
+            reason = fault or "perhaps the client does not trust the certificate"
+            return f"TLS handshake aborted; {reason}"
+        reason = transport.describe_error(error)
+        if not isinstance(error.__cause__, ssl.SSLError):  # a broken connection
+            return reason
+        if not fault and transport.says_expired(error):
+            fault = "it is valid: the client's clock is perhaps wrong"
+        return f"{reason}; {fault}" if fault else reason
 
     async def reject(
         self, stream: trio.abc.Stream, last_words: bytes | Goodbye, codecs: Codecs = LINES

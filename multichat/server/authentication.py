@@ -117,7 +117,14 @@ class Authentication:
         self._authenticate = authenticate
         self.web_url = ""
         self._attempts = PasswordAttempts(config.timeouts)
-        self._key = None if config.password is None else _digest(clean(config.password))
+        self.change_password(config.password)
+
+    def change_password(self, password: str | None) -> None:
+        """Ask the clients that connect from now on for *password*, which is valid; None: for none.
+
+        A client that is typing one at this moment needs the new one, too.
+        """
+        self._key = None if password is None else _digest(clean(password))
 
     @property
     def is_required(self) -> bool:

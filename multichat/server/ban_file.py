@@ -19,15 +19,15 @@ _MAX_BYTES = 16 * 1024 * 1024
 _MODE = 0o600
 
 
-def load_bans(path: Path) -> list[Ban]:
-    """Return the bans in the file at *path*, which need not exist, but its directory must.
+def load_bans(path: Path, *, must_exist: bool = False) -> list[Ban]:
+    """Return the bans in the file at *path*; its directory must exist, it only with *must_exist*.
 
     Raises `OSError`, or `InvalidBanFile`, which names the line.
     """
     try:
         return read_bans(read_file(path, max_bytes=_MAX_BYTES), str(path))
     except FileNotFoundError:
-        if not path.resolve().parent.is_dir():  # no ban could be saved
+        if must_exist or not path.resolve().parent.is_dir():  # no ban could be saved
             raise
         return []
 

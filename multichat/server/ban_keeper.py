@@ -4,7 +4,7 @@ They are in the file that the operator named, if any, and with other nodes at th
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from logging import ERROR
 from pathlib import Path
@@ -18,10 +18,13 @@ from multichat.log import Log
 from multichat.net import transport
 from multichat.protocol.messages import Goodbye
 from multichat.server.ban_file import load_bans, save_bans
-from multichat.server.bans import Ban, Bans, parse_target
+from multichat.server.bans import Ban, Bans, changes_of, parse_target
 from multichat.server.registry import Registry
 
 __all__ = ["BanKeeper"]
+
+# Of bans that are reloaded: what somebody types.
+_MAX_LOGGED = 100
 
 
 class BanKeeper:
@@ -41,6 +44,7 @@ class BanKeeper:
         self._bans, self._registry, self._backend = bans, registry, backend
         self._log, self._start_soon = log, start_soon
         self._file: Path | None = None
+        self._in_file: list[Ban] = []  # when it was loaded or saved last
         self._changed = self._saving = False
 
     def current(self) -> list[Ban]:
@@ -109,9 +113,55 @@ class BanKeeper:
 
         Raises `OSError` if it cannot be read, `InvalidBanFile` if a line is not valid.
         """
-        for ban in load_bans(path):
+        found = load_bans(path)
+        for ban in found:
             self._bans.add(ban, time.time())
-        self._file = path
+        self._file, self._in_file = path, found
+
+    def read_again(self) -> list[Ban]:
+        """Return the bans that are in the file now; blocks.  Raises as `keep_in` does.
+
+        A file that is missing now is an error, unless it had no bans before.
+        """
+        return [] if self._file is None else load_bans(self._file, must_exist=bool(self._in_file))
+
+    def merge(self, found: Sequence[Ban]) -> None:
+        """Put in force what somebody has changed in the file, which has exactly *found* now.
+
+        Bans that were added there disconnect the clients that they cover, and those that were
+        removed there are lifted.  Those that are in force and not saved yet stay.  Raises
+        `TooManyBans`, and changes nothing then.
+        """
+        added, lifted = changes_of(self._in_file, found)
+        if self._backend.is_shared:
+            for ban in lifted:
+                self.remove(ban.subject)
+            for ban in added:
+                self.add(ban)
+        else:
+            self._change(added, lifted)
+        self._in_file = list(found)
+        if set(self._bans.known()) != set(found):  # others were not saved yet
+            self._save_soon()
+
+    def _change(self, added: Sequence[Ban], lifted: Sequence[Ban]) -> None:
+        """Lift and add bans; looks at each client once, however many bans there are."""
+        now = time.time()
+        self._bans.change(added, lifted, now)
+        if len(added) + len(lifted) <= _MAX_LOGGED:
+            for ban in lifted:
+                self._log.line("STATE", f"Unbanned {ban.subject}")
+            for ban in added:
+                self._log.line("STATE", f"Banned {ban.describe(now)}")
+        else:
+            text = f"Changed bans: {len(added)} added or changed, {len(lifted)} lifted"
+            self._log.line("STATE", text)
+        for client in self._registry.clients if added else ():
+            covers = self._bans.find_address(client.address, now) or (
+                self._bans.find_name(client.name, now)
+            )
+            if covers is not None:
+                self._registry.disconnect(client, Goodbye.of("banned", covers.refusal(now)))
 
     def _save_soon(self) -> None:
         self._changed = True
@@ -126,7 +176,9 @@ class BanKeeper:
             with trio.CancelScope(shield=True):  # bounded by the disk
                 while self._changed:
                     self._changed = False
-                    await trio.to_thread.run_sync(save_bans, file, self._bans.known())
+                    bans = self._bans.known()
+                    await trio.to_thread.run_sync(save_bans, file, bans)
+                    self._in_file = bans
         except (OSError, MultichatError) as error:
             reason = (
                 str(error) if isinstance(error, MultichatError) else transport.describe_error(error)

@@ -15,7 +15,7 @@ since 1970, so that a ban outlives a restart.
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -33,6 +33,7 @@ __all__ = [
     "Bans",
     "Network",
     "Target",
+    "changes_of",
     "format_bans",
     "host_of",
     "network_of",
@@ -71,8 +72,8 @@ _NEARLY_IPV4 = re.compile("[0-9.]+")
 _SHOWN_CHARACTERS = 45  # of wrong input in an error; the longest address has as many
 
 _HEADER = b"""\
-# Bans.  The server reads this file when it starts, and changes it with each ban: edit it while no
-# server runs.  One ban a line: TARGET [until TIME] [because REASON].  TARGET is an address, a
+# Bans.  The server changes this file with each ban: reload the server (SIGHUP) at once after you
+# have edited it.  One ban a line: TARGET [until TIME] [because REASON].  TARGET is an address, a
 # network such as 203.0.113.0/24, or: name NAME.  TIME is UTC.
 """
 
@@ -311,6 +312,21 @@ class Bans:
             for look in lookalike_keys(ban.target):
                 self._lookalikes[look][key] = ban
 
+    def change(self, added: Sequence[Ban], lifted: Sequence[Ban], now: float) -> None:
+        """Remove the bans *lifted*, then add or replace those *added*.
+
+        Raises `TooManyBans`, and changes nothing but removing expired bans then.
+        """
+        new, old = {_key(ban.target) for ban in added}, {_key(ban.target) for ban in lifted}
+        if len(self._bans.keys() - old | new) > self._max_bans:
+            self._remove_expired(now)
+        if len(self._bans.keys() - old | new) > self._max_bans:
+            raise TooManyBans(self._max_bans)
+        for key in old:
+            self._pop(key)
+        for ban in added:
+            self.add(ban, now)
+
     def _unlink(self, key: _Key, ban: Ban) -> None:
         if isinstance(ban.target, str):
             for look in lookalike_keys(ban.target):
@@ -372,6 +388,13 @@ class Bans:
                 if not ban.is_expired(now):
                     return ban
         return None
+
+
+def changes_of(before: Sequence[Ban], now: Sequence[Ban]) -> tuple[list[Ban], list[Ban]]:
+    """Return which bans were added or changed between two states of a file, and which removed."""
+    unchanged, kept = set(before), {_key(ban.target) for ban in now}
+    added = [ban for ban in now if ban not in unchanged]
+    return added, [ban for ban in before if _key(ban.target) not in kept]
 
 
 def read_bans(data: bytes, file: str) -> list[Ban]:

@@ -5,13 +5,15 @@ Owns what is changed for the whole process: a server that is embedded in a progr
 
 import gc
 import signal
+import sys
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
 
 import trio
 
-from multichat.errors import lone_exception
+from multichat.errors import ReloadFailed, lone_exception
 from multichat.server.server import Server
-from multichat.signals import EndingSignals, receive_ending_signals
+from multichat.signals import EndingSignals, HangUps, receive_ending_signals
 
 __all__ = ["serve_until_signal"]
 
@@ -26,21 +28,31 @@ _COLLECTOR = (10_000, 10, 2)
 _FILES_OF_OUR_OWN = 512
 
 
+# When a terminal closes, its shell may send SIGHUP just before.
+_CLOSING_SECONDS = 1.0
+
+
 async def serve_until_signal(
-    server: Server, serve: Callable[[], Awaitable[None]], *tasks: Callable[[], Awaitable[None]]
+    server: Server,
+    serve: Callable[[], Awaitable[None]],
+    hang_ups: HangUps | None = None,
+    *tasks: Callable[[], Awaitable[None]],
 ) -> None:
     """Run `serve` for *server*, as a process of its own, until one of `ending_signals` comes.
 
-    A SIGHUP that is ignored, as under `nohup`, stays ignored.  *tasks* run beside the server and
-    are cancelled at the end.  A second SIGINT or SIGTERM ends it at once.  Raises as `Server.run`
-    does.
+    SIGHUP reloads the server; only if standard input was a terminal, and that has closed, it ends
+    it, too.  A SIGHUP that is ignored, as under `nohup`, stays ignored.  *hang_ups* notes those
+    that come before.  *tasks* run beside the server and are cancelled at the end.  A second SIGINT
+    or SIGTERM ends it at once.  Raises as `Server.run` does.
     """
     _allow_files(server.config.max_clients)
     gc.freeze()  # imported modules stay
     gc.set_threshold(*_COLLECTOR)
-    with receive_ending_signals() as signals, lone_exception():
+    hang_ups = hang_ups or HangUps()
+    with receive_ending_signals(hang_up=False) as signals, lone_exception():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey_signals, signals, server, nursery.cancel_scope)
+            nursery.start_soon(_obey_hang_ups, hang_ups, server)
             for task in tasks:
                 nursery.start_soon(task)
             await serve()
@@ -49,10 +61,37 @@ async def serve_until_signal(
 
 async def _obey_signals(signals: EndingSignals, server: Server, scope: trio.CancelScope) -> None:
     async for number in signals:
-        # When a terminal closes, both the shell and the system may send SIGHUP.
         if server.shutting_down and number in (signal.SIGINT, signal.SIGTERM):
             scope.cancel(reason="a second signal")
         server.shutdown()
+
+
+async def _obey_hang_ups(hang_ups: HangUps, server: Server) -> None:
+    had_terminal = _has_terminal()
+    async with trio.open_nursery() as nursery, aclosing(hang_ups.receive()) as received:
+        async for _ in received:
+            if had_terminal:
+                nursery.start_soon(_end_without_terminal, server)
+            if not had_terminal or _has_terminal():
+                with suppress(ReloadFailed):  # the log has it
+                    await server.reload()
+
+
+async def _end_without_terminal(server: Server) -> None:
+    """Shut *server* down if its terminal has closed, or does in a moment."""
+    for seconds in (0, _CLOSING_SECONDS):
+        await trio.sleep(seconds)
+        if not _has_terminal():
+            server.shutdown()
+            return
+
+
+def _has_terminal() -> bool:
+    """Return whether standard input is a terminal that is open."""
+    try:
+        return sys.stdin.isatty()  # False, too, once it has closed
+    except (AttributeError, ValueError):  # there is none
+        return False
 
 
 def _allow_files(clients: int) -> None:

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cached_property, partial
 from logging import WARNING
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
@@ -56,17 +56,22 @@ from multichat.server.config import ServerConfig
 from multichat.server.connections import Connections
 from multichat.server.filters import Filters
 from multichat.server.join_hook import OnJoin
+from multichat.server.live_settings import LiveSettings
 from multichat.server.other_nodes import OtherNodes
 from multichat.server.passphrases import Hasher
 from multichat.server.private_messages import tell
 from multichat.server.registry import Registry
+from multichat.server.reloading import Reloading
 from multichat.server.start_log import Starting, log_start
 from multichat.server.statistics import ServerStatistics, StatisticsSource
 
 if TYPE_CHECKING:
     from multichat.server.web import WebPort
+    from multichat.server.webhook import Webhook
 
 __all__ = ["Server", "serve"]
+
+_Handler: TypeAlias = Callable[[trio.SocketStream], Awaitable[None]]
 
 
 class Server:
@@ -82,7 +87,8 @@ class Server:
     `handle` or `handle_web` for each stream in a task of its own, and call `close` at the end.  All
     other methods may be called by any task of the same trio run.
 
-    *admin* are the operator's commands.
+    *admin* are the operator's commands.  *settings* are the settings that may change while it runs,
+    and *reloading* has those that `reload` reads again from their files; *config* is how it began.
 
     *port* is the first TCP port that it listens on and *addresses* are all of them, such as
     `0.0.0.0:9000` and `[::]:9000`; 0 and empty until it listens.  *web_url* is where its page is,
@@ -134,6 +140,10 @@ class Server:
         )
         self._admission = Admission(self.config)
         self._authentication = Authentication(self.config, self._log, authenticate)
+        self.settings = LiveSettings(
+            self.config, self._authentication, self._registry.accounts, lambda: self._webhook
+        )
+        self.reloading = Reloading(self._log)
         self._turns = Turns(shares)
         self.admin = AdminCommands(self, self._registry)
         self._filters = Filters(
@@ -194,6 +204,7 @@ class Server:
         """
         if port is None and unix is None and web is None:
             raise ValueError("no port or Unix socket to listen on")
+        self.settings.tls = tls
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.open())
             listeners: list[trio.SocketListener] = []
@@ -214,25 +225,26 @@ class Server:
             self._registry.web_url = self._authentication.web_url = self.web_url
             # Before the first connection is accepted.
             log_start(self._log, starting, self.config, self._backend.location, self.web_url)
+            if advice := self.settings.certificate_advice():
+                self._log.line("start", advice, WARNING)
             self._start_soon(partial(trio.to_thread.run_sync, load_tables))
-            await self._serve(tcp, listeners, pages, tls, task_status)
+            await self._serve(tcp, listeners, pages, task_status)
 
     async def _serve(
         self,
         tcp: list[trio.SocketListener],
         local: list[trio.SocketListener],
         pages: list[trio.SocketListener],
-        tls: ssl.SSLContext | None,
         task_status: trio.TaskStatus["Server"],
     ) -> None:
         async with trio.open_nursery() as clients:  # ends last
             async with trio.open_nursery() as acceptors:  # stops first
                 accept = partial(trio.serve_listeners, handler_nursery=clients)
                 for handle, listeners in (
-                    (partial(self._connections.handle, tls=tls), tcp),
+                    (self._with_tls(self._connections.handle), tcp),
                     (self._connections.handle, local),
                     # Made now: its imports and files take a tenth of a second.
-                    *([(partial(self._web.handle, tls=tls), pages)] if pages else ()),
+                    *([(self._with_tls(self._web.handle), pages)] if pages else ()),
                 ):
                     if listeners:
                         fair = [FairListener(each, self._turns) for each in listeners]
@@ -246,6 +258,14 @@ class Server:
             with trio.move_on_at(deadline):
                 await self.close()
             clients.cancel_scope.deadline = deadline + self.config.timeouts.linger
+
+    def _with_tls(self, handle: Callable[..., Awaitable[None]]) -> _Handler:
+        """Return a handler that passes to *handle* the TLS context of the moment."""
+
+        async def handle_stream(stream: trio.SocketStream) -> None:
+            await handle(stream, tls=self.settings.tls)
+
+        return handle_stream
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator["Server"]:
@@ -398,9 +418,18 @@ class Server:
     def keep_bans(self, path: Path) -> None:
         """Load the bans from the file at *path*, and save all changes to it from now on.
 
-        Raises `OSError` if it cannot be read, `InvalidBanFile` if a line is not valid.
+        From now on, `reload` puts what was changed in the file in force.  Raises `OSError` if it
+        cannot be read, `InvalidBanFile` if a line is not valid.
         """
         self._ban_keeper.keep_in(path)
+        self.reloading.add("bans", self._ban_keeper.read_again, self._ban_keeper.merge)
+
+    async def reload(self) -> list[str]:
+        """Read the files again of all that was added to `reloading`; see `Reloading.reload`.
+
+        Returns lines for the operator.  Raises `ReloadFailed`.
+        """
+        return await self.reloading.reload()
 
     def shutdown(self) -> None:
         """Start the shutdown: `run` delivers what is queued and returns.  Idempotent."""
@@ -436,19 +465,23 @@ class Server:
         await self._connections.handle(stream, tls=tls, trusted=trusted)
 
     @cached_property
+    def _webhook(self) -> "Webhook":
+        from multichat.server.webhook import Webhook
+
+        return Webhook(self.config, self._registry, self._filters)
+
+    @cached_property
     def _web(self) -> "WebPort":
         # They import h11, which other servers do not need.
         from multichat.server.web import WebPort
-        from multichat.server.webhook import Webhook
 
-        webhook = Webhook(self.config, self._registry, self._filters)
         return WebPort(
             self,
             self._connections,
             self._admission,
             self._turns,
             self._log,
-            webhook,
+            self._webhook,
             names=self._web_names,
         )
 

@@ -36,7 +36,7 @@ from multichat.server.connections import Connections
 from multichat.server.origin import Origin
 from multichat.server.proxied import Arrival, LoadBalancers
 from multichat.server.refusals import RefusedFor
-from multichat.server.webhook import Webhook
+from multichat.server.webhook import Poster, Webhook
 from multichat.web.forwarded import Peer, Proxies
 from multichat.web.handshake import Handshake, shake_hands
 from multichat.web.hosts import own_names
@@ -212,8 +212,8 @@ class WebPort:
         self, connection: "_Connection", request: Request, room: str
     ) -> "_Posting":
         """Return the message that *request* posts; raises `HttpError`."""
-        token = self._webhook.authorize(request)
-        if token is None:
+        poster = self._webhook.authorize(request)
+        if poster is None:
             challenge = {"WWW-Authenticate": 'Bearer realm="multichat"'}
             text = "the token is missing or wrong: send Authorization: Bearer TOKEN"
             raise HttpError(401, text, challenge, logged="a message without a right token")
@@ -229,7 +229,7 @@ class WebPort:
                     reader.feed(data)
                 else:
                     reader.feed_eof()
-            return _Posting(token, room, read_posted(request, reader.body, most))
+            return _Posting(poster, room, read_posted(request, reader.body, most))
         raise HttpError(408, f"no message in {seconds:g} s")
 
     async def _post(self, connection: "_Connection", posting: "_Posting") -> None:
@@ -327,9 +327,9 @@ class _Refused(HttpError):
 
 
 class _Posting(NamedTuple):
-    """A message to post, for whoever has that *token*."""
+    """A message to post, for *poster*."""
 
-    token: int
+    poster: Poster
     room: str
     posted: Posted
 

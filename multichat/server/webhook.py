@@ -6,7 +6,7 @@ What holds for a client's messages holds for these: filters, bans of names, the 
 of a room, the log and its rate.  The client of such a message is 0, so nobody can answer it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import trio
 
@@ -34,7 +34,7 @@ from multichat.server.token_bucket import TokenBucket
 from multichat.web.http import HttpError, Request, Response
 from multichat.web.webhook import Posted, Tokens, answer, retry_after
 
-__all__ = ["Webhook"]
+__all__ = ["Poster", "Webhook"]
 
 # How soon a message may be tried again that the journal could not store: as a client's.
 _STORAGE_SECONDS = 3
@@ -58,20 +58,37 @@ class Webhook:
 
     def __init__(self, config: ServerConfig, registry: Registry, filters: Filters) -> None:
         self._config, self._registry, self._filters = config, registry, filters
-        self._tokens = Tokens(config.web.webhook_tokens)
-        self._posters = [
-            _Poster(config, registry.log_rates.open(0, f"webhook {number}"))
-            for number, _ in enumerate(config.web.webhook_tokens)
-        ]
+        self._posters: dict[str, Poster] = {}
+        self._tokens_ever = 0
+        self.change_tokens(config.web.webhook_tokens)
 
-    def authorize(self, request: Request) -> int | None:
-        """Return the number of the token of *request*; None if it has none that is right."""
-        return self._tokens.find(request)
+    def change_tokens(self, tokens: Iterable[str]) -> None:
+        """Accept exactly these *tokens*, which are valid, from now on.
 
-    async def post(self, token: int, room: str, posted: Posted, origin: Origin | None) -> Response:
-        """Publish *posted* in *room* for whoever has that *token*; raises `HttpError`."""
+        A token that stays keeps its rate limit and its nonces.  A request whose token was accepted
+        before is completed.
+        """
+        former, self._posters = self._posters, {}
+        for token in tokens:
+            self._posters[token] = former.get(token) or self._poster()
+        self._tokens = Tokens(self._posters)
+
+    def _poster(self) -> "Poster":
+        self._tokens_ever += 1
+        log = self._registry.log_rates.open(0, f"webhook {self._tokens_ever}")
+        return Poster(self._config, log)
+
+    def authorize(self, request: Request) -> "Poster | None":
+        """Return who has the token of *request*; None if it has none that is right."""
+        number = self._tokens.find(request)
+        return None if number is None else list(self._posters.values())[number]
+
+    async def post(
+        self, poster: "Poster", room: str, posted: Posted, origin: Origin | None
+    ) -> Response:
+        """Publish *posted* in *room* for *poster*; raises `HttpError`."""
         try:
-            return await self._post(self._posters[token], room, posted, origin)
+            return await self._post(poster, room, posted, origin)
         except RemoteProtocolError as error:
             status = _STATUS.get(type(error), 400)
             wait = 0.0
@@ -83,7 +100,7 @@ class Webhook:
             raise HttpError(status, str(error), headers, code=error.code) from None
 
     async def _post(
-        self, poster: "_Poster", room: str, posted: Posted, origin: Origin | None
+        self, poster: "Poster", room: str, posted: Posted, origin: Origin | None
     ) -> Response:
         registry = self._registry
         name_of_room = self._room(room)
@@ -137,7 +154,7 @@ class Webhook:
         return result.text
 
 
-class _Poster:
+class Poster:
     """Whoever has one token: its rate limit, its log, and the nonces that it has used."""
 
     def __init__(self, config: ServerConfig, log: ClientLog) -> None:

@@ -578,8 +578,13 @@ async def test_a_server_that_closes_before_the_first_message_is_a_lost_connectio
 
 async def test_a_repeated_sighup_does_not_cut_the_goodbyes_short(tmp_path: Path) -> None:
     """A terminal that closes sends it from the shell and from the system."""
-    async with serve(tmp_path, "--journal", str(tmp_path / "journal")) as server, tcp(server) as a:
+    master, slave = os.openpty()
+    journal = ("--journal", str(tmp_path / "journal"))
+    argv = (MULTICHAT, "serve", "0", "--host", LOOPBACK, *journal)
+    async with ServerCommand(tmp_path, *argv, stdin=slave) as server, tcp(server) as a:
+        os.close(slave)
         await server.wait_for("Client 1 connected")
+        os.close(master)
         for _ in range(3):
             server.signal(signal.SIGHUP)
         data = b""

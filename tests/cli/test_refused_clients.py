@@ -21,7 +21,7 @@ import trustme
 import multichat
 from multichat import MultichatError, ServerConfig, ServerTimeouts
 from multichat.client.connect import client_tls, connect
-from multichat.net.listeners import server_tls
+from multichat.net.certificates import server_tls
 from multichat.server.bans import Ban, parse_target
 from tests.support.log import LogRecorder
 from tests.support.processes import BIN, LOOPBACK, MULTICHAT, Command, serve

@@ -20,7 +20,7 @@ import trustme
 import multichat
 from multichat import Server, ServerConfig, ServerTimeouts
 from multichat.client.connect import client_tls
-from multichat.net.listeners import server_tls
+from multichat.net.certificates import server_tls
 from multichat.net.send_queue import SendQueue
 from multichat.server.session import Session
 from tests.support.collector import collector_off, in_cycles

@@ -116,7 +116,7 @@ async def test_console_commands_are_completed_echoed_and_answered(terminal: Term
     await terminal.wait_for_match("t", INPUT.format("/clients"))
 
 
-@pytest.mark.parametrize("way", ["C-c", "C-d", "/quit", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"])
+@pytest.mark.parametrize("way", ["C-c", "C-d", "/quit", "SIGTERM", "SIGINT", "SIGQUIT"])
 async def test_every_way_out_leaves_the_terminal_as_it_was(way: str, terminal: Terminal) -> None:
     await terminal.open_shell("t", columns=80, rows=24)
     before = await modes(terminal)
@@ -142,6 +142,29 @@ async def test_every_way_out_leaves_the_terminal_as_it_was(way: str, terminal: T
     assert STATUS not in await terminal.screen("t")
     assert "Traceback" not in await terminal.screen("t")
     assert await modes(terminal) == before
+
+
+async def test_sighup_reloads_and_leaves_the_input_line_as_it_was(terminal: Terminal) -> None:
+    port = await open_server(terminal, "--ban-file bans", columns=100)
+    await terminal.run("send-keys", "-t", "t", "-l", "half a sen")
+    await terminal.wait_for_match("t", INPUT.format("half a sen"))
+    os.kill(await pid_of_server(port), signal.SIGHUP)
+    await terminal.wait_for("t", "[reload] Reloaded: bans")
+    await terminal.wait_for_match("t", INPUT.format("half a sen"))
+    await trio.sleep(1.2)  # after which a closing terminal would have closed
+    assert "Shutting down" not in await terminal.screen("t")
+
+
+async def test_a_terminal_that_closes_ends_the_server_in_order(terminal: Terminal) -> None:
+    port = await open_server(terminal, "--log-file log")
+    async with multichat.connect(LOOPBACK, port, name="bob", reconnect=False) as bob:
+        await bob.members()
+        await terminal.run("kill-session", "-t", "t")
+        with trio.fail_after(WAIT_SECONDS):
+            events = [event async for event in bob]
+        assert isinstance(events[-1], multichat.Goodbye)
+        assert events[-1].code == "shutdown"
+    assert "Shutting down" in (terminal.home / "log").read_text("utf-8")
 
 
 async def test_stop_background_and_foreground(terminal: Terminal) -> None:

@@ -11,7 +11,7 @@ import trio
 import trustme
 
 import multichat
-from multichat.net.listeners import server_tls
+from multichat.net.certificates import server_tls
 from multichat.server.bans import Ban, parse_target
 from multichat.server.config import ServerConfig
 from multichat.server.server import Server

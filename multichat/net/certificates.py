@@ -1,0 +1,199 @@
+"""The server's certificate: its TLS context, until when it is valid, and what to do before that.
+
+Owns the files of certificate and key: they are read whole, bounded, and either both are in force or
+none.  The dates are read here, because `ssl` tells only those of a peer's certificate.
+"""
+
+import os
+import re
+import ssl
+import sys
+from binascii import a2b_base64
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Self
+
+from multichat.errors import BadCertificate
+from multichat.files import read_file
+
+__all__ = ["EXPIRES_SOON", "ServerTls", "Validity", "read_validity", "server_tls"]
+
+# Authorities that renew automatically do so 30 days before the end: two weeks later, that fails.
+EXPIRES_SOON = timedelta(days=14)
+
+# A chain has four certificates of 2 KiB.
+_MAX_BYTES = 1024 * 1024
+
+_PEM = re.compile(
+    rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----(.*?)-----END \1-----", re.DOTALL
+)
+
+# DER's tags.
+_UTC_TIME, _GENERALIZED_TIME, _VERSION = 0x17, 0x18, 0xA0
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """When a chain of certificates is valid: from the last beginning to the first end in it."""
+
+    begins: datetime
+    ends: datetime
+
+    def fault(self, now: datetime) -> str:
+        """Return why clients do not accept it *now*; empty if they do."""
+        if now >= self.ends:
+            return f"the certificate expired on {_shown(self.ends)}"
+        if now < self.begins:
+            return f"the certificate is not valid before {_shown(self.begins)}"
+        return ""
+
+    def advice(self, certificate: Path, now: datetime) -> str:
+        """Return one line for the operator if *certificate* is not valid for long; else nothing."""
+        if now >= self.ends:
+            return (
+                f"The certificate {certificate} expired on {_shown(self.ends)}, and clients refuse "
+                "it: renew it, then reload it with SIGHUP"
+            )
+        if now < self.begins:
+            return (
+                f"The certificate {certificate} is not valid before {_shown(self.begins)}, and "
+                "clients refuse it until then: check this machine's clock"
+            )
+        left = self.ends - now
+        if left > EXPIRES_SOON:
+            return ""
+        days, hours = left.days, left.seconds // 3600
+        count, unit = (days, "day") if days else (hours, "hour")
+        return (
+            f"The certificate {certificate} expires on {_shown(self.ends)}, in {count} "
+            f"{unit}{'s' * (count != 1)}: renew it, then reload it with SIGHUP"
+        )
+
+
+def _shown(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d at %H:%M} UTC"
+
+
+class ServerTls(ssl.SSLContext):
+    """A TLS context of `server_tls`, which knows the file *certificate* and its *validity*.
+
+    The validity is None if the dates cannot be read.
+    """
+
+    certificate: Path
+    validity: Validity | None
+
+    def __new__(cls) -> Self:
+        """Make one without a certificate."""
+        return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+
+    def fault(self, now: float) -> str:
+        """Return why clients refuse the certificate at the Unix time *now*; empty if they do not.
+
+        Empty, too, if the dates cannot be read.
+        """
+        return "" if self.validity is None else self.validity.fault(_utc(now))
+
+    def advice(self, now: float) -> str:
+        """Return one line if the certificate is not valid, or expires soon; otherwise nothing."""
+        return "" if self.validity is None else self.validity.advice(self.certificate, _utc(now))
+
+
+def _utc(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def server_tls(certificate: Path, key: Path | None = None) -> ServerTls:
+    """Return a TLS context for a server with *certificate*, a PEM file with the whole chain.
+
+    The private *key* may be in the same file.  TLS 1.2 or later.  Reads files, at most 1 MiB of
+    each, and never waits for a FIFO.  Raises `BadCertificate`.
+    """
+    context = ServerTls()
+    # As `ssl.create_default_context` does, so that a developer can decrypt a recording.
+    if (secrets := os.environ.get("SSLKEYLOGFILE")) and not sys.flags.ignore_environment:
+        context.keylog_filename = secrets
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+
+    def refuse_to_ask() -> str:
+        raise BadCertificate(key or certificate, "it asks for a passphrase")
+
+    # OpenSSL would wait for a FIFO's writer, and no signal would interrupt that.
+    pem, *_ = [_read(path) for path in (certificate, key) if path is not None]
+    try:
+        context.load_cert_chain(certificate, key, refuse_to_ask)
+    except OSError as error:
+        raise BadCertificate(certificate, _why(error, key)) from error
+    context.certificate, context.validity = certificate, read_validity(pem)
+    return context
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_file(path, max_bytes=_MAX_BYTES)
+    except OSError as error:
+        raise BadCertificate(path, (error.strerror or "").lower()) from error
+
+
+def _why(error: OSError, key: Path | None) -> str:
+    reason = (getattr(error, "reason", None) or "").lower().replace("_", " ")
+    if reason == "key values mismatch":
+        return f"the key {key} belongs to another certificate"
+    return (
+        "no certificate and key in PEM form"
+        if reason in ("", "pem lib", "no start line")
+        else reason
+    )
+
+
+def read_validity(pem: bytes) -> Validity | None:
+    """Return when all certificates in *pem* are valid; None if that cannot be read."""
+    try:
+        found = [_validity(a2b_base64(body)) for _, body in _PEM.findall(pem)]
+    except (ValueError, IndexError, OverflowError):
+        return None
+    if not found:
+        return None
+    return Validity(max(each.begins for each in found), min(each.ends for each in found))
+
+
+def _validity(der: bytes) -> Validity:
+    """Return when the certificate *der* is valid (RFC 5280, 4.1); raises `ValueError`.
+
+    It begins with: SEQUENCE { SEQUENCE { [0] version, serial number, signature, issuer, validity.
+    """
+    [(_, certificate)] = islice(_elements(der), 1)
+    [(_, signed)] = islice(_elements(certificate), 1)
+    elements = (content for tag, content in _elements(signed) if tag != _VERSION)
+    _serial, _signature, _issuer, validity = islice(elements, 4)
+    begins, ends = (_moment(tag, content) for tag, content in islice(_elements(validity), 2))
+    return Validity(begins, ends)
+
+
+def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the tag and the content of each element in *data*, which is DER."""
+    position = 0
+    while position < len(data):
+        tag, size = data[position], data[position + 1]
+        position += 2
+        if size & 0x80:
+            count = size & 0x7F
+            size = int.from_bytes(data[position : position + count], "big")
+            position += count
+        content = data[position : position + size]
+        if len(content) < size:
+            raise ValueError("it is cut off")
+        yield tag, content
+        position += size
+
+
+def _moment(tag: int, content: bytes) -> datetime:
+    text = content.decode("ascii")
+    if tag == _UTC_TIME:  # RFC 5280: from 1950 to 2049
+        text = ("19" if text[:2] >= "50" else "20") + text
+    elif tag != _GENERALIZED_TIME:
+        raise ValueError("it is not a time")
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
