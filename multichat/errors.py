@@ -522,28 +522,24 @@ class ReloadFailed(MultichatError):
         self.lines = tuple(lines)
 
 
-class JournalFailed(MultichatError):
+class _FileFault(MultichatError):
+    """The file at *path* cannot be used, for a *reason*."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+
+class JournalFailed(_FileFault):
     """The journal file cannot be used: locked, corrupt, not a journal, or the disk is full."""
 
-    def __init__(self, path: object, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = path, reason
 
-
-class BadCertificate(MultichatError):
+class BadCertificate(_FileFault):
     """A certificate or key cannot be used."""
 
-    def __init__(self, path: object, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = path, reason
 
-
-class BadPasswordFile(MultichatError):
+class BadPasswordFile(_FileFault):
     """A password file cannot be read, or does not contain a password."""
-
-    def __init__(self, path: object, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = path, reason
 
 
 class ConnectionLost(MultichatError):
