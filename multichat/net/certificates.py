@@ -65,12 +65,15 @@ class Validity:
         left = self.ends - now
         if left > EXPIRES_SOON:
             return ""
-        days, hours = left.days, left.seconds // 3600
-        count, unit = (days, "day") if days else (hours, "hour")
         return (
-            f"The certificate {certificate} expires on {_shown(self.ends)}, in {count} "
-            f"{unit}{'s' * (count != 1)}: renew it, then reload it with SIGHUP"
+            f"The certificate {certificate} expires on {_shown(self.ends)}, in {_duration(left)}: "
+            "renew it, then reload it with SIGHUP"
         )
+
+
+def _duration(left: timedelta) -> str:
+    count, unit = (left.days, "day") if left.days else (left.seconds // 3600, "hour")
+    return f"{count} {unit}{'s' * (count != 1)}" if count else "less than an hour"
 
 
 def _shown(moment: datetime) -> str:

@@ -111,13 +111,20 @@ def describe_error(error: BaseException) -> str:
 def _tls_reason(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         reason = error.verify_message.rstrip(".").lower()
-        return f"its certificate is not accepted: {reason}"
+        advice = _DATE_ADVICE.get(error.verify_code, "")
+        return f"its certificate is not accepted: {reason}{advice}"
     if isinstance(error, ssl.SSLEOFError):
         return "the TLS connection broke off"
     said = (error.reason or str(error)).lower().replace("_", " ")
     _, alert, words = said.partition(" alert ")  # sent by the peer
     return f"TLS: the other side says {words}" if alert else f"TLS: {said}"
 
+
+# By OpenSSL's error numbers for a certificate that is not valid yet, or no longer.
+_DATE_ADVICE = {
+    9: "; is the clock of this machine right?",
+    10: "; its operator has to renew it, if the clock of this machine is right",
+}
 
 # OpenSSL's error numbers for a certificate that no trusted authority has signed.
 _UNKNOWN_ISSUER = (18, 19, 20, 21)

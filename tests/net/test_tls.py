@@ -74,6 +74,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
         "good": good,
         "untrusted": other_ca.issue_cert(LOOPBACK),
         "expired": ca.issue_cert(LOOPBACK, not_before=past - timedelta(days=9), not_after=past),
+        "early": ca.issue_cert(LOOPBACK, not_before=past + timedelta(days=3)),
         "named": ca.issue_cert("chat.example.org"),
     }
     for name, leaf in leaves.items():
@@ -310,6 +311,7 @@ async def test_a_broken_tls_connection_is_one_log_line(
 
 NOT_TRUSTED = "its certificate is not accepted: "
 HINT = "; trust it with --tls-ca FILE"
+EXPIRED = "; its operator has to renew it, if the clock of this machine is right"
 
 
 @pytest.mark.parametrize(
@@ -317,7 +319,8 @@ HINT = "; trust it with --tls-ca FILE"
     [
         ("untrusted", "connect", f"unable to get local issuer certificate{HINT}"),
         ("self-signed", "send", f"self-signed certificate{HINT}"),
-        ("expired", "who", "certificate has expired"),
+        ("expired", "who", f"certificate has expired{EXPIRED}"),
+        ("early", "connect", "certificate is not yet valid; is the clock of this machine right?"),
         ("named", "send", "ip address mismatch, certificate is not valid for '127.0.0.1'"),
     ],
 )
@@ -343,8 +346,9 @@ async def test_an_untrusted_certificate_is_one_line_on_both_sides(
         assert line.startswith(f"[INFO] [server] [STATE] Refused {LOOPBACK}:")
         # A client of this kind goes without a word; others say what they do not like.
         why = "perhaps the client does not trust the certificate"
-        if certificate == "expired":
-            why = "the certificate expired on "
+        dates = {"expired": "expired on ", "early": "is not valid before "}
+        if certificate in dates:
+            why = f"the certificate {dates[certificate]}"
         assert f": TLS handshake aborted; {why}" in line
         assert server.statistics().refused == 1
     assert not [line for line in log.lines if "crashed" in line or "connected" in line]
