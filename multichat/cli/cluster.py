@@ -67,6 +67,7 @@ def open_cluster(
         session=session,
         nonces=session,
         max_sessions=config.max_sessions,
+        session_bytes=config.sessions_bytes,
     )
     cluster = ClusterConfig(
         connection=connection,

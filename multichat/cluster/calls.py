@@ -16,6 +16,7 @@ from multichat.cluster.errors import reading_answer
 from multichat.errors import MultichatError
 from multichat.protocol.fields import Nonce
 from multichat.protocol.messages import SaidBlock
+from multichat.protocol.nonces import short_nonce
 
 __all__ = [
     "MAX_CALLS",
@@ -32,6 +33,7 @@ __all__ = [
     "Trimmed",
     "append",
     "begin_era",
+    "encode_nonce",
     "pack_block",
     "parse_packet",
     "parse_push",
@@ -194,7 +196,7 @@ class Block(msgspec.Struct, frozen=True, array_like=True):
     ) -> "Block":
         """Make it of what `RoomLog.propose` gets; raises `UnicodeEncodeError`."""
         count = draft.text.count("\n") + 1
-        encoded = [b"" if nonce is None else _encode_nonce(nonce) for nonce in nonces]
+        encoded = [b"" if nonce is None else encode_nonce(nonce) for nonce in nonces]
         return cls(room, draft.client, generation, count, pack_block(draft), encoded, checks.hex())
 
     @property
@@ -203,7 +205,15 @@ class Block(msgspec.Struct, frozen=True, array_like=True):
         return len(self.payload) + 20 * len(self.nonces) + 300
 
 
-_encode_nonce = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder().encode
+
+
+def encode_nonce(nonce: Nonce) -> bytes:
+    """Return *nonce* as the engine knows it: in JSON, a long one as its digest.
+
+    Raises `UnicodeEncodeError`.
+    """
+    return _encode(short_nonce(nonce))
 
 
 class Status:

@@ -91,7 +91,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     *lease* is how long a node that is not heard of is waited for, *away* how long the name of a
     client that has disconnected is reserved, *session* how long it can be resumed, and *nonces*
-    how long nonces of messages are kept.  At most *max_sessions* are kept of those away.
+    how long nonces of messages are kept.  Of the sessions of those away at most *max_sessions* are
+    kept, which take at most *session_bytes* in the engine.
     """
 
     lease: int = 10_000
@@ -99,6 +100,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     session: int = 86_400_000
     nonces: int = 86_400_000
     max_sessions: int = 100_000
+    session_bytes: int = 128 << 20
+
+    def within(self, maxmemory: int) -> "Settings":
+        """Return them for an engine with that `maxmemory` in bytes; 0 or less is no limit.
+
+        Sessions take a quarter of it at most: the rest is for messages.
+        """
+        if maxmemory <= 0:
+            return self
+        most = min(self.session_bytes, maxmemory // 4)
+        return msgspec.structs.replace(self, session_bytes=most)
 
 
 # Changes ------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@
 --
 -- Functions are atomic, but not transactional: each change validates before it writes.
 --
--- Follows library.lua in one library, and uses from it: is_fenced, nonces_key, load_nonces,
--- remember_nonces, forget_nonces.
+-- Follows sessions.lua in one library, and uses it, and from library.lua: is_fenced, nonces_key,
+-- load_nonces, remember_nonces.
 
 do
     local PREFIX = 'multichat:'
@@ -39,8 +39,6 @@ do
     local BANS = PREFIX .. 'bans'                -- target → {number, ban}
     local DIRECTS = PREFIX .. 'directs'          -- id → {from, run, claimed, client, nonce, check}
     local DIRECT_NONCES = PREFIX .. 'directs:nonces'  -- `CLIENT NONCE` → id, of those in `directs`
-    local SESSIONS = PREFIX .. 'sessions'        -- digest → {client, generation, record}
-    local LEFT = PREFIX .. 'sessions:left'       -- digests of sessions away, by when they left
     local LOG, COUNT = PREFIX .. 'directory:log', PREFIX .. 'directory:count'
     local CHANNEL = PREFIX .. 'directory'
 
@@ -52,6 +50,8 @@ do
     local SKIPPED = 100000
     -- One call removes at most so many clients, sessions or names: about 20 ms.
     local MAX_REMOVED = 500
+    -- So many sessions may a client that leaves evict: as much as it adds, of the smallest ones.
+    local MAX_PURGED = 100
     -- A run is never valid again; a frozen node asks within a day.
     local FENCED_SECONDS = 86400
     local LOST = 'connection lost'
@@ -259,30 +259,10 @@ do
 
     -- Sessions ---------------------------------------------------------------------------------
 
-    local function end_session(digest)
-        local session = load(SESSIONS, digest)
-        if session then
-            call('HDEL', SESSIONS, digest)
-            call('ZREM', LEFT, digest)
-            forget_nonces(text(session.client))
-            if call('HEXISTS', CLIENTS, text(session.client)) == 0 then
-                call('HDEL', GENERATIONS, text(session.client))
-            end
-        end
-    end
-
-    -- Remove sessions and names whose time has ended, and sessions above the limit.
+    -- Remove sessions and names whose time has ended, and sessions above the limits.
     local function purge(settings, time, most)
-        local ended = text(time - settings.session)
-        for _, digest in ipairs(call('ZRANGEBYSCORE', LEFT, '-inf', ended, 'LIMIT', 0, most)) do
-            end_session(digest)
-        end
-        local excess = call('ZCARD', LEFT) - settings.max_sessions
-        if excess > 0 then
-            for _, digest in ipairs(call('ZRANGE', LEFT, 0, math.min(excess, most) - 1)) do
-                end_session(digest)
-            end
-        end
+        sessions.purge(
+            settings.session, settings.max_sessions, settings.session_bytes, time, most)
         for _, fold in ipairs(call('ZRANGEBYSCORE', AWAY, '-inf', text(time), 'LIMIT', 0, most)) do
             release_name(fold)
         end
@@ -308,24 +288,22 @@ do
             save(NAMES, fold, held)
             call('ZADD', AWAY, text(held['until']), fold)
         end
-        if entry.session == '' or call('HEXISTS', SESSIONS, entry.session) == 0 then
+        if not sessions.exists(entry.session) then
             call('HDEL', GENERATIONS, text(client))
-        elseif not call('ZSCORE', LEFT, entry.session) then  -- nobody has it: it ends in time
-            call('ZADD', LEFT, text(time), entry.session)
+        elseif not sessions.is_away(entry.session) then  -- nobody has it: it ends in time
+            sessions.leave(
+                entry.session, sessions.load(entry.session), entry.record.origin, time)
         end
         if entry.told > 0 then
             emit(actor, 'gone', client, entry.record.generation, reason, keep >= 0)
         end
-        purge(settings, time, 2)  -- as fast as they come
+        purge(settings, time, MAX_PURGED)
     end
 
     -- A client whose node is gone: its session can be resumed.
     local function client_lost(settings, client, entry, reason)
-        local has_session = entry.session ~= '' and call('HEXISTS', SESSIONS, entry.session) == 1
-        if has_session then
-            call('ZADD', LEFT, text(now()), entry.session)
-        end
-        remove_client('', settings, client, entry, reason, has_session and settings.away or -1)
+        local keep = sessions.exists(entry.session) and settings.away or -1
+        remove_client('', settings, client, entry, reason, keep)
     end
 
     -- The changes ------------------------------------------------------------------------------
@@ -454,14 +432,14 @@ do
         if is_fenced(client, generation) then
             return FENCED
         end
-        save(SESSIONS, digest, {client = client, generation = generation, record = record})
+        local session = {client = client, generation = generation, record = record, origin = ''}
+        local entry = load(CLIENTS, text(client))
         call('HSET', GENERATIONS, text(client), text(generation))
         if connected then
-            call('ZREM', LEFT, digest)
+            sessions.keep(digest, session)
         else
-            call('ZADD', LEFT, text(context.time), digest)
+            sessions.leave(digest, session, entry and entry.record.origin or '', context.time)
         end
-        local entry = load(CLIENTS, text(client))
         if connected then
             entry = entry_of(context, client, generation)
         end
@@ -472,15 +450,8 @@ do
         return {'ok'}
     end
 
-    local function session_of(digest, settings, time)
-        local session, left = load(SESSIONS, digest), call('ZSCORE', LEFT, digest)
-        if session and (not left or tonumber(left) + settings.session > time) then
-            return session, left and time - tonumber(left) or 0
-        end
-    end
-
     function changes.session(context, digest)
-        local session, age = session_of(digest, context.settings, context.time)
+        local session, age = sessions.find(digest, context.settings.session, context.time)
         if session == nil then
             return {'refused', 'unknown-session'}
         end
@@ -490,7 +461,7 @@ do
 
     -- Resume a session here, if it has that generation: the next one fences who had it.
     changes['take-session'] = function(context, digest, generation)
-        local session = session_of(digest, context.settings, context.time)
+        local session = sessions.find(digest, context.settings.session, context.time)
         if session == nil or session.generation ~= generation then
             return {'refused', 'unknown-session'}
         end
@@ -500,9 +471,11 @@ do
         local before = load(CLIENTS, text(client))
         local entry = entry_of(context, client, session.generation)
         entry.session = digest
+        if entry.record.origin == '' then  -- of the client that had it, until this one has its own
+            entry.record.origin = session.origin
+        end
         save(CLIENTS, text(client), entry)
-        save(SESSIONS, digest, session)
-        call('ZREM', LEFT, digest)
+        sessions.keep(digest, session)
         emit(context.node, 'taken', client, session.generation - 1, before and before.node or '')
         return {'ok', client, session.generation, session.record, load_nonces(text(client))}
     end
@@ -511,7 +484,7 @@ do
         if is_fenced(client, generation) then
             return FENCED
         end
-        end_session(digest)
+        sessions.finish(digest)
         return {'ok'}
     end
 
@@ -623,7 +596,7 @@ do
             return {'refused', 'unknown-client'}
         end
         if not returns then
-            end_session(entry.session)
+            sessions.finish(entry.session)
         end
         emit(context.node, 'disconnect', client, entry.node, code, reason)
         return {'ok'}
@@ -875,7 +848,7 @@ do
     -- Whether a change frees memory, or takes none that matters.
     local function is_relief(kind, digest, _, _, _, connected)
         if kind == 'save-session' then
-            return not connected and call('HEXISTS', SESSIONS, digest) == 1
+            return not connected and sessions.exists(digest)
         end
         return kind == 'gone' or kind == 'forget-session' or kind == 'retain' or kind == 'unban'
             or kind == 'disconnect' or kind == 'finish-direct' or kind == 'withdraw-direct'

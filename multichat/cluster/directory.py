@@ -282,6 +282,7 @@ class Directory:
         Begins another run if this one was fenced.  Raises `NodeInUse`, and what a link raises.
         """
         data = f"{link.engine.run_id} {link.engine.replication_id}"
+        self._settings = pack(self._config.settings.within(link.engine.maxmemory))
         while True:
             try:
                 last = self._batches.answered_up_to

@@ -18,6 +18,7 @@ import trio
 
 from multichat.backend.base import DirectFate
 from multichat.backend.events import Event
+from multichat.cluster.calls import encode_nonce
 from multichat.cluster.changes import (
     Change,
     FinishDirect,
@@ -84,7 +85,7 @@ class Directs:
             message=msgspec.json.encode(message).decode(),
             client=message.client,
             generation=generation,
-            nonce="" if nonce is None else msgspec.json.encode(nonce).decode(),
+            nonce="" if nonce is None else encode_nonce(nonce).decode(),
             check=check.hex() or "-",
         )
         direct = self._waiting[change.id] = _Direct()

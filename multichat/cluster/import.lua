@@ -3,10 +3,10 @@
 -- Refused while a node runs, because nobody would follow what is imported.  Each function leaves
 -- what is there already, so that an import which was aborted is repeated.
 --
--- Follows directory.lua in one library; its keys are described there and in library.lua.
+-- Follows directory.lua in one library; its keys are described there, in library.lua and in
+-- sessions.lua.
 
 do
-  local SESSIONS, LEFT = P .. 'sessions', P .. 'sessions:left'
   local ACCOUNTS, ACCOUNT_KEYS = P .. 'accounts', P .. 'accounts:keys'
   local TOPICS, EVER = P .. 'topics', P .. 'clients:ever'
 
@@ -101,7 +101,7 @@ do
     local error = occupied()
     if error then return error end
     local digest, client = args[1], args[2]
-    if call('HEXISTS', SESSIONS, digest) == 1 then return 0 end
+    if sessions.exists(digest) then return 0 end
     if call('HEXISTS', GENERATIONS, client) == 1 then return -1 end
     local nonces, values = {}, {}
     for i = 5, #args, 2 do
@@ -112,9 +112,8 @@ do
       remember_nonces(client, nonces, values, tonumber(args[4]))
     end
     call('HSET', GENERATIONS, client, 1)
-    call('ZADD', LEFT, now_ms(), digest)
-    call('HSET', SESSIONS, digest,
-      cmsgpack.pack({ client = tonumber(client), generation = 1, record = args[3] }))
+    local session = { client = tonumber(client), generation = 1, record = args[3] }
+    sessions.leave(digest, session, '', now_ms())
     return 1
   end
 

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import msgspec
 
-from multichat.cluster.calls import Call, Tail, pack_block
+from multichat.cluster.calls import Call, Tail, encode_nonce, pack_block
 from multichat.cluster.engine_session import EngineSession
 from multichat.errors import JournalFailed
 from multichat.journal.base import SavedSession, slice_block
@@ -155,7 +155,7 @@ def _session_words(session: SavedSession) -> list[str | bytes | int]:
     words += [msgspec.json.encode(state), _NONCE_SECONDS * 1000]
     for nonce in session.nonces:
         check, epoch = nonce.check.hex() or "-", nonce.epoch or "-"
-        words.append(msgspec.json.encode(nonce.nonce))
+        words.append(encode_nonce(nonce.nonce))
         words.append(f"{check} {epoch} {nonce.number} {nonce.room}")
     return words
 

@@ -1,6 +1,7 @@
 #!lua name=multichat
 
--- The functions that nodes call: the rooms' logs.  `directory.lua` follows in the same library.
+-- The functions that nodes call: the rooms' logs.  `sessions.lua` follows in the same library, and
+-- then `directory.lua`.
 --
 -- Functions are atomic, not transactional: what they have written stays if they fail later.  So a
 -- function validates before it writes, and writes first what the rest refers to: a message before
@@ -68,6 +69,9 @@ local APPENDED, FENCED, FAILED, KNOWN = 0, 1, 2, 3
 -- `redis.call` exists only while a function runs.
 local function call(...) return redis.call(...) end
 
+-- Counts what the nonces of a client take whose session is away: in sessions.lua.
+local nonces_have_grown
+
 local function room_key(room) return P .. 'room:' .. room end
 local function log_key(room) return P .. 'log:' .. room end
 local function epochs_key(room) return P .. 'epochs:' .. room end
@@ -121,6 +125,7 @@ local function remember_nonces(client, nonces, values, ms)
     call('PEXPIRE', key, 2 * ms)
     call('PEXPIRE', order, 2 * ms)
   end
+  nonces_have_grown(client)
 end
 
 -- The nonces of *client* with their values, the oldest first.

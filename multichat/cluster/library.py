@@ -1,6 +1,6 @@
 """The function library of the engine: its text, and whether an engine has to load it.
 
-Assembles `library.lua`, `directory.lua` and `import.lua` into one library.  A node calls
+Assembles `library.lua` and what follows it into one library.  A node calls
 `VERSION_CALL` on each new connection, and sends what `load_command` returns for the answer: an
 engine that was replaced may have lost the library.  Does no I/O but reading its own files.
 """
@@ -18,7 +18,7 @@ __all__ = ["VERSION_CALL", "LibraryTooNew", "Version", "library_text", "load_com
 # What `library.lua` says; a library with a higher number may do something else for the same call.
 _VERSION = 1
 
-_FILES = ("library.lua", "directory.lua", "import.lua")
+_FILES = ("library.lua", "sessions.lua", "directory.lua", "import.lua")
 
 
 class LibraryTooNew(MultichatError):

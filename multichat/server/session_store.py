@@ -38,6 +38,7 @@ from multichat.errors import NonceReused, StorageFailed
 from multichat.journal.base import PendingWrite, SavedSession, SessionRecord
 from multichat.protocol.ids import message_id
 from multichat.protocol.messages import MAX_UNACCEPTED, Accepted, Nonce
+from multichat.protocol.nonces import short_nonce
 
 __all__ = ["SessionStore", "StoredSession", "Submission", "check_at", "checks_of"]
 
@@ -400,8 +401,9 @@ class SessionStore:
             return False
         session.generation = kept.record.generation
         session.unpack()
+        known = set(map(short_nonce, session.window))  # a shared backend shortens them
         for nonce, epoch, number, room, check in kept.nonces:
-            if nonce not in session.window:
+            if nonce not in known:
                 session.remember((nonce,), Submission(epoch, number, room=room, checks=check))
         return True
 

@@ -114,6 +114,32 @@ async def test_a_client_resumes_on_the_other_and_nobody_sees_it(engine: Engine) 
         assert await _events_of(bob) == []
 
 
+@pytest.mark.parametrize(
+    "nonce", ["x" * 128, "😀" * 128, "short", 7], ids=["long", "wide", "short", "number"]
+)
+async def test_what_is_sent_again_after_a_resume_on_the_other_is_said_once(
+    engine: Engine, nonce: str | int
+) -> None:
+    """Also with a nonce that is too long for the engine, which has its digest."""
+    to_bob = f"to bob {nonce}"[:128]
+    async with _two_servers(engine) as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two, name="bob")
+        accepted = await alice.ask("say", text="hello", nonce=nonce)
+        assert accepted["type"] == "accepted"
+        assert (await alice.ask("direct", to="bob", text="psst", nonce=to_bob))["nonce"] == to_bob
+        await alice.reset()
+        again = await join(two, session=alice.welcome["session"])
+        assert await again.ask("say", text="hello", nonce=nonce) == accepted
+        assert (await again.ask("say", text="other", nonce=nonce))["code"] == "nonce-reused"
+        answer = await again.ask("direct", to="bob", text="psst", nonce=to_bob)
+        assert (answer["type"], answer["nonce"]) == ("accepted", to_bob)
+        other = await again.ask("direct", to="bob", text="other", nonce=to_bob)
+        assert other["code"] == "nonce-reused"
+        assert await again.history() == ["hello"]
+        heard = [each["type"] for each in await _events_of(bob)]
+        assert heard.count("said") == heard.count("direct") == 1
+
+
 async def test_who_quits_after_a_resume_on_the_other_has_no_session_left(engine: Engine) -> None:
     async with _two_servers(engine) as (one, two):
         watcher = await join(one)
