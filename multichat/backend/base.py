@@ -37,7 +37,17 @@ from multichat.net.durations import DurationRecorder
 from multichat.protocol.ids import message_id, message_number
 from multichat.protocol.messages import Directed, Nonce, SaidBlock
 
-__all__ = ["Backend", "Claim", "DirectFate", "Entry", "Fed", "Lost", "Proposal", "RoomLog"]
+__all__ = [
+    "Backend",
+    "Claim",
+    "DirectFate",
+    "Entry",
+    "Fed",
+    "Lost",
+    "Proposal",
+    "RoomLog",
+    "Skipped",
+]
 
 
 class DirectFate(Enum):
@@ -90,7 +100,18 @@ class Lost:
     proposals: Sequence[Proposal] = ()
 
 
-Fed: TypeAlias = Entry | Lost
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """The messages before *next* were deleted before they were handed out.
+
+    *entries* are those of this node among them: their proposals have succeeded.
+    """
+
+    next: int
+    entries: Sequence[Entry] = ()
+
+
+Fed: TypeAlias = Entry | Lost | Skipped
 """What the feed of a log hands out."""
 
 
@@ -178,8 +199,8 @@ class RoomLog(ABC):
         """Return what is next in the log; called by one task at a time, only with *has_feed*.
 
         Advances *next*, and *epoch* where a new one begins, in the step in which it returns.  Each
-        proposal that succeeded is handed out exactly once, as an entry or among those lost, unless
-        all its messages are *earlier* ones.  If cancelled, nothing was handed out.
+        proposal that succeeded is handed out exactly once, as an entry or among those lost or
+        skipped, unless all its messages are *earlier* ones.  If cancelled, nothing was handed out.
         """
         await trio.sleep_forever()
         raise AssertionError

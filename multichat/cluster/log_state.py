@@ -3,7 +3,8 @@
 Fed with pushes, answers, tails and reads, in the order in which the engine sent them; says what to
 read.  Pushes are hints: what is handed out is contiguous, whatever was pushed, dropped or repeated.
 
-1. Blocks are handed out in the order of their numbers, each once, as long as the engine has them.
+1. Blocks are handed out in the order of their numbers, each once, as long as the engine has them;
+   what was deleted before is skipped, also if nothing follows it.
 2. A block of ours is handed out with its proposal, after the answer to it has come: a repeated call
    gets that answer.
 3. What waits to be handed out is bounded by bytes; the rest is read again when there is room.
@@ -12,10 +13,12 @@ read.  Pushes are hints: what is handed out is contiguous, whatever was pushed, 
 """
 
 import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import attrgetter
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -24,7 +27,7 @@ from multichat.cluster.calls import Header, Packet, Tail
 from multichat.protocol.ids import message_number
 from multichat.protocol.messages import SaidBlock
 
-__all__ = ["Handed", "LostBlocks", "Place", "RoomState"]
+__all__ = ["Handed", "LostBlocks", "Place", "RoomState", "SkippedBlocks"]
 
 P = TypeVar("P")
 
@@ -61,6 +64,14 @@ class LostBlocks(Generic[P]):
     next: int
     count: int
     proposals: Sequence[P]
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedBlocks(Generic[P]):
+    """What was before *next* was deleted; see `multichat.backend.base.Skipped`."""
+
+    next: int
+    own: Sequence[Handed[P]]
 
 
 class _Own(Generic[P]):
@@ -102,6 +113,7 @@ class RoomState(Generic[P]):
         self._resumes: int | None = None  # where the log resumes, which has no message at `_end`
         self._own: dict[Place, _Own[P]] = {}
         self._lost: LostBlocks[P] | None = None
+        self._deleted: list[Handed[P]] = []  # blocks of ours that are skipped
         self._gone: dict[str, int] = {}  # where the messages of an epoch ended that were lost
         self._is_stale = self._is_closed = False
         self._earlier: Mapping[str, int] | None = None
@@ -179,7 +191,18 @@ class RoomState(Generic[P]):
             own.draft, epoch=header.epoch, first=header.first, text=text
         )
         self._take(header, own.said, len(text))
+        self._note_deleted(place, own)
         return None
+
+    def _note_deleted(self, place: Place, own: _Own[P]) -> None:
+        """Skip a block of ours that the engine has deleted before it was handed out."""
+        header = own.header
+        if self._is_stale or own.said is None or header is None or header.first >= self._end:
+            return
+        at = bisect_left(self._waiting, header.first, key=attrgetter("header.first"))
+        if at == len(self._waiting) or self._waiting[at].header.first != header.first:
+            del self._own[place]
+            self._deleted.append(Handed(own.said, own.proposal))
 
     def refused(self, place: Place) -> None:
         """Note that the block is not in the log, and never will be."""
@@ -189,8 +212,11 @@ class RoomState(Generic[P]):
         """Hand nothing out any more; return the proposals whose blocks are in the log."""
         self._is_closed = True
         self._waiting.clear()
+        skipped, self._deleted = [each.proposal for each in self._deleted], []
         done = [place for place, own in self._own.items() if own.said is not None]
-        return [self._own.pop(place).proposal for place in done]
+        return [self._own.pop(place).proposal for place in done] + [
+            each for each in skipped if each is not None
+        ]
 
     # --- What the engine says ---------------------------------------------------------------------
 
@@ -260,6 +286,8 @@ class RoomState(Generic[P]):
         self._coming = [(epoch, start) for epoch, start in epochs if start >= self.next]
         self._end = max(self._end, tail.first, min(self._resumes or 0, tail.next))
         self._resumes = None
+        for place, own in list(self._own.items()):
+            self._note_deleted(place, own)
 
     # --- What was lost ----------------------------------------------------------------------------
 
@@ -322,20 +350,24 @@ class RoomState(Generic[P]):
         """Whether `hand_out` returns something."""
         if self._lost is not None:
             return True
-        if self._is_stale or not self._waiting:
+        if self._is_stale or self._is_closed:
             return False
+        if self._deleted or not self._waiting:
+            return bool(self._deleted) or self._end > self.next
         if not self._own:  # mostly, on a node whose members listen
             return True
         own = self._own.get(_place(self._waiting[0].header))
         return own is None or own.said is not None
 
-    def hand_out(self) -> Handed[P] | LostBlocks[P] | None:
+    def hand_out(self) -> Handed[P] | LostBlocks[P] | SkippedBlocks[P] | None:
         """Return what comes next in the log, and advance *next*; None if nothing does yet."""
         if not self.can_hand_out:
             return None
         if self._lost is not None:
             lost, self._lost = self._lost, None
             return lost
+        if self._deleted or not self._waiting:
+            return self._skip()
         header, said, size = self._waiting.popleft()
         self._bytes -= size
         while self._coming and self._coming[0][1] <= header.first:
@@ -346,6 +378,14 @@ class RoomState(Generic[P]):
         if own is None:
             return Handed(said, None)
         return Handed(own.said or said, own.proposal)
+
+    def _skip(self) -> SkippedBlocks[P]:
+        deleted, self._deleted = self._deleted, []
+        if not self._waiting:
+            while self._coming and self._coming[0][1] < self._end:
+                self._begin_epoch(*self._coming.pop(0))
+            self.next = self._end
+        return SkippedBlocks(self.next, deleted)
 
     def _begin_epoch(self, epoch: str, start: int) -> None:
         if epoch != self.epoch:

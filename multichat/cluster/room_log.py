@@ -11,9 +11,9 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from multichat.backend.base import Entry, Fed, Lost, Proposal, RoomLog
+from multichat.backend.base import Entry, Fed, Lost, Proposal, RoomLog, Skipped
 from multichat.cluster.calls import Block, Call, Packet, Tail, read, read_before
-from multichat.cluster.log_state import LostBlocks, RoomState
+from multichat.cluster.log_state import Handed, LostBlocks, RoomState, SkippedBlocks
 from multichat.journal.base import PendingWrite, slice_block, take_first, take_newest
 from multichat.protocol.messages import Nonce, SaidBlock
 
@@ -195,10 +195,10 @@ class EngineLog(RoomLog):
             for proposal in fed.proposals:
                 _succeed(proposal)
             return Lost(fed.next, fed.count, fed.proposals)
+        if isinstance(fed, SkippedBlocks):
+            return Skipped(fed.next, [_entry(each) for each in fed.own])
         assert fed is not None  # noqa: S101 - `can_hand_out`
-        if fed.proposal is not None:
-            _succeed(fed.proposal)
-        return Entry(fed.said, fed.proposal)
+        return _entry(fed)
 
     def close(self) -> None:
         """Follow the log no more."""
@@ -223,6 +223,12 @@ class EngineLog(RoomLog):
 
 def _said(packets: Iterable[Packet]) -> Iterator[SaidBlock]:
     return (packet.said for packet in packets if packet.said is not None)
+
+
+def _entry(handed: Handed[Proposal]) -> Entry:
+    if handed.proposal is not None:
+        _succeed(handed.proposal)
+    return Entry(handed.said, handed.proposal)
 
 
 def _succeed(proposal: Proposal) -> None:

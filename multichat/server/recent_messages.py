@@ -85,6 +85,12 @@ class Ring:
             if (kept := slice_block(block.said, block.said.first, next_)) is not None:
                 self.add(Block(kept, next_ - kept.first))
 
+    def skip_to(self, next_: int) -> None:
+        """Continue at number *next_*, if that is later: everything before it was deleted."""
+        if next_ > self.next:
+            self._budget.grow(self, -self.clear())
+            self.next = next_
+
     def newest(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
         """Return the newest messages with numbers below *stop*; see `RoomJournal.read_before`."""
         blocks = iterate_backwards(self._blocks, stop, attrgetter("said.first"))

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import trio
 
-from multichat.backend.base import Lost, Proposal, RoomLog
+from multichat.backend.base import Lost, Proposal, RoomLog, Skipped
 from multichat.errors import UnknownId
 from multichat.net.send_queue import SendResult
 from multichat.protocol.codec import Codec
@@ -119,7 +119,7 @@ class Room:
         self._order = trio.Lock()
         self._at_disk = False  # the publish whose turn it is waits for the disk
         self.feed = (
-            RoomFeed(log, self._apply_in_turn, self._lose, start_soon) if log.has_feed else None
+            RoomFeed(log, self._apply_in_turn, self._jump, start_soon) if log.has_feed else None
         )
         self.slow_clients = SlowClients(
             self._by_codec, counts, timeout_seconds=config.slow_timeout_seconds
@@ -368,8 +368,15 @@ class Room:
                 for member in list(members.values()):
                     self.start_replay(member, self.next)
 
+    def _jump(self, fed: Lost | Skipped) -> None:
+        """Continue where the log does: it has lost messages, or deleted some before they came."""
+        if isinstance(fed, Lost):
+            self._lose(fed)
+        else:
+            self._skip_to(fed.next)
+            self._ring.skip_to(fed.next)
+
     def _lose(self, lost: Lost) -> None:
-        """Continue where the log continues, which has lost messages that were delivered."""
         self._ring.truncate(lost.next)
         self._pages.forget(self._log.epoch)
         for member in self.members.values():

@@ -13,7 +13,7 @@ from functools import partial
 
 import trio
 
-from multichat.backend.base import Entry, Lost, Proposal, RoomLog
+from multichat.backend.base import Entry, Lost, Proposal, RoomLog, Skipped
 from multichat.errors import StorageFailed
 from multichat.protocol.ids import message_id, message_number
 from multichat.protocol.messages import SayBlock
@@ -42,7 +42,8 @@ _LOST = "the newest data of the storage was lost"
 class RoomFeed:
     """What a room has proposed to *log*, which has a feed, and has not applied yet.
 
-    *apply* delivers messages in the room, and *lose* takes back what the log has lost.
+    *apply* delivers messages in the room, and *jump* continues where the log does, which has lost
+    messages, or deleted some before they came.
     *start_soon* starts tasks that outlive the call.
     """
 
@@ -50,10 +51,10 @@ class RoomFeed:
         self,
         log: RoomLog,
         apply: Callable[[Delivery], Awaitable[object]],
-        lose: Callable[[Lost], None],
+        jump: Callable[[Lost | Skipped], None],
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
     ) -> None:
-        self._log, self._apply, self._lose = log, apply, lose
+        self._log, self._apply, self._jump = log, apply, jump
         self._start_soon = start_soon
         self._proposed: dict[Proposal, _Proposed] = {}
         self._scope = trio.CancelScope()
@@ -77,27 +78,40 @@ class RoomFeed:
         with self._scope:
             while True:
                 fed = await self._log.receive()
-                if isinstance(fed, Lost):
-                    self._take_back(fed)
-                else:
-                    await self._take(fed)
+                match fed:
+                    case Lost():
+                        self._take_back(fed)
+                    case Skipped():
+                        self._skip(fed)
+                    case Entry():
+                        await self._take(fed)
 
     async def _take(self, entry: Entry) -> None:
-        said, delivery = entry.said, None
-        messages = said.text.count("\n") + 1
-        if entry.proposal is not None and entry.proposal in self._proposed:
-            delivery = self._proposed[entry.proposal].delivery
-        if delivery is None:
-            delivery = Delivery(said, messages)
-        else:
-            delivery.said, delivery.messages = said, messages
-            if delivery.submission is not None:
-                delivery.submission.number(said.epoch, said.first)
+        delivery = self._delivery_of(entry)
         try:
             await self._apply(delivery)
         finally:
             if entry.proposal is not None:
                 self._settle(entry.proposal)
+
+    def _delivery_of(self, entry: Entry) -> Delivery:
+        """Return the delivery of *entry*, which has its numbers."""
+        said, messages = entry.said, entry.said.text.count("\n") + 1
+        proposed = None if entry.proposal is None else self._proposed.get(entry.proposal)
+        if proposed is None:
+            return Delivery(said, messages)
+        delivery = proposed.delivery
+        delivery.said, delivery.messages = said, messages
+        if delivery.submission is not None:
+            delivery.submission.number(said.epoch, said.first)
+        return delivery
+
+    def _skip(self, skipped: Skipped) -> None:
+        for entry in skipped.entries:
+            self._delivery_of(entry)
+            if entry.proposal is not None:
+                self._settle(entry.proposal)
+        self._jump(skipped)
 
     def _take_back(self, lost: Lost) -> None:
         for proposal in lost.proposals:
@@ -106,7 +120,7 @@ class RoomFeed:
                 if proposed.delivery.submission is not None:
                     proposed.delivery.submission.lose(_LOST)
                 self._settle(proposal)
-        self._lose(lost)
+        self._jump(lost)
 
     def _settle(self, proposal: Proposal) -> None:
         """Note that *proposal* is applied, or never will be."""

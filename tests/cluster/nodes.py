@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import trio
 
@@ -17,12 +18,13 @@ from multichat.cluster.link import Link, MessagesDropped
 from multichat.cluster.pipeline import Message
 from multichat.cluster.room_logs import LogConfig, RoomLogs
 from multichat.protocol.messages import Nonce, SaidBlock
-from tests.support.processes import WAIT_SECONDS
+from tests.support.processes import LOOPBACK, WAIT_SECONDS
 
 from .engine import Engine
 from .links import config
+from .relay import Relay
 
-__all__ = ["Follower", "Node", "running_node"]
+__all__ = ["Follower", "Node", "relayed_node", "running_node"]
 
 
 class Follower:
@@ -48,7 +50,7 @@ class Follower:
                 self.lost += fed.count
                 del self.said[max(0, fed.next - self.start) :]
                 self.start = min(self.start, fed.next)
-            else:
+            elif isinstance(fed, Entry):
                 said = fed.said
                 assert said.first >= self.start + len(self.said)
                 self.said += [
@@ -180,4 +182,20 @@ async def running_node(
         with trio.fail_after(WAIT_SECONDS):
             await node.ready.wait()
         yield node
+        nursery.cancel_scope.cancel(reason="the test has ended")
+
+
+@asynccontextmanager
+async def relayed_node(
+    engine: Engine, name: str = "a", *, log_config: LogConfig | None = None
+) -> AsyncIterator[tuple[Node, Relay]]:
+    """Run a node whose connection to *engine* is a relay."""
+    relay = Relay(engine)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(relay.run)
+        made = config(engine)
+        address = replace(made.address, hosts=((LOOPBACK, relay.port),))
+        connection = replace(made, address=address)
+        async with running_node(engine, name, log_config=log_config, connection=connection) as node:
+            yield node, relay
         nursery.cancel_scope.cancel(reason="the test has ended")

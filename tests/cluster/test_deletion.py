@@ -5,13 +5,20 @@ import logging
 import pytest
 import trio
 
+from multichat import ServerConfig
+from multichat.backend.base import Skipped
+from multichat.cluster.backend import ValkeyBackend
+from multichat.cluster.calls import trim
 from multichat.cluster.deletion import Deletion, DeletionConfig
 from multichat.journal.retention import Retention
 from multichat.log import Log
+from multichat.testing import memory_server
 from tests.support.processes import WAIT_SECONDS
+from tests.support.programs import join
 
 from .engine import Engine
-from .nodes import running_node, said
+from .nodes import relayed_node, running_node, said, say
+from .running_backend import cluster_config
 
 pytestmark = pytest.mark.process
 
@@ -70,3 +77,53 @@ async def test_without_limits_nothing_is_deleted(engine: Engine) -> None:
     async with running_node(engine, "a") as a:
         with trio.fail_after(WAIT_SECONDS):
             await Deletion(a.logs, Retention(), Log("server"), QUICK).run()
+
+
+async def test_a_client_enters_an_open_room_of_which_its_node_missed_only_deleted_messages(
+    engine: Engine,
+) -> None:
+    log, config = Log("server"), ServerConfig()
+    backends = [ValkeyBackend(cluster_config(engine, name), log) for name in "ab"]
+    async with (
+        memory_server(config, backend=backends[0]) as a,
+        memory_server(config, backend=backends[1]) as b,
+    ):
+        alice, bob = await join(a, name="alice"), await join(b, name="bob")
+        await bob.say("0")
+        assert (await alice.said())[1] == "0"
+        link = backends[0]._link
+        assert link is not None
+        await link.unsubscribe("multichat:room:lobby").reply()
+        await bob.say("1", "2", "3")
+        await trio.sleep(0.01)
+        await engine.call(*trim("0", max_age_seconds=0.001).words)
+        with trio.fail_after(WAIT_SECONDS):
+            carol = await join(a, name="carol", rooms={"lobby": {"since": bob.ids["3"]}})
+            assert carol.welcome["rooms"]["lobby"]["last"] == bob.ids["3"]
+            missed = await alice.hear("missed", "said")
+            assert (missed["type"], missed["count"]) == ("missed", 3)
+            # Nothing else is said twice or missed, on either node.
+            await carol.say("4")
+            assert [(await each.said())[1] for each in (alice, bob)] == ["4", "4"]
+            assert carol.ids["4"].endswith("4")
+
+
+async def test_a_message_that_is_deleted_before_its_node_has_it_back_is_accepted(
+    engine: Engine,
+) -> None:
+    async with relayed_node(engine) as (a, relay), running_node(engine, "b") as b:
+        here, there = await a.open(), await b.open()
+        await said(here, "0")
+        relay.hold_replies()
+        mine = say(here, "mine", "n")
+        await there.until(2)
+        await said(there, "2")
+        await engine.call(*trim("0", max_messages=1).words)
+        relay.cut()
+        assert mine.pending is not None
+        with trio.fail_after(WAIT_SECONDS):
+            await mine.pending.wait()
+            while here.log.next < 3:
+                await trio.sleep(0.01)
+        skipped = [each for fed in here.fed if isinstance(fed, Skipped) for each in fed.entries]
+        assert [(each.said.first, each.proposal) for each in skipped] == [(1, mine)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from multichat.cluster.calls import Header, Packet, Tail
-from multichat.cluster.log_state import Handed, LostBlocks, Place, RoomState
+from multichat.cluster.log_state import Handed, LostBlocks, Place, RoomState, SkippedBlocks
 from multichat.protocol.ids import message_id
 from multichat.protocol.messages import SaidBlock
 
@@ -228,8 +228,42 @@ def test_all_messages_deleted_before_they_were_read() -> None:
     state.reconnected()
     state.tail(tail(9, ("e1", 0), first=9))
     assert state.wanted is None
+    assert state.hand_out() == SkippedBlocks(9, [])
+    assert (state.next, state.can_hand_out) == (9, False)
     state.push(packet(9))
     assert numbers(state) == [9]
+
+
+@pytest.mark.parametrize("answered_first", [True, False])
+def test_an_own_block_that_was_deleted_before_it_was_handed_out_is_skipped(
+    answered_first: bool,
+) -> None:
+    state, place = state_at(5), Place(OURS, 1, 0)
+    draft = SaidBlock("", 0, "", "lobby", 1, "a", "x")
+    state.propose(place, draft, "proposal")
+    header = packet(7, run=OURS, sequence=1).header
+    if answered_first:
+        state.appended(place, header)
+        assert not state.can_hand_out
+    state.tail(tail(12, ("e1", 0), first=10))
+    state.push(packet(12))
+    if not answered_first:
+        state.appended(place, header)
+    state.read(10, 13, [packet(10, 2), packet(12)])
+    fed = state.hand_out()
+    assert isinstance(fed, SkippedBlocks)
+    assert [(each.said.first, each.proposal) for each in fed.own] == [(7, "proposal")]
+    assert numbers(state) == [10, 12]
+    assert not state.has_own
+
+
+def test_epochs_of_which_all_was_deleted_are_known_after_the_skip() -> None:
+    state = state_at(5)
+    state.reconnected()
+    state.tail(tail(9, ("e1", 0), ("e2", 6), ("e3", 8), first=9))
+    assert state.hand_out() == SkippedBlocks(9, [])
+    assert (state.epoch, state.earlier) == ("e3", {"e1": 6, "e2": 8})
+    assert state.number_of(message_id("e3", 8)) == 8
 
 
 def test_an_entry_that_the_engine_does_not_have_is_not_asked_for_again_and_again() -> None:
@@ -239,6 +273,7 @@ def test_an_entry_that_the_engine_does_not_have_is_not_asked_for_again_and_again
     assert state.wanted is None
     state.tail(tail(8, ("e1", 0)))
     assert state.wanted is None
+    assert state.hand_out() == SkippedBlocks(8, [])
     state.push(packet(8))
     assert numbers(state) == [8]
 
@@ -416,6 +451,15 @@ class LogMachine(RuleBasedStateMachine):
                 for sequence in fed.proposals:
                     self.settle(sequence, "lost")
                 continue
+            if isinstance(fed, SkippedBlocks):
+                assert self.next <= fed.next <= max(self.next, self.deleted)
+                assert all(number < self.next for number, *_ in self.texts)
+                self.next = fed.next
+                for each in fed.own:
+                    assert each.said.first < self.deleted
+                    assert each.proposal is not None
+                    self.settle(each.proposal, "skipped")
+                continue
             said = fed.said
             texts = said.text.split("\n")
             assert said.first >= self.next
@@ -461,9 +505,8 @@ class LogMachine(RuleBasedStateMachine):
             one for one in stored if one[0] >= self.deleted
         ]
         assert not self.unanswered
-        # Whose block was deleted before we read it is the only one that is not handed out.
-        missing = self.drafts.keys() - self.done.keys()
-        assert all(self.engine.answers[n].first < self.deleted for n in missing)
+        assert self.done.keys() == self.drafts.keys()
+        assert self.state.next == self.engine.next
         for number, epoch, _ in self.texts:
             assert self.state.number_of(message_id(epoch, number)) == number
 

@@ -18,26 +18,10 @@ from tests.support.processes import LOOPBACK, WAIT_SECONDS
 from .engine import Engine, EngineConfig, Engines
 from .functions import mutated
 from .links import config
-from .nodes import Node, running_node, said, say
+from .nodes import Node, relayed_node, running_node, said, say
 from .relay import Relay
 
 pytestmark = pytest.mark.process
-
-
-@asynccontextmanager
-async def relayed_node(
-    engine: Engine, name: str = "a", *, log_config: LogConfig | None = None
-) -> AsyncIterator[tuple[Node, Relay]]:
-    """Run a node whose connection to *engine* is a relay."""
-    relay = Relay(engine)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(relay.run)
-        made = config(engine)
-        address = replace(made.address, hosts=((LOOPBACK, relay.port),))
-        connection = replace(made, address=address)
-        async with running_node(engine, name, log_config=log_config, connection=connection) as node:
-            yield node, relay
-        nursery.cancel_scope.cancel(reason="the test has ended")
 
 
 async def until(condition: object) -> None:

@@ -537,6 +537,7 @@ class _Log(RoomLog):
                 if proposal.pending is not None:
                     proposal.pending.resolve()
             return entry
+        assert isinstance(entry, Entry)  # nothing is deleted
         self._next = entry.said.first + entry.said.text.count("\n") + 1
         if entry.proposal is not None and entry.proposal.pending is not None:
             entry.proposal.pending.resolve()
