@@ -13,6 +13,7 @@ COMMANDS = (
     "multichat connect",
     "multichat send",
     "multichat who",
+    "multichat ctl",
     "multichat history",
     "multichat journal",
     "multichat account",

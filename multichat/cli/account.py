@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from multichat.backend.base import Backend
     from multichat.server.accounts import Accounts
 
-__all__ = ["Action", "account"]
+__all__ = ["Action", "account", "ask_passphrase"]
 
 
 class Action(Enum):
@@ -93,7 +93,7 @@ def account(
         if action is Action.ADD:
             _check(name or "")
             if passphrase_file is None:
-                passphrase = _ask_passphrase(name or "")
+                passphrase = ask_passphrase(name or "")
             else:
                 passphrase = read_secret_file(passphrase_file, "passphrase")
         elif not is_cluster and not file.exists():
@@ -116,7 +116,8 @@ def _check(name: str) -> None:
     parse_person_name(name)
 
 
-def _ask_passphrase(name: str) -> str:
+def ask_passphrase(name: str) -> str:
+    """Ask twice for the passphrase of *name*, and return it; raises `UsageMistake`."""
     if not are_terminals(sys.stdin, sys.stderr):
         raise UsageMistake("no terminal to ask for a passphrase: use --passphrase-file")
     passphrase = ask_secret(f"Passphrase for {name}: ")

@@ -19,6 +19,7 @@ from multichat.cli.cluster import (
 )
 from multichat.cli.config import config
 from multichat.cli.config_file import history_path
+from multichat.cli.ctl import ctl
 from multichat.cli.endpoint import Host, make_endpoint, make_timeouts, parse_server, split_port
 from multichat.cli.journal import journal
 from multichat.cli.login import run_with_login
@@ -424,7 +425,7 @@ def _run(*commands: Callable[..., None]) -> NoReturn:
         sys.exit(make_app(*commands)(standalone_mode=False))
 
 
-COMMANDS = (serve, connect, send, who, history, journal, account, config)
+COMMANDS = (serve, connect, send, who, ctl, history, journal, account, config)
 
 
 def main() -> NoReturn:

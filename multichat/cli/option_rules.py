@@ -125,13 +125,13 @@ class CheckedCommand(TyperCommand):
     """A command whose parameters are checked against `RULES`, and their text decoded.
 
     Each option can also be set by a variable, `--tls-ca` by `MULTICHAT_TLS_CA`, unless it has
-    `show_envvar=False`.
+    `show_envvar=False` or names its variable itself.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for each in self.params:
-            if isinstance(each, TyperOption) and each.show_envvar:
+            if isinstance(each, TyperOption) and each.show_envvar and each.envvar is None:
                 each.envvar = f"MULTICHAT_{str(each.name).rstrip('_').upper()}"
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -44,6 +44,7 @@ __all__ = [
     "fileno",
     "is_terminal",
     "one_line_errors",
+    "read_input_secret",
     "read_password_file",
     "read_secret_file",
     "run_with_password",
@@ -130,6 +131,17 @@ def read_secret_file(
         raise BadPasswordFile(file, (error.strerror or "").lower()) from None
     except ValueError as error:
         raise BadPasswordFile(file, str(error)) from None
+
+
+def read_input_secret(what: str) -> str:
+    """Return *what* is on standard input, which is no terminal: one line; raises `UsageMistake`."""
+    data = b"" if sys.stdin is None else sys.stdin.buffer.read(_MAX_PASSWORD_FILE_BYTES + 1)
+    if len(data) > _MAX_PASSWORD_FILE_BYTES:
+        raise UsageMistake(f"standard input: more than {_MAX_PASSWORD_FILE_BYTES} bytes")
+    try:
+        return _secret(decode_text(data), what)
+    except ValueError as error:
+        raise UsageMistake(f"standard input: {error}") from None
 
 
 def _secret(text: str, what: str) -> str:

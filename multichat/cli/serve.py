@@ -199,6 +199,15 @@ def serve(
             help="Keep the operator's bans in this file.", show_default="until the server ends"
         ),
     ] = None,
+    admin: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SOCKET",
+            help="Take the operator's commands from `multichat ctl` on this Unix socket, which "
+            "only this user can open.",
+            show_default="only at the console",
+        ),
+    ] = None,
     journal: Annotated[
         Path | None,
         typer.Option(
@@ -366,6 +375,7 @@ def serve(
             unix_mode=int(unix_mode, 8),
             web=web,
             web_host=web_host,
+            admin=admin,
         )
         trio.run(serve_until_signal, server, run, hang_ups, _console(server, writer, stack))
 

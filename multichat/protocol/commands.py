@@ -174,6 +174,12 @@ class CommandTable:
         found = get_close_matches(name.lower(), self._suggested, 2, _MIN_RESEMBLANCE)
         return found[0] if len(found) == 1 else None
 
+    def plain_help_lines(self) -> list[str]:
+        """Return a help line for each command without its slash, as it is given to a program."""
+        shown = [(usage(each).removeprefix("/"), each.help) for each in self]
+        width = max(len(typed) for typed, _ in shown)
+        return [f"{typed:{width}}  {text}" for typed, text in shown]
+
     def help_lines(self, *, local: bool = False) -> list[str]:
         """Return a help line for each command that the server runs, or for each client-only one."""
         shown = [(usage(each), each) for each in self if each.is_client_only is local and each.help]
@@ -338,8 +344,10 @@ COMMANDS = CommandTable(
 """What a client can type."""
 
 ADMIN_COMMANDS = CommandTable(
-    Command("/clients", "[ROOM]", "list the clients, all or in ROOM", ("/who",)),
+    Command("/who", "[ROOM]", "list the clients, all or in ROOM", ("/clients",)),
     Command("/rooms", "", "list the rooms and their sizes"),
+    Command("/stats", "", "show what the server does"),
+    Command("/announce", "TEXT", "send a message to everybody", completes="text"),
     Command("/send", "WHO TEXT", "send a message to one client", completes="name"),
     Command("/kick", "WHO [REASON]", "disconnect a client", completes="name"),
     Command("/ban", "WHAT [TIME] [REASON]", "disconnect and keep out", completes="name"),
@@ -350,7 +358,7 @@ ADMIN_COMMANDS = CommandTable(
     Command("/help", "", "show this list"),
     Command("/quit", "", "shut down the server"),
 )
-"""What the operator can type at the server's terminal."""
+"""What the operator can type at the server's terminal, or give to `multichat ctl`."""
 
 
 def unknown_command(name: str, rest: str, table: CommandTable = COMMANDS) -> str:

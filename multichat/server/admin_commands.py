@@ -1,17 +1,19 @@
-"""The operator's commands, whoever gives them: the console, or an operator in the chat.
+"""The operator's commands, whoever gives them: the console, `ctl`, or an operator in the chat.
 
 Parses the arguments as they are typed, acts on the server, and returns the answer.  Knows nothing
 of terminals, and does not ask whether it is an operator who asks.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from multichat.errors import InvalidBan, LocalProtocolError
 from multichat.protocol.commands import NAME_WORD
 from multichat.protocol.messages import BanInfo, room_of
-from multichat.protocol.names import parse_person_name
+from multichat.protocol.names import fold_name, parse_person_name
 from multichat.server.bans import (
     Ban,
     Target,
@@ -19,13 +21,22 @@ from multichat.server.bans import (
     parse_duration,
     parse_target,
 )
-from multichat.server.client import Client
+from multichat.server.client import Client, MemberInfo
 
 if TYPE_CHECKING:  # the server imports this module
     from multichat.server.registry import Registry
     from multichat.server.server import Server
+    from multichat.server.statistics import ServerStatistics
 
-__all__ = ["AdminCommands"]
+__all__ = ["AdminCommands", "RoomInfo"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoomInfo:
+    """A room, and how many *clients* of this server are in it."""
+
+    room: str
+    clients: int
 
 
 class AdminCommands:
@@ -47,6 +58,32 @@ class AdminCommands:
             nobody = "no client" if who.isdecimal() else "nobody called"
             raise LocalProtocolError(f"{nobody} {who[:40]} is connected")
         return client
+
+    def clients(self, room: str = "") -> list[MemberInfo]:
+        """Return the clients of this server, all or those in *room*."""
+        members = self._server.members
+        if not room:
+            return members
+        key = fold_name(room)
+        return [each for each in members if key in map(fold_name, each.rooms)]
+
+    def rooms(self) -> list[RoomInfo]:
+        """Return the rooms in which clients of this server are, by name."""
+        sizes = Counter(room for member in self._server.members for room in member.rooms)
+        return [RoomInfo(room=room, clients=clients) for room, clients in sorted(sizes.items())]
+
+    def statistics(self) -> "ServerStatistics":
+        """Return what the server has done and what it does now."""
+        return self._server.statistics()
+
+    async def send(self, client: int, text: str) -> None:
+        """Send *text* to *client* alone, as the server; see `Server.tell`."""
+        await self._server.tell(client, text)
+
+    def quit(self) -> str:
+        """Begin to shut the server down."""
+        self._server.shutdown()
+        return "the server is shutting down"
 
     def kick(self, who: int | str, reason: str = "") -> str:
         """Disconnect the client *who*."""
@@ -120,9 +157,11 @@ class AdminCommands:
         now = self.clock()
         return [ban.describe(now) for ban in self._server.bans] or ["nobody is banned"]
 
-    async def announce(self, text: str) -> None:
-        """Send *text* to everybody as the server."""
-        await self._server.broadcast(text)
+    async def announce(self, text: str) -> str:
+        """Send *text* to everybody as the server; return how many clients of this server it has."""
+        receipt = await self._server.broadcast(text)
+        clients = receipt.delivered + receipt.queued + receipt.lagging
+        return f"sent to {clients} client{'' if clients == 1 else 's'}"
 
     async def topic(self, rest: str) -> str:
         """Show or set the topic of a room that is open: *rest* is its name, and maybe a topic."""

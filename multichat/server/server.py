@@ -54,6 +54,7 @@ from multichat.server.broadcast import Receipt
 from multichat.server.client import Client, MemberInfo
 from multichat.server.config import ServerConfig
 from multichat.server.connections import Connections
+from multichat.server.control import open_control
 from multichat.server.filters import Filters
 from multichat.server.join_hook import OnJoin
 from multichat.server.live_settings import LiveSettings
@@ -183,12 +184,13 @@ class Server:
         unix_mode: int = 0o600,
         web: int | None = None,
         web_host: str | Sequence[str] | None = None,
+        admin: Path | None = None,
         task_status: trio.TaskStatus["Server"] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve clients on TCP *port*, a *unix* socket, or both, until `shutdown` is called; once.
 
         With *web*, also serve the page, WebSockets and the webhook on that port, on *web_host* or
-        else on *host*.
+        else on *host*.  At *admin* is the Unix socket of `multichat ctl`, for this user alone.
 
         *host* is an address or name, or several; None is every interface, IPv4 and IPv6.  With
         port 0 the system chooses one for the first address, and further hosts share it.  With
@@ -218,7 +220,12 @@ class Server:
             pages = [] if web is None else await listen_tcp(web, web_host or host)
             given = web_host or host or ()
             self._web_names = (given,) if isinstance(given, str) else tuple(given)
-            starting = Starting(tcp=tcp, unix=unix, web=pages, is_encrypted=tls is not None)
+            if admin is not None:
+                await stack.enter_async_context(open_control(admin, self.admin, self._log))
+            is_encrypted = tls is not None
+            starting = Starting(
+                tcp=tcp, unix=unix, web=pages, admin=admin, is_encrypted=is_encrypted
+            )
             self.port, self.addresses = starting.port, starting.addresses
             self.web_url = starting.web_url(self.config.web.url)
             # So that the chat port can tell browsers.

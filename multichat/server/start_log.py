@@ -19,11 +19,15 @@ __all__ = ["Starting", "log_start"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Starting:
-    """A server that starts: its listeners on *tcp* ports and for the *web*, and a *unix* socket."""
+    """A server that starts: its listeners on *tcp* ports and for the *web*, and its Unix sockets.
+
+    *unix* is for clients, *admin* for the operator's commands.
+    """
 
     tcp: Sequence[trio.SocketListener]
     web: Sequence[trio.SocketListener] = ()
     unix: Path | None = None
+    admin: Path | None = None
     is_encrypted: bool = False
 
     @property
@@ -65,6 +69,8 @@ def log_start(
                 address = transport.format_address(each.socket.getsockname())
                 log.line("start", f"Listening on {address} for the web page")
         log.line("start", f"Web page at {web_url}")
+    if starting.admin is not None:
+        log.line("start", f"Listening on {starting.admin} for the operator's commands")
     if journal:
         log.line("start", f"Storing messages in {journal}")
     if (connections := config.max_connections) < config.max_clients:

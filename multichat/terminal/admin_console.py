@@ -1,9 +1,10 @@
 """The operator's console: runs the commands that are typed at the server's terminal.
 
-Maps the commands of `ADMIN_COMMANDS` to `multichat.server.admin_commands`, and shows the answers.
+Has the commands of `ADMIN_COMMANDS` run by `multichat.server.admin_requests`, as `multichat ctl`
+does, and shows the answers.
 
-1. Commands run immediately, even if clients are slow.  Messages, and a shutdown that follows them,
-   are queued in the order in which they were typed.
+1. Commands run immediately, even if clients are slow.  Messages, and whatever else waits, such as a
+   shutdown that follows them, are queued in the order in which they were typed.
 2. Every line gets a short answer.  An error is one line and ends neither console nor server.
 3. All output is cleaned, because names and reasons come from other people.
 """
@@ -12,8 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,23 +24,18 @@ from multichat.errors import LocalProtocolError, MultichatError
 from multichat.log import Log
 from multichat.protocol.commands import (
     ADMIN_COMMANDS,
-    parse_ban,
-    parse_kick,
+    Command,
     split_command,
-    split_who,
     unknown_command,
     usage,
 )
 from multichat.protocol.framing import Part, clean
-from multichat.protocol.messages import room_of
-from multichat.protocol.names import fold_name
 from multichat.protocol.typed_lines import disguised_command, lacks_slash, why_not_said
-from multichat.server.bans import host_of
+from multichat.server.admin_requests import Answer, Task, run_command
 from multichat.stdio import read_input
-from multichat.terminal.columns import columns_of
+from multichat.terminal.admin_answers import format_answer
 
-if TYPE_CHECKING:  # the server imports this module
-    from multichat.server.client import MemberInfo
+if TYPE_CHECKING:
     from multichat.server.server import Server
 
 __all__ = ["AdminConsole", "background_access_fails", "console_fd", "run_console"]
@@ -50,8 +45,6 @@ MAX_WAITING_LINES = 1000
 
 # Wider tables are truncated, to fit a narrow terminal.
 _COLUMNS = 60
-_GAP = "  "
-_LEAST_COLUMN = 8
 
 _HELP_HEADER = "What you type is sent to everybody. Commands:"
 _HELP_ARGUMENTS = """\
@@ -138,112 +131,29 @@ class AdminConsole:
 
     def _run_command(self, line: str) -> None:
         name, rest = split_command(line)
-        rest = rest.strip()
         command = ADMIN_COMMANDS.find(name)
-        match command and command.name:
-            case "/clients":
-                self._show_clients(room_of(rest))
-            case "/rooms":
-                self._show_rooms()
-            case "/send" if split_who(rest)[1]:
-                who, text = split_who(rest)
-                self._soon(partial(self._server.tell, self._commands.find(who), text))
-            case "/kick" if (kick := parse_kick(rest)) is not None:
-                self._show(self._commands.kick(kick.who, kick.reason))
-            case "/ban" if (ban := parse_ban(rest)) is not None:
-                self._show(self._commands.ban(ban.what, ban.time, ban.reason))
-            case "/unban" if rest:
-                self._show(self._commands.unban(rest))
-            case "/bans":
-                for text in self._commands.describe_bans():
-                    self._show(text)
-            case "/topic" if rest:
-                self._soon(partial(self._set_topic, rest))
-            case "/account" if rest:
-                # Its end is a passphrase, of which spaces are a part.
-                self._soon(partial(self._account, split_command(line)[1].lstrip()))
-            case "/help":
-                lines = [_HELP_HEADER, *ADMIN_COMMANDS.help_lines(), *_HELP_ARGUMENTS.split("\n")]
-                for text in lines:
-                    self._show(text)
-            case "/quit":
-                self._soon(self._shut_down)
-            case None:
-                self._show(unknown_command(name, rest, ADMIN_COMMANDS))
-            case _:
-                assert command is not None  # noqa: S101 - it has a name
-                self._show(f"usage: {usage(command)}")
+        if command is None:
+            self._show(unknown_command(name, rest.strip(), ADMIN_COMMANDS))
+        elif command.name == "/help":
+            self._show_all(_HELP_HEADER, *ADMIN_COMMANDS.help_lines(), *_HELP_ARGUMENTS.split("\n"))
+        else:
+            match run_command(self._commands, command, rest):
+                case None:
+                    self._show(f"usage: {usage(command)}")
+                case Answer() as answer:
+                    self._show_answer(command, answer)
+                case task:
+                    self._soon(partial(self._finish, command, task))
 
-    async def _set_topic(self, rest: str) -> None:
-        self._show(await self._commands.topic(rest))
+    async def _finish(self, command: Command, task: Task) -> None:
+        self._show_answer(command, await task())
 
-    async def _account(self, rest: str) -> None:
-        for text in await self._commands.account(rest):
-            self._show(text)
+    def _show_answer(self, command: Command, answer: Answer) -> None:
+        self._show_all(*format_answer(command.name, answer.lines, answer.result, columns=_COLUMNS))
 
-    async def _shut_down(self) -> None:
-        await trio.lowlevel.checkpoint()
-        self._server.shutdown()
-
-    def _show_rooms(self) -> None:
-        sizes = Counter(room for member in self._server.members for room in member.rooms)
-        if not sizes:
-            self._show("nobody is connected")
-            return
-        rows = [(room, str(members)) for room, members in sorted(sizes.items())]
-        for line in _table([("room", "clients"), *rows]):
+    def _show_all(self, *lines: str) -> None:
+        for line in lines:
             self._show(line)
-
-    def _show_clients(self, room: str) -> None:
-        members = self._server.members
-        if room:
-            key = fold_name(room)
-            members = [each for each in members if key in map(fold_name, each.rooms)]
-        if not members:
-            self._show(f"nobody is in {room[:40]}" if room else "nobody is connected")
-            return
-        for line in _table([("#", "name", "room", "address", "waiting"), *map(_row, members)]):
-            self._show(line)
-
-
-def _row(member: "MemberInfo") -> tuple[str, ...]:
-    host = host_of(member.address) or member.address or "-"
-    waiting = _format_bytes(member.waiting_bytes)
-    if member.behind:
-        waiting = f"{member.behind:,} behind"
-    return str(member.client), member.name, member.room, host, waiting
-
-
-def _format_bytes(count: int) -> str:
-    for unit, size in (("MiB", 1024 * 1024), ("KiB", 1024)):
-        if count >= size:
-            return f"{count // size} {unit}"
-    return f"{count} B"
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Format *rows* as a table, with numbers right-aligned and the widest columns truncated."""
-    widths = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
-    while sum(widths) + len(_GAP) * (len(widths) - 1) > _COLUMNS:
-        widest = max(widths)
-        if widest <= _LEAST_COLUMN:
-            break
-        widths[widths.index(widest)] -= 1
-    lines: list[str] = []
-    for row in rows:
-        cells = [_fit(text, width) for text, width in zip(row, widths, strict=True)]
-        for right in (0, -1) if len(cells) > 2 else (-1,):
-            cells[right] = cells[right].rstrip().rjust(widths[right])
-        lines.append(_GAP.join(cells))
-    return lines
-
-
-def _fit(text: str, width: int) -> str:
-    if columns_of(text) > width:
-        while columns_of(text) > width - 1:
-            text = text[:-1]
-        text += "…"
-    return text + " " * (width - columns_of(text))
 
 
 def console_fd() -> int | None:

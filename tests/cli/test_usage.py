@@ -23,7 +23,17 @@ from tests.support.terminals import Terminal
 
 pytestmark = pytest.mark.process
 
-COMMAND_NAMES = ["serve", "connect", "send", "who", "history", "journal", "account", "config"]
+COMMAND_NAMES = [
+    "serve",
+    "connect",
+    "send",
+    "who",
+    "ctl",
+    "history",
+    "journal",
+    "account",
+    "config",
+]
 
 # A value that each option takes; flags take none.
 VALUES = {

@@ -15,6 +15,7 @@ from multichat.errors import LineTooLong
 from multichat.net import transport
 from multichat.protocol.commands import ADMIN_COMMANDS
 from multichat.protocol.framing import Part
+from multichat.server import admin_requests
 from multichat.server.client import MemberInfo
 from multichat.server.config import ServerConfig
 from multichat.server.server import Server
@@ -196,6 +197,20 @@ async def test_the_end_of_input_waits_for_pending_lines(desk: Desk) -> None:
     assert not desk.server.shutting_down
 
 
+async def test_an_announcement_says_how_many_clients_it_was_sent_to(desk: Desk) -> None:
+    assert await desk.type("/announce hello") == ["sent to 0 clients"]
+    alice, bob = await desk.join(), await desk.join()
+    await bob.send("/join den")
+    await wait_all_tasks_blocked()
+    assert await desk.type("/announce  maintenance at noon\n/announce ") == [
+        "usage: /announce TEXT",
+        "sent to 2 clients",
+    ]
+    said = "[Server] maintenance at noon"
+    assert await alice.line() == said
+    assert (await bob.lines(2))[-1] == said
+
+
 # Who is there
 
 
@@ -210,7 +225,7 @@ async def test_clients_are_listed_in_columns(desk: Desk) -> None:
     await bob.send("/join den")
     await wait_all_tasks_blocked()
     assert await desk.type("/clients") == [
-        "#  name      room   address      waiting",
+        "#  name      rooms  address      waiting",
         "1  alice     lobby  203.0.113.7      0 B",
         "2  Client 2  lobby  2001:db8::1      0 B",
         "3  花子      den    -                0 B",
@@ -248,7 +263,7 @@ async def test_a_narrow_terminal_holds_the_list(
 ) -> None:
     monkeypatch.setattr(Server, "members", LONG)
     assert await desk.type("/clients") == [
-        "      #  name         room         address           waiting",
+        "      #  name         rooms        address           waiting",
         "1234567  wwwwwwwwww…  rrrrrrrrrr…  2001:db8:1…         4 MiB",
         "      3  花花花花花…  x            /run/chat           2 KiB",
         "      5  al           x            -            4,321 behind",
@@ -395,7 +410,7 @@ async def test_a_usage_error_is_one_line(desk: Desk, typed: str, shown: str) -> 
 async def test_help_names_every_command_and_fits_a_narrow_terminal(desk: Desk) -> None:
     shown = await desk.type("/help")
     assert max(map(len, shown)) <= 60
-    source = Path(operator.__file__).read_text("utf-8")
+    source = Path(admin_requests.__file__).read_text("utf-8")
     run = set(re.findall(r'case "(/\w+)"', source))
     assert {line.split()[0] for line in shown if line.startswith("/")} == {*run, "//TEXT"}
     assert {each.name for each in ADMIN_COMMANDS} == run

@@ -109,11 +109,11 @@ async def test_log_lines_leave_the_typed_line_whole(columns: int, terminal: Term
 async def test_console_commands_are_completed_echoed_and_answered(terminal: Terminal) -> None:
     await open_server(terminal)
     await terminal.wait_for("t", STATUS)
-    await terminal.run("send-keys", "-t", "t", "-l", "/cl")
+    await terminal.run("send-keys", "-t", "t", "-l", "/wh")
     await terminal.press("t", "Tab", "Enter")
-    await terminal.wait_for_match("t", r"^> /clients\s*\nnobody is connected\s*\n>\s*\nwhat")
+    await terminal.wait_for_match("t", r"^> /who\s*\nnobody is connected\s*\n>\s*\nwhat")
     await terminal.press("t", "Up")
-    await terminal.wait_for_match("t", INPUT.format("/clients"))
+    await terminal.wait_for_match("t", INPUT.format("/who"))
 
 
 @pytest.mark.parametrize("way", ["C-c", "C-d", "/quit", "SIGTERM", "SIGINT", "SIGQUIT"])

@@ -1,0 +1,108 @@
+"""Runs the commands of `ADMIN_COMMANDS` for the operator, at the console or over the admin socket.
+
+Maps each command to a method of `multichat.server.admin_commands`.  Knows neither terminals nor
+sockets, and does not format tables: an answer has data, which `multichat.terminal.admin_answers`
+shows to people.
+
+1. Every command of the table is run here, and no other.
+2. A command that need not wait has been carried out when `run_command` returns.  For the others it
+   returns what is still to be awaited, so that its caller decides about their order.
+"""
+
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import trio
+
+from multichat.protocol.commands import (
+    ADMIN_COMMANDS,
+    Command,
+    parse_ban,
+    parse_kick,
+    split_who,
+)
+from multichat.protocol.messages import room_of
+from multichat.server.admin_commands import AdminCommands
+
+__all__ = ["Answer", "Task", "run_command"]
+
+
+class Answer(NamedTuple):
+    """What a command answers: *lines* for people and a *result* for programs; either may be empty.
+
+    Text in them comes from other people, and is not cleaned.  The result consists of what msgspec
+    encodes: dataclasses, structs, lists and plain values.
+    """
+
+    lines: tuple[str, ...] = ()
+    result: Any = None
+
+
+Task: TypeAlias = Callable[[], Awaitable[Answer]]
+"""The part of a command that waits; raises `MultichatError` for what cannot be done."""
+
+
+def run_command(admin: AdminCommands, command: Command, rest: str) -> Answer | Task | None:
+    """Run *command* of `ADMIN_COMMANDS`, with *rest* as it was typed behind its name.
+
+    Returns the answer, or for a command that waits a task to be called once; None if *rest* is not
+    valid.  Raises `MultichatError` for what cannot be done.
+    """
+    text = rest.strip()
+    match command.name:
+        case "/who":
+            return _clients(admin, room_of(text))
+        case "/rooms" if not text:
+            rooms = admin.rooms()
+            return Answer(() if rooms else ("nobody is connected",), rooms)
+        case "/stats" if not text:
+            return Answer(result=admin.statistics())
+        case "/announce" if text:
+            return partial(_line, admin.announce, text)
+        case "/send" if split_who(text)[1]:
+            who, said = split_who(text)
+            return partial(_nothing, partial(admin.send, admin.find(who), said))
+        case "/kick" if (kick := parse_kick(text)) is not None:
+            return Answer((admin.kick(kick.who, kick.reason),))
+        case "/ban" if (ban := parse_ban(text)) is not None:
+            return Answer((admin.ban(ban.what, ban.time, ban.reason),))
+        case "/unban" if text:
+            return Answer((admin.unban(text),))
+        case "/bans" if not text:
+            return Answer(tuple(admin.describe_bans()), admin.bans())
+        case "/topic" if text:
+            return partial(_line, admin.topic, text)
+        case "/account" if text:
+            # Its end is a passphrase, of which spaces are a part.
+            return partial(_account, admin, rest.lstrip())
+        case "/help":
+            return Answer(tuple(ADMIN_COMMANDS.plain_help_lines()))
+        case "/quit" if not text:
+            return partial(_quit, admin)
+    return None
+
+
+def _clients(admin: AdminCommands, room: str) -> Answer:
+    clients = admin.clients(room)
+    if clients:
+        return Answer(result=clients)
+    return Answer((f"nobody is in {room[:40]}" if room else "nobody is connected",), clients)
+
+
+async def _line(command: Callable[[str], Coroutine[Any, Any, str]], text: str) -> Answer:
+    return Answer((await command(text),))
+
+
+async def _nothing(command: Callable[[], Coroutine[Any, Any, None]]) -> Answer:
+    await command()
+    return Answer()
+
+
+async def _account(admin: AdminCommands, rest: str) -> Answer:
+    return Answer(tuple(await admin.account(rest)))
+
+
+async def _quit(admin: AdminCommands) -> Answer:
+    await trio.lowlevel.checkpoint()
+    return Answer((admin.quit(),))

@@ -1,0 +1,237 @@
+"""The admin socket: a Unix socket over which `multichat ctl` runs the operator's commands.
+
+The file's mode, 0600, is its only admission: who can connect may do everything that the operator
+can at the console.  So passwords, bans, limits and fair share do not apply; what a client of it can
+cost the others is bounded by `ControlLimits` instead.  See `multichat.protocol.control` for the
+protocol, and `multichat.server.admin_requests` for the commands.
+
+1. A request is carried out once it has arrived completely, and each has one answer.
+2. A connection that breaks the protocol gets an error and stays; nothing that it sends ends the
+   server or another connection.
+3. Commands that change something are logged, without the text of messages and without secrets.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from multichat.errors import LineTooLong, MultichatError, lone_exception
+from multichat.log import Log
+from multichat.net.listeners import listen_unix, unlink_at_end
+from multichat.protocol.commands import (
+    ADMIN_COMMANDS,
+    Command,
+    shortened,
+    split_who,
+    usage,
+)
+from multichat.protocol.control import (
+    Code,
+    ControlAnswer,
+    ControlRequest,
+    decode_request,
+    encode_answer,
+)
+from multichat.protocol.framing import LineDecoder, clean
+from multichat.server.admin_commands import AdminCommands
+from multichat.server.admin_requests import Answer, Task, run_command
+
+__all__ = ["Control", "ControlLimits", "open_control"]
+
+_READ_BYTES = 64 * 1024
+
+# Only its owner can connect.
+_MODE = 0o600
+
+# They change nothing, and are asked for every second.
+_NOT_LOGGED = ("/who", "/rooms", "/stats", "/bans", "/help")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ControlLimits:
+    """What the clients of an admin socket can cost the server.
+
+    At most *max_connections* at once: for one more, the connection that has waited longest for its
+    next request is closed.  A request has at most *max_line_bytes*, and arrives within
+    *idle_seconds* of the answer before it; an answer is taken within *send_seconds*.  All of them
+    together use at most this *share* of the event loop's time.
+    """
+
+    max_connections: int = 16
+    max_line_bytes: int = 1024 * 1024  # a message of 64 KiB, each byte of it escaped as \u0000
+    idle_seconds: float = 60.0
+    send_seconds: float = 10.0
+    share: float = 0.25
+
+
+class Control:
+    """Serves the admin socket's connections, each with `handle` in a task of its own."""
+
+    def __init__(
+        self,
+        admin: AdminCommands,
+        log: Log,
+        limits: ControlLimits | None = None,
+        *,
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        self._admin, self._log = admin, log
+        self._limits = limits or ControlLimits()
+        self._pace = _Pace(self._limits.share, clock)
+        self._connections = 0
+        # Those that wait for a request, the one that has waited longest first.
+        self._idle: dict[trio.CancelScope, None] = {}
+
+    async def handle(self, stream: trio.abc.Stream) -> None:
+        """Answer the requests on *stream* until it ends or exceeds a limit; closes the stream.
+
+        Raises nothing: this is the boundary of one connection.  Cancelled, a command that waits is
+        abandoned as `multichat.server.admin_commands` describes.
+        """
+        self._connections += 1
+        try:
+            async with stream:
+                if self._connections > self._limits.max_connections and not self._evict():
+                    error = "too many commands are waiting for their answers; try again"
+                    await self._send(stream, _refusal(Code.BUSY, error))
+                    return
+                await self._serve(stream)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            pass  # the client has left, or does not read
+        except Exception as error:  # noqa: BLE001 - the boundary of one connection
+            self._log.crash("a connection of the admin socket crashed", error)
+        finally:
+            self._connections -= 1
+
+    def _evict(self) -> bool:
+        """Close the connection that has waited longest for a request; return whether one did."""
+        scope = next(iter(self._idle), None)
+        if scope is None:
+            return False
+        del self._idle[scope]
+        scope.cancel(reason="another client of the admin socket needs its place")
+        return True
+
+    async def _serve(self, stream: trio.abc.Stream) -> None:
+        decoder = LineDecoder(self._limits.max_line_bytes)
+        deadline = trio.current_time() + self._limits.idle_seconds
+        while data := await self._receive(stream, deadline):
+            for part in decoder.feed(data):
+                for line in [part] if isinstance(part, LineTooLong) else part.split("\n"):
+                    await self._pace.wait()
+                    await self._send(stream, await self._answer(line))
+                    deadline = trio.current_time() + self._limits.idle_seconds
+
+    async def _receive(self, stream: trio.abc.Stream, deadline: float) -> bytes | bytearray:
+        """Return what arrives, or nothing at the end, after *deadline* or if it is evicted."""
+        with trio.CancelScope(deadline=deadline) as scope:
+            self._idle[scope] = None
+            try:
+                return await stream.receive_some(_READ_BYTES)
+            finally:
+                self._idle.pop(scope, None)
+        return b""
+
+    async def _send(self, stream: trio.abc.Stream, answer: ControlAnswer) -> None:
+        with self._pace.measure():
+            data = encode_answer(answer)
+        with trio.fail_after(self._limits.send_seconds):
+            await stream.send_all(data)
+
+    async def _answer(self, line: str | LineTooLong) -> ControlAnswer:
+        try:
+            if isinstance(line, LineTooLong):
+                return _refusal(Code.USAGE, str(line))
+            with self._pace.measure():
+                begun = self._begin(line)
+            answer = await begun() if callable(begun) else begun
+            if isinstance(answer, ControlAnswer):
+                return answer
+            lines = tuple(map(clean, answer.lines))
+            return ControlAnswer(ok=True, lines=lines, result=answer.result)
+        except MultichatError as error:
+            return _refusal(Code.REFUSED, str(error))
+        except Exception as error:  # noqa: BLE001 - a bug of ours must not end the server
+            self._log.crash("an operator command crashed", error)
+            return _refusal(Code.FAILED, "internal error; see the server's log")
+
+    def _begin(self, line: str) -> Answer | ControlAnswer | Task:
+        """Run the request in *line* as far as it need not wait; raises as `run_command` does."""
+        try:
+            request = decode_request(line)
+        except MultichatError as error:
+            return _refusal(Code.USAGE, str(error))
+        command = ADMIN_COMMANDS.find(f"/{request.command}")
+        if command is None:
+            return _refusal(Code.USAGE, f"unknown command {shortened(request.command)}")
+        if command.name not in _NOT_LOGGED:
+            shown = _without_secrets(command, request)
+            self._log.line("STATE", f"Operator at the admin socket: {shown}")
+        answer = run_command(self._admin, command, request.arguments)
+        if answer is None:
+            return _refusal(Code.USAGE, f"usage: {usage(command).removeprefix('/')}")
+        return answer
+
+
+class _Pace:
+    """Bounds the *share* of time that is spent in `measure`, by waiting before the next time."""
+
+    def __init__(self, share: float, clock: Callable[[], float]) -> None:
+        self._share, self._clock = share, clock
+        self._next_at = 0.0
+        self._turn = trio.Lock()
+
+    async def wait(self) -> None:
+        """Wait until it may go on; with a checkpoint in any case."""
+        async with self._turn:  # in the order in which they came
+            await trio.sleep(max(0.0, self._next_at - self._clock()))
+
+    @contextmanager
+    def measure(self) -> Iterator[None]:
+        """Measure the block, which must not wait."""
+        started = self._clock()
+        try:
+            yield
+        finally:
+            now = self._clock()
+            pause = (now - started) * (1 / self._share - 1)
+            self._next_at = max(self._next_at, now) + pause
+
+
+def _refusal(code: Code, error: str) -> ControlAnswer:
+    return ControlAnswer(ok=False, code=code, error=clean(error))
+
+
+def _without_secrets(command: Command, request: ControlRequest) -> str:
+    """Return *request* as it is logged: without the text of messages, and without passphrases."""
+    name, rest = command.name.removeprefix("/"), request.arguments.strip()
+    match command.name:
+        case "/announce":
+            rest = ""
+        case "/send":
+            rest = split_who(rest)[0]
+        case _ if command.has_secret:
+            rest = " ".join(rest.split()[:2])
+    return clean(f"{name} {shortened(rest)}".rstrip())
+
+
+@asynccontextmanager
+async def open_control(
+    path: Path, admin: AdminCommands, log: Log, limits: ControlLimits | None = None
+) -> AsyncGenerator[None]:
+    """Serve the admin socket at *path* until the block ends, which removes it.
+
+    A stale socket of a server that has ended is replaced.  Connections that are still open at the
+    end are closed, whatever they wait for.  Raises `ListenFailed` if the socket is in use, or if
+    *path* is anything but a socket.
+    """
+    listener = await listen_unix(path, _MODE)
+    control = Control(admin, log, limits)
+    with unlink_at_end(path), lone_exception():
+        async with listener, trio.open_nursery() as nursery:
+            await nursery.start(trio.serve_listeners, control.handle, [listener])
+            yield
+            nursery.cancel_scope.cancel(reason="the server has ended")

@@ -1,0 +1,378 @@
+"""The admin socket: its protocol, its limits, and a client of it that misbehaves."""
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import wait_all_tasks_blocked
+
+from multichat.errors import InvalidRequest
+from multichat.log import Log
+from multichat.protocol.commands import ADMIN_COMMANDS
+from multichat.protocol.control import (
+    Code,
+    ControlAnswer,
+    ControlRequest,
+    decode_answer,
+    decode_request,
+    encode_answer,
+    encode_request,
+)
+from multichat.protocol.framing import clean
+from multichat.server.config import ServerConfig
+from multichat.server.control import Control, ControlLimits
+from multichat.server.server import Server
+from multichat.testing import MemoryServer, ScriptedClient, memory_server
+from tests.support.log import LogRecorder
+
+pytestmark = pytest.mark.unit
+
+
+class Desk:
+    """A server in memory, and its admin socket."""
+
+    def __init__(self, network: MemoryServer, nursery: trio.Nursery, limits: ControlLimits) -> None:
+        self.network, self.server = network, network.server
+        self.control = Control(self.server.admin, Log("server"), limits)
+        self._nursery = nursery
+
+    def connect(self, *, lockstep: bool = False) -> ScriptedClient:
+        pair = trio.testing.lockstep_stream_pair if lockstep else trio.testing.memory_stream_pair
+        ours, theirs = pair()
+        self._nursery.start_soon(self.control.handle, ours)
+        return ScriptedClient(theirs)
+
+    async def run(self, command: str, arguments: str = "") -> dict[str, Any]:
+        """Run a command on a connection of its own; return the answer."""
+        client = self.connect()
+        answer = await ask(client, command, arguments)
+        await client.stream.aclose()
+        return answer
+
+
+async def ask(client: ScriptedClient, command: str, arguments: str = "") -> dict[str, Any]:
+    await client.send(json.dumps({"command": command, "arguments": arguments}))
+    answer: dict[str, Any] = json.loads(await client.line())
+    return answer
+
+
+@asynccontextmanager
+async def open_desk(
+    limits: ControlLimits | None = None, config: ServerConfig | None = None
+) -> AsyncIterator[Desk]:
+    async with memory_server(config) as network, trio.open_nursery() as nursery:
+        yield Desk(network, nursery, limits or ControlLimits())
+        nursery.cancel_scope.cancel(reason="the test is over")
+
+
+@pytest.fixture
+async def desk(autojump_clock: trio.testing.MockClock) -> AsyncIterator[Desk]:
+    async with open_desk() as made:
+        yield made
+
+
+# --- The protocol ---------------------------------------------------------------------------------
+
+
+async def test_each_request_is_answered_in_order_on_one_connection(desk: Desk) -> None:
+    await desk.network.join()
+    client = desk.connect()
+    await client.send('{"command":"rooms"}', '{"command":"kick","arguments":"1 too loud"}', "", "x")
+    await client.send('{"command":"WHO"}')
+    assert list(map(json.loads, await client.lines(4))) == [
+        {"ok": True, "result": [{"room": "lobby", "clients": 1}]},
+        {"ok": True, "lines": ["client 1 was disconnected"]},
+        {
+            "ok": False,
+            "code": "usage",
+            "error": 'that is not a request such as {"command":"who"}',
+        },
+        {"ok": True, "lines": ["nobody is connected"], "result": []},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "error"),
+    [
+        ("[]", "usage", 'that is not a request such as {"command":"who"}'),
+        ('{"command":7}', "usage", 'that is not a request such as {"command":"who"}'),
+        ('{"arguments":"bob"}', "usage", 'that is not a request such as {"command":"who"}'),
+        ("[" * 99, "usage", "that is nested too deeply: at most 32 levels"),
+        ('{"command":"nope"}', "usage", "unknown command nope"),
+        ('{"command":"\\u001b[2J"}', "usage", "unknown command ␛[2J"),
+        ('{"command":""}', "usage", "unknown command"),
+        ('{"command":"kick"}', "usage", "usage: kick WHO [REASON]"),
+        ('{"command":"stats","arguments":"x"}', "usage", "usage: stats"),
+        ('{"command":"kick","arguments":"7"}', "refused", "no client 7 is connected"),
+        ('{"command":"ban","arguments":"bob 10x"}', "refused", "10x is not a duration; examples"),
+        ('{"command":"account","arguments":"remove bob"}', "refused", "there is no account bob"),
+    ],
+)
+async def test_a_request_that_cannot_be_done_is_answered_by_one_error(
+    desk: Desk, line: str, code: str, error: str
+) -> None:
+    client = desk.connect()
+    await client.send(line)
+    answer = json.loads(await client.line())
+    assert answer["ok"] is False
+    assert answer["code"] == code
+    assert answer["error"].startswith(error)
+    assert (await ask(client, "bans"))["ok"]  # the connection stays
+
+
+async def test_every_command_of_the_table_is_answered(desk: Desk) -> None:
+    for command in ADMIN_COMMANDS:
+        answer = await desk.run(command.name.removeprefix("/"))
+        assert answer["ok"] or answer["error"].startswith(f"usage: {command.name[1:]} "), command
+    assert desk.server.shutting_down  # quit is one of them
+
+
+async def test_who_lists_all_rooms_of_a_client_and_what_waits_for_it(desk: Desk) -> None:
+    client = await desk.network.join()
+    await client.send('/json {"name":"alice","room":"attic","rooms":{"den":{}}}')
+    await wait_all_tasks_blocked()
+    assert (await desk.run("who"))["result"] == [
+        {
+            "client": 1,
+            "name": "alice",
+            "room": "attic",
+            "rooms": ["den", "attic"],
+            "address": "",
+            "waiting_bytes": 0,
+            "behind": 0,
+        }
+    ]
+    assert (await desk.run("who", "#DEN"))["result"][0]["name"] == "alice"
+    assert await desk.run("who", "cellar") == {
+        "ok": True,
+        "lines": ["nobody is in cellar"],
+        "result": [],
+    }
+
+
+async def test_an_announcement_reaches_every_room(desk: Desk) -> None:
+    alice, bob = await desk.network.join(), await desk.network.join()
+    await bob.send("/join den")
+    await wait_all_tasks_blocked()
+    assert await desk.run("announce", "at noon") == {"ok": True, "lines": ["sent to 2 clients"]}
+    assert await alice.line() == "[Server] at noon"
+    assert (await bob.lines(2))[-1] == "[Server] at noon"
+
+
+async def test_a_passphrase_may_have_spaces_and_is_not_logged(log: LogRecorder) -> None:
+    """On the real clock, because passphrases are hashed in a thread."""
+    async with open_desk() as desk:
+        answer = await desk.run("account", "add bob correct horse ")
+        assert answer == {"ok": True, "lines": ["bob has an account"]}
+        assert desk.server.admin is not None
+        client = await desk.network.join()
+        await client.send("/login bob correct horse ")
+        assert "logged in" in await client.line()
+    text = "\n".join(log.lines)
+    assert "Operator at the admin socket: account add bob" in text
+    assert "horse" not in text
+
+
+async def test_what_changes_something_is_logged_without_the_text_of_messages(
+    desk: Desk, log: LogRecorder
+) -> None:
+    await desk.network.join()
+    for command, arguments in (
+        ("who", ""),
+        ("stats", ""),
+        ("bans", ""),
+        ("ban", "bob 10m loud\x1b"),
+        ("send", "1 psst"),
+        ("announce", "hear"),
+        ("kick", "1"),
+    ):
+        assert (await desk.run(command, arguments))["ok"]
+    begin = "[INFO] [server] [STATE] Operator at the admin socket: "
+    logged = [line.removeprefix(begin) for line in log.lines if line.startswith(begin)]
+    assert logged == ["ban bob 10m loud␛", "send 1", "announce", "kick 1"]
+
+
+async def test_a_bug_in_a_command_ends_neither_the_server_nor_the_connection(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, log: LogRecorder
+) -> None:
+    monkeypatch.setattr(Server, "bans", property(lambda server: 1 // 0))
+    client = desk.connect()
+    answer = await ask(client, "bans")
+    assert answer["code"] == "failed"
+    assert answer["error"] == "internal error; see the server's log"
+    assert (await ask(client, "who"))["ok"]
+    assert any("an operator command crashed: ZeroDivisionError(" in line for line in log.lines)
+
+
+@given(st.text(), st.text())
+def test_requests_survive_the_wire_with_their_text_cleaned(command: str, arguments: str) -> None:
+    try:
+        line = encode_request(ControlRequest(command, arguments)).decode()
+    except UnicodeError:
+        assert any("\ud800" <= each <= "\udfff" for each in command + arguments)
+        return
+    assert line.count("\n") == 1
+    decoded = decode_request(line[:-1])
+    assert (decoded.command, decoded.arguments) == (clean(command), clean(arguments))
+
+
+@given(st.text())
+def test_a_line_is_a_request_and_an_answer_or_an_error_of_the_protocol(line: str) -> None:
+    for decode in (decode_request, decode_answer):
+        try:
+            decode(line)
+        except InvalidRequest as error:
+            assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_an_answer_of_a_later_version_is_understood() -> None:
+    answer = decode_answer('{"ok":true,"lines":["a"],"result":{"new":1},"warning":"?"}')
+    assert answer == ControlAnswer(ok=True, lines=("a",), result={"new": 1})
+    refused = ControlAnswer(ok=False, code=Code.BUSY, error="later")
+    assert decode_answer(encode_answer(refused).decode()[:-1]) == refused
+
+
+# --- Its limits -----------------------------------------------------------------------------------
+
+
+async def test_a_line_that_is_too_long_is_an_error_and_costs_no_more_memory(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_desk(ControlLimits(max_line_bytes=100)) as desk:
+        client = desk.connect()
+        for _ in range(50):
+            await client.stream.send_all(b"x" * 1000)
+        await client.send("", '{"command":"bans"}')
+        error, answer = map(json.loads, await client.lines(2))
+        assert (error["code"], answer["ok"]) == ("usage", True)
+        assert error["error"] == "the line was longer than 100 bytes and was dropped"
+
+
+async def test_a_connection_without_a_whole_request_is_closed_after_the_idle_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_desk(ControlLimits(idle_seconds=60)) as desk:
+        client = desk.connect()
+        assert (await ask(client, "bans"))["ok"]
+        started = trio.current_time()
+        with trio.fail_after(100):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_drip, client)
+                assert await client.rest() == []
+                nursery.cancel_scope.cancel(reason="it was closed")
+        assert trio.current_time() - started == pytest.approx(60, abs=1)
+
+
+async def _drip(client: ScriptedClient) -> None:
+    """Send a byte of a request every ten seconds."""
+    while True:
+        await client.stream.send_all(b" ")
+        await trio.sleep(10)
+
+
+async def test_a_client_that_takes_no_answer_is_disconnected(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_desk(ControlLimits(send_seconds=10, max_connections=1)) as desk:
+        silent = desk.connect(lockstep=True)
+        with trio.fail_after(11), pytest.raises(trio.BrokenResourceError):
+            await silent.send('{"command":"help"}')
+            await trio.sleep(10.5)
+            await silent.send('{"command":"help"}')
+        assert (await desk.run("bans"))["ok"]
+
+
+async def test_one_connection_too_many_closes_the_one_that_was_idle_longest(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_desk(ControlLimits(max_connections=3)) as desk:
+        clients = []
+        for _ in range(3):
+            clients.append(desk.connect())
+            await wait_all_tasks_blocked()
+        assert (await ask(clients[0], "bans"))["ok"]
+        await wait_all_tasks_blocked()
+        for _ in range(5):
+            assert (await desk.run("bans"))["ok"]
+            await wait_all_tasks_blocked()
+        assert await clients[1].rest() == []
+        for client in (clients[0], clients[2]):
+            assert (await ask(client, "bans"))["ok"]
+
+
+async def test_connections_that_wait_for_an_answer_are_not_closed_for_another(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proceed = trio.Event()
+
+    async def announce(server: Server, text: str) -> object:
+        await proceed.wait()
+        return await said(server, text)
+
+    said: Callable[[Server, str], Awaitable[object]] = Server.broadcast
+    monkeypatch.setattr(Server, "broadcast", announce)
+    async with open_desk(ControlLimits(max_connections=2)) as desk:
+        busy = [desk.connect(), desk.connect()]
+        for client in busy:
+            await client.send('{"command":"announce","arguments":"x"}')
+        await wait_all_tasks_blocked()
+        client = desk.connect()
+        answer = json.loads(await client.line())
+        assert (answer["ok"], answer["code"]) == (False, "busy")
+        assert await client.rest() == []
+        proceed.set()
+        for client in busy:
+            assert json.loads(await client.line())["ok"]
+
+
+async def test_a_flood_of_requests_gets_its_share_of_the_time_and_no_more(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request takes 10 ms of the event loop here: eight connections together get a quarter."""
+    passed = 0.0
+
+    def clock() -> float:
+        return trio.current_time() + passed
+
+    def members(server: Server) -> list[object]:
+        nonlocal passed
+        passed += 0.01
+        return []
+
+    monkeypatch.setattr(Server, "members", property(members))
+    async with open_desk(ControlLimits(share=0.25)) as desk:
+        desk.control = Control(
+            desk.server.admin, Log("server"), ControlLimits(share=0.25), clock=clock
+        )
+        started = clock()
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(partial(_flood, desk.connect(), requests=10))
+        # The last one waits for nothing.
+        assert clock() - started == pytest.approx(80 * 0.04, abs=0.05)
+
+
+async def _flood(client: ScriptedClient, requests: int) -> None:
+    await client.send(*['{"command":"who"}'] * requests)
+    await client.lines(requests)
+
+
+async def test_clients_of_the_admin_socket_that_leave_at_any_time_harm_nobody(
+    desk: Desk, log: LogRecorder
+) -> None:
+    for sent in (b"", b"{", b'{"command":"who"}', b'{"command":"who"}\n{"comm'):
+        for lockstep in (False, True):
+            client = desk.connect(lockstep=lockstep)
+            with trio.move_on_after(1):
+                await client.stream.send_all(sent)
+            await client.stream.aclose()
+            await wait_all_tasks_blocked()
+    assert (await desk.run("bans"))["ok"]
+    assert not [line for line in log.lines if "crashed" in line]
