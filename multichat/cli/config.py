@@ -72,12 +72,17 @@ def default_to_file(context: typer.Context, host: str | None) -> str | None:
 def serve_from_file(context: typer.Context, port: int) -> int:
     """Make `[serve]` of the file the defaults of *context*; return the port, which may be there.
 
-    The callback of the argument *port*, which is parsed before all others.
+    The callback of the argument *port*, which is parsed before all others.  A file that
+    `MULTICHAT_CONFIG` names must exist: otherwise a service whose file is missing would run without
+    its password, TLS and journal.
     """
     if context.resilient_parsing:
         return port
     with one_line_errors():
-        values = _serve_options(context, load_settings(settings_path()))
+        settings = load_settings(settings_path())
+        if not settings.found and _is_set("MULTICHAT_CONFIG"):
+            raise InvalidSettings(settings.path, "", "no such file, and MULTICHAT_CONFIG names it")
+        values = _serve_options(context, settings)
     source = context.get_parameter_source("port")
     file_port = values.pop("port", None)
     context.default_map = values

@@ -376,6 +376,16 @@ def serve_with(folder: Path, text: str, *words: str) -> str:
 
 
 @pytest.mark.process
+def test_a_server_whose_file_is_missing_does_not_start_without_its_settings(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    environment = {**os.environ, "MULTICHAT_CONFIG": str(path)}
+    argv = [MULTICHAT, "serve", "0"]
+    result = subprocess.run(argv, capture_output=True, text=True, timeout=60, env=environment)
+    assert result.returncode == 1
+    assert result.stderr == (f"multichat: {path}: no such file, and MULTICHAT_CONFIG names it\n")
+
+
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

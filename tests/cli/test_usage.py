@@ -77,7 +77,9 @@ VALUES = {
 
 @pytest.fixture(autouse=True)
 def _no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MULTICHAT_CONFIG", str(tmp_path / "config.toml"))
+    path = tmp_path / "config.toml"
+    path.touch()
+    monkeypatch.setenv("MULTICHAT_CONFIG", str(path))
 
 
 def mistake(*arguments: str) -> str:

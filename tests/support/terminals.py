@@ -37,6 +37,7 @@ class Terminal:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        (home / "config.toml").touch()
         tmux = program("tmux")
         # The path of a socket has at most 107 bytes; the folder of a test may be longer.
         self._folder = Path(tempfile.mkdtemp(prefix="tmux-"))

@@ -1,0 +1,116 @@
+"""The service of deploy/, installed in a systemd of the tests' own as docs/service.md says."""
+
+import re
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from multichat.testing import ScriptedClient
+
+from .processes import WAIT_SECONDS
+from .sockets import open_client
+from .systemd import ROOT, Systemd, running_systemd
+
+__all__ = ["GUIDE", "Service", "block", "installed"]
+
+DEPLOY = ROOT / "deploy"
+GUIDE = ROOT / "docs" / "service.md"
+
+SERVICE = "multichat.service"
+
+_LOG = "/var/log/multichat.out"
+_CLONE = "/opt/clone"
+
+# There is no journal of systemd in the tests.
+_DROP_IN = f"[Service]\nStandardOutput=append:{_LOG}\nStandardError=inherit\n"
+
+
+def block(name: str) -> str:
+    """Return the commands of the guide with that name, without the prompt of root."""
+    pattern = rf"^<!-- run in systemd: {re.escape(name)} -->\n```\w+\n(.*?)^```$"
+    [found] = re.findall(pattern, GUIDE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    return re.sub("^# ", "", found, flags=re.MULTILINE)
+
+
+class Service:
+    """The service, installed in *systemd*, on *port* of loopback."""
+
+    def __init__(self, systemd: Systemd, port: int) -> None:
+        self.systemd, self.port = systemd, port
+        self.config = systemd.path("/etc/multichat/config.toml")
+        self.state = systemd.path("/var/lib/multichat")
+
+    async def do(self, name: str) -> str:
+        """Run the commands of the guide with that name; return their output."""
+        return await self.systemd.shell(block(name), Path(_CLONE))
+
+    async def start(self) -> None:
+        """Start it as the guide says, and wait until it listens."""
+        await self.do("start")
+        await self.wait_listening()
+
+    async def wait_listening(self) -> None:
+        """Wait until it accepts connections."""
+        with trio.fail_after(WAIT_SECONDS):
+            while True:
+                try:
+                    stream = await trio.open_tcp_stream("127.0.0.1", self.port)
+                except OSError:
+                    await trio.sleep(0.05)
+                else:
+                    await stream.aclose()
+                    return
+
+    async def process(self) -> int:
+        """Return the id of its process, as systemd inside counts."""
+        return int(await self.systemd.show(SERVICE, "MainPID"))
+
+    async def status(self) -> dict[str, str]:
+        """Return what the kernel says about its process."""
+        text = await self.systemd.run("cat", f"/proc/{await self.process()}/status")
+        return dict(re.findall(r"^(\w+):\s+(.*)$", text, re.MULTILINE))
+
+    async def signal(self, number: signal.Signals) -> None:
+        """Send its process a signal."""
+        await self.systemd.run("kill", f"-{number}", str(await self.process()))
+
+    @property
+    def log(self) -> str:
+        """What it has logged."""
+        path = self.systemd.path(_LOG)
+        return path.read_text("utf-8") if path.exists() else ""
+
+    async def wait_for(self, text: str, count: int = 1) -> None:
+        """Wait until it has logged *text* *count* times."""
+        with trio.move_on_after(WAIT_SECONDS):
+            while self.log.count(text) < count:
+                await trio.sleep(0.02)
+            return
+        raise AssertionError(f"never logged {text!r}: {self.log[-4000:]}")
+
+    async def client(self) -> ScriptedClient:
+        """Return a new client; the caller closes its stream."""
+        return await open_client(self.port)
+
+
+@asynccontextmanager
+async def installed(folder: Path, port: int, *settings: str) -> AsyncIterator[Service]:
+    """Install the service, with these lines more in its settings; does not start it."""
+    async with running_systemd(folder) as systemd:
+        clone = systemd.path(f"{_CLONE}/deploy")
+        shutil.copytree(DEPLOY, clone)
+        for path in clone.iterdir():
+            text = path.read_text("utf-8").replace("9000", str(port))
+            if path.name == "config.toml":
+                text += "".join(f"{line}\n" for line in ('host = ["127.0.0.1"]', *settings))
+            path.write_text(text, "utf-8")
+        drop_in = systemd.path("/etc/systemd/system") / f"{SERVICE}.d" / "test.conf"
+        drop_in.parent.mkdir()
+        drop_in.write_text(_DROP_IN, "utf-8")
+        service = Service(systemd, port)
+        await service.do("install")
+        yield service
