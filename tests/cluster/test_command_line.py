@@ -1,9 +1,10 @@
 """`serve --cluster`: how it starts, what it warns of, and the one line with which it fails."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,36 @@ def test_without_the_extra_one_line_says_so() -> None:
         "--cluster needs the extra multichat-trio[cluster]: pip install hiredis\n"
     )
     assert "Traceback" not in ended.stderr
+
+
+async def test_a_changed_password_is_reloaded_while_the_node_runs(
+    engines: Engines, tmp_path: Path
+) -> None:
+    """The order does not matter: the present connection stays until the next one is needed."""
+    engine = await engines.start(EngineConfig(aof="no", password="first"))
+    file = tmp_path / "password"
+    file.write_text("first\n", "utf-8")
+    file.chmod(0o600)
+    async with node(tmp_path, engine.url, "--cluster-password-file", str(file)) as server:
+        client = await open_client(server.port)
+        async with client.stream:
+            file.write_text("", "utf-8")
+            server.signal(signal.SIGHUP)
+            await server.wait_for("Could not reload the cluster password (unchanged)")
+            file.write_text("second\n", "utf-8")
+            server.signal(signal.SIGHUP)
+            await server.wait_for("Reloaded: cluster password")
+            await client.send("/name alice")
+            await server.wait_for("alice")
+            with suppress(trio.BrokenResourceError):  # ours is killed, too
+                stream = await trio.open_tcp_stream(LOOPBACK, engine.port)
+                async with stream:
+                    words = "AUTH first", "CONFIG SET requirepass second", "CLIENT KILL TYPE normal"
+                    for each in words:
+                        await stream.send_all(f"{each}\r\n".encode())
+                        await stream.receive_some()
+            await client.send("hello again")  # only once the node is back in the cluster
+            await server.wait_for("[RX] [alice] hello again")
+        assert await works(server)
+        assert "does not accept" not in server.out
+        assert "second" not in server.out
