@@ -2,11 +2,11 @@
 
 The server and the client write to `Log`.  `LogWriter` is a handler that never blocks the event loop
 for long: it writes in its own thread from a bounded queue, and counts the lines that do not fit.
-`LineFormatter` formats its lines.  A whole batch of messages is one record for a handler that
-`takes_batches`, as `LogWriter` does; any other gets one record for each line.
+For how lines are formatted see `multichat.log_format`.  A whole batch of messages is one record for
+a handler that `takes_batches`, as `LogWriter` does; any other gets one record for each line.
 
-Invariants: input from a peer cannot start or end a line (lines are cleaned before they get here);
-the lines of one batch are adjacent; a line is written whole or skipped, and skips are reported.
+Invariants: the lines of one batch are adjacent; a line is written whole or skipped, and skips are
+reported; with `Log.hides_messages`, no line has the text of a message or of an exception.
 """
 
 import errno
@@ -18,15 +18,16 @@ import select
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain, islice
 from pathlib import Path
 from traceback import TracebackException
 
+from multichat.log_format import NO_FIELDS, Fields, JsonFormatter, LineFormatter, Lines
 from multichat.protocol.framing import clean, clean_lines
-from multichat.protocol.timestamps import TimeFormatter
 
-__all__ = ["LineFormatter", "Lines", "Log", "LogWriter", "open_log"]
+__all__ = ["Log", "LogWriter", "open_log"]
 
 # Large enough that pausing a terminal for a while loses no lines.
 MAX_WAITING_BYTES = 8 * 1024 * 1024
@@ -54,67 +55,68 @@ _MAX_FAULTS = 100
 _MAX_FAULT_LINES = 100
 _MAX_FAULT_CHARACTERS = 300
 
-
-class Lines:
-    """The unformatted lines of one batch: *before* plus each line of *block*, followed by *after*.
-
-    If *after* is not empty, it is a line of its own after each of them.
-    """
-
-    __slots__ = ("after", "before", "text")
-
-    def __init__(self, before: str, block: str, after: str = "") -> None:
-        self.before, self.text, self.after = before, block, after
-
-    def encode(self, start: str) -> str:
-        """Format all lines, each starting with *start*, without a final line break."""
-        tail = f"\n{start}{self.after}" if self.after else ""
-        head = f"{start}{self.before}"
-        lines = self.text.replace("\n", f"{tail}\n{head}")
-        return f"{head}{lines}{tail}"
-
-    def format_bytes(self, start: str) -> bytes:
-        """Format all lines as UTF-8 with a final line break, in a third of the time."""
-        head = f"{start}{self.before}".encode()
-        tail = f"\n{start}{self.after}\n".encode() if self.after else b"\n"
-        return b"".join((head, self.text.encode().replace(b"\n", tail + head), tail))
-
-    def __str__(self) -> str:
-        """Return the lines, for a filter or handler that asks a record for its message."""
-        return self.encode("")
-
-    def split(self) -> list[str]:
-        """Return the lines."""
-        return str(self).split("\n")
+_Formatter = JsonFormatter | LineFormatter
 
 
 class Log:
-    """The log of one component, `server` or `client`; its logger is `multichat.<component>`."""
+    """The log of one component, `server` or `client`; its logger is `multichat.<component>`.
 
-    def __init__(self, component: str) -> None:
+    With *hides_messages*, what people have written for others is not logged; for what the callers
+    pass in other lines, see `shown`.
+
+    Every line may have *fields*: what the text says, and more, for `multichat.log_format`.
+    """
+
+    def __init__(self, component: str, *, hides_messages: bool = False) -> None:
+        self.hides_messages = hides_messages
         self._logger = logging.getLogger(f"multichat.{component}")
         self._faults: set[tuple[str, type[BaseException]]] = set()
 
-    def line(self, tag: str, text: str, level: int = logging.INFO) -> None:
+    def shown(self, text: str, otherwise: str = "") -> str:
+        """Return *text*, which somebody has written; *otherwise* if such texts are not logged."""
+        return otherwise if self.hides_messages else text
+
+    def line(
+        self, tag: str, text: str, level: int = logging.INFO, *, fields: Fields = NO_FIELDS
+    ) -> None:
         """Log one line; *text* is cleaned."""
-        self._lines(Lines(f"[{tag}] ", clean(text)), level)
+        self._lines(Lines(tag, clean(text), fields=fields), level)
 
     def lines(self, tag: str, block: str) -> None:
         """Log one line for each line of *block*, which is clean."""
-        self._lines(Lines(f"[{tag}] ", block))
+        self._lines(Lines(tag, block))
 
-    def said(self, speaker: str, block: str, clients: int, tag: str = "RX") -> None:
+    def said(
+        self,
+        speaker: str,
+        block: str,
+        clients: int,
+        tag: str = "RX",
+        *,
+        fields: Fields = NO_FIELDS,
+    ) -> None:
         """Log the messages of one publish, which are clean, each sent to *clients* clients.
 
         *speaker* is the prefix of each message: `[Client 1]`, or `* Client 1`.
         """
-        after = f"[BROADCAST] Broadcasting to {clients} clients"
-        self._lines(Lines(f"[{tag}] {speaker} ", block, after))
+        lines = Lines(
+            tag,
+            "\n" * block.count("\n") if self.hides_messages else block,
+            speaker=speaker,
+            after=f"[BROADCAST] Broadcasting to {clients} clients",
+            fields={**fields, "clients": clients},
+            has_text=not self.hides_messages,
+        )
+        self._lines(lines)
 
     def crash(self, text: str, error: BaseException) -> None:
         """Log a bug of multichat in one line, and its traceback at level DEBUG."""
-        self.line("STATE", f"{text}: {error!r}", logging.ERROR)
-        self._logger.debug("[STATE] %s", clean(text), exc_info=error)
+        shown = _kind(error) if self.hides_messages else repr(error)
+        self.line("STATE", f"{text}: {shown}", logging.ERROR, fields={"event": "crashed"})
+        if self.hides_messages:
+            self._trace("STATE", _places(TracebackException.from_exception(error)), logging.DEBUG)
+        else:
+            self._logger.debug("[STATE] %s", clean(text), exc_info=error)
 
     def fault(
         self,
@@ -127,19 +129,24 @@ class Log:
     ) -> None:
         """Log a fault of the program's own function: a line, and the traceback the first time.
 
-        If it *is_secret* what was raised, only its type and the places are logged.
+        If it *is_secret* what was raised, or may hold a message that is not logged, only its type
+        and the places are logged.
         """
         kind = type(error)
         if not is_secret:
-            self.line(tag, text, level)
+            self.line(tag, text, level, fields={"event": "fault"})
         if (text, kind) not in self._faults and len(self._faults) < _MAX_FAULTS:
             self._faults.add((text, kind))
             traced = TracebackException.from_exception(error)
-            pieces = traced.stack.format() if is_secret else traced.format()
-            head = f"{text} {kind.__name__}, in\n" if is_secret else ""
-            lines = (head + "".join(pieces).rstrip("\n")).split("\n")[:_MAX_FAULT_LINES]
-            block = clean_lines("\n".join(line[:_MAX_FAULT_CHARACTERS] for line in lines))
-            self._lines(Lines(f"[{tag}] ", block), level)
+            hides = is_secret or self.hides_messages
+            pieces = _places(traced) if hides else traced.format()
+            self._trace(tag, chain([f"{text} "] if is_secret else (), pieces), level)
+
+    def _trace(self, tag: str, pieces: Iterable[str], level: int) -> None:
+        text = "".join(islice(pieces, _MAX_FAULT_LINES)).rstrip("\n")
+        lines = text.split("\n")[:_MAX_FAULT_LINES]
+        block = clean_lines("\n".join(line[:_MAX_FAULT_CHARACTERS] for line in lines))
+        self._lines(Lines(tag, block, fields={"event": "traceback"}, is_one=True), level)
 
     def _lines(self, lines: Lines, level: int = logging.INFO) -> None:
         # Not through `Logger.log`, which looks up the caller: that costs more than a whole batch.
@@ -161,39 +168,31 @@ class Log:
         return has_writer
 
 
-class LineFormatter(logging.Formatter):
-    """Formats `2025-01-15 10:30:45.123 [INFO] [server] …`, in local time, for every line."""
+def _kind(error: BaseException) -> str:
+    """Return the type of *error*, with those of the exceptions in a group."""
+    name = type(error).__name__
+    if isinstance(error, BaseExceptionGroup):
+        kinds = dict.fromkeys(map(_kind, error.exceptions))  # each once
+        return f"{name} of {', '.join(kinds)}"
+    return name
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._time = TimeFormatter(time.localtime, "%Y-%m-%d %H:%M:%S")
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Format all lines of *record*, without a final line break."""
-        package = record.name.partition(".")[0]
-        start = self._start(record)
-        message = record.msg
-        if isinstance(message, Lines):
-            return message.encode(start)
-        text = clean(record.getMessage())
-        if package != "multichat":
-            return f"{start}[STATE] {text}"
-        text = start + text
-        if record.exc_info:
-            text += "\n" + clean_lines(self.formatException(record.exc_info))
-        return text
-
-    def format_bytes(self, record: logging.LogRecord) -> bytes:
-        """Format all lines of *record* as they are written to a file."""
-        if isinstance(record.msg, Lines):
-            return record.msg.format_bytes(self._start(record))
-        return f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
-
-    def _start(self, record: logging.LogRecord) -> str:
-        package, _, component = record.name.partition(".")
-        if package != "multichat":  # records of trio about the listeners
-            component = "server"
-        return f"{self._time.format(record.created)} [{record.levelname}] [{component}] "
+def _places(traced: TracebackException) -> Iterator[str]:
+    """Yield where an exception was raised, its type, and the same of those behind and in it."""
+    waiting, seen = [("", traced)], set[tuple[str, str]]()
+    while waiting:
+        relation, each = waiting.pop()
+        kind = each.exc_type.__name__ if each.exc_type else "an exception"
+        place = "".join(each.stack.format())
+        if (kind, place) in seen:  # the same, raised again out of a group
+            continue
+        seen.add((kind, place))
+        yield f"{relation}{kind}, in\n" if place else f"{relation}{kind}\n"
+        yield place
+        waiting += [("one of them: ", other) for other in reversed(each.exceptions or ())]
+        behind = each.__cause__ or each.__context__
+        if behind is not None:
+            waiting.append(("while handling: ", behind))
 
 
 class LogWriter(logging.Handler):
@@ -204,8 +203,9 @@ class LogWriter(logging.Handler):
     closed pipe or a full disk loses its lines and has no other effect; `failure` is the reason, and
     `first_failure` the first one.  A disk is tried again with each batch.
 
-    Always formats with `LineFormatter`.  The first failure is reported to the writers in `others`
-    or, if there are none, to `warn`, with *name* as the name of the output.
+    Always formats with `LineFormatter` or, with *json*, `JsonFormatter`.  The first failure is
+    reported to the writers in `others` or, if there are none, to `warn`, with *name* as the name of
+    the output.
 
     `start` starts the thread; `close` waits up to `CLOSE_SECONDS` for it.  The caller closes `fd`,
     which `reopen` changes.
@@ -214,7 +214,12 @@ class LogWriter(logging.Handler):
     takes_batches = True  # see `Log`
 
     def __init__(
-        self, fd: int, name: str = "the output", *, file_seconds: float = FILE_SECONDS
+        self,
+        fd: int,
+        name: str = "the output",
+        *,
+        json: bool = False,
+        file_seconds: float = FILE_SECONDS,
     ) -> None:
         super().__init__()
         self.others: list[LogWriter] = []  # report our first failure there
@@ -223,7 +228,8 @@ class LogWriter(logging.Handler):
         # Shows lines above an input line; called in the thread; returns False if it cannot.
         self.sink: Callable[[bytes], bool] | None = None
         self._name = name
-        self._encode = LineFormatter().format_bytes
+        self._new_formatter = JsonFormatter if json else LineFormatter
+        self._encode = self._new_formatter().format_bytes
         self.failure: OSError | None = None
         self.first_failure: OSError | None = None
         self.fd = fd
@@ -323,7 +329,7 @@ class LogWriter(logging.Handler):
         super().close()
 
     def _write_all(self) -> None:
-        formatter = LineFormatter()  # the handler's own is used by other threads
+        formatter = self._new_formatter()  # the handler's own is used by other threads
         end = False
         while not end:
             # Everything that waits in one write: the thread seldom runs while the loop is busy.
@@ -367,12 +373,12 @@ class LogWriter(logging.Handler):
             self._is_changing = False
             self._changed.notify_all()
 
-    def _notice(self, formatter: LineFormatter, text: str) -> bytes:
+    def _notice(self, formatter: _Formatter, text: str) -> bytes:
         name = self._logger_name
         record = logging.LogRecord(name, logging.WARNING, "", 0, f"[LOG] {text}", (), None)
-        return f"{formatter.format(record)}\n".encode()
+        return formatter.format_bytes(record)
 
-    def _write(self, data: bytes, formatter: LineFormatter) -> None:
+    def _write(self, data: bytes, formatter: _Formatter) -> None:
         if self.failure is not None:
             if not self._is_file:
                 return  # a closed pipe or terminal stays closed
@@ -388,7 +394,7 @@ class LogWriter(logging.Handler):
     def _tell_others(self, error: OSError) -> None:
         text = f"{self._name} cannot be written to: {os.strerror(error.errno or 0).lower()}"
         for other in self.others:
-            other.queue(self._notice(LineFormatter(), text))
+            other.queue(self._notice(self._new_formatter(), text))
         if self.warn is not None and not self.others:
             with suppress(OSError, ValueError):  # standard error may have failed too
                 self.warn(f"{text}; its lines are lost")
@@ -448,20 +454,22 @@ def open_log(
     fd: int,
     *,
     level: int = logging.INFO,
+    json: bool = False,
     file: Path | None = None,
     warn: Callable[[str], object] | None = None,
 ) -> Iterator[LogWriter]:
     """Write multichat's log to *fd*, and append it to *file*, while the block runs.
 
-    *warn* is called in another thread, with the reason, if *fd* cannot be written to and there is
-    no *file* to report it in.  A new file is readable only by its owner.  Yields the writer of
-    *fd*, whose `file` is that of *file*.  Raises `OSError` if *file* cannot be opened.
+    With *json*, each line is an object.  *warn* is called in another thread, with the reason, if
+    *fd* cannot be written to and there is no *file* to report it in.  A new file is readable only
+    by its owner.  Yields the writer of *fd*, whose `file` is that of *file*.  Raises `OSError` if
+    *file* cannot be opened.
     """
     with ExitStack() as stack:
-        writers = [LogWriter(fd, "standard output")]
+        writers = [LogWriter(fd, "standard output", json=json)]
         writers[0].warn = warn
         if file is not None:
-            writers.append(LogWriter(_open_log_file(file), str(file)))
+            writers.append(LogWriter(_open_log_file(file), str(file), json=json))
             stack.callback(lambda: os.close(writers[1].fd))
             writers[0].file = writers[1]
             writers[0].others, writers[1].others = [writers[1]], [writers[0]]

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.unit
 LAYERS = (
     ("errors",),
     ("protocol",),
+    ("log_format",),
     ("files", "log", "signals"),
     ("stdio",),
     ("net",),

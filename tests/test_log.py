@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from multichat.log import MAX_WAITING_BYTES, LineFormatter, Lines, Log, LogWriter, open_log
+from multichat.log import MAX_WAITING_BYTES, Log, LogWriter, open_log
+from multichat.log_format import LineFormatter, Lines
 
 pytestmark = pytest.mark.unit
 
@@ -36,17 +37,17 @@ def record(message: object, name: str = "multichat.server") -> logging.LogRecord
 def test_log_lines_match_the_specification_to_the_letter() -> None:
     format_ = LineFormatter().format
     start = "2025-01-15 10:30:45.123 [INFO] "
-    assert format_(record(Lines("[STATE] ", "Client 1 connected"))) == (
+    assert format_(record(Lines("STATE", "Client 1 connected"))) == (
         start + "[server] [STATE] Client 1 connected"
     )
-    said = Lines("[RX] [Client 1] ", "a\nb", "[BROADCAST] Broadcasting to 2 clients")
+    said = Lines("RX", "a\nb", speaker="[Client 1]", after="[BROADCAST] Broadcasting to 2 clients")
     assert format_(record(said)).split("\n") == [
         start + "[server] [RX] [Client 1] a",
         start + "[server] [BROADCAST] Broadcasting to 2 clients",
         start + "[server] [RX] [Client 1] b",
         start + "[server] [BROADCAST] Broadcasting to 2 clients",
     ]
-    assert format_(record(Lines("[TX] ", "Hello back!"), "multichat.client")) == (
+    assert format_(record(Lines("TX", "Hello back!"), "multichat.client")) == (
         start + "[client] [TX] Hello back!"
     )
 
@@ -227,7 +228,7 @@ class Pipe:
         self.writer.start()
 
     def emit(self, text: str) -> None:
-        self.writer.emit(record(Lines("[X] ", text)))
+        self.writer.emit(record(Lines("X", text)))
 
     def read_all(self) -> list[str]:
         """Read until EOF, after the writer has closed."""
@@ -301,7 +302,7 @@ def test_the_lines_of_a_file_are_not_skipped_while_it_takes_them(tmp_path: Path)
     writer.start()
     text = "x" * 1000
     for _ in range(100):
-        writer.emit(record(Lines("[RX] ", "\n".join([text] * 1000))))
+        writer.emit(record(Lines("RX", "\n".join([text] * 1000))))
         assert writer.waiting_bytes <= MAX_WAITING_BYTES
     writer.wait_below(0)
     writer.close()

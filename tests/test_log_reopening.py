@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from multichat.log import Lines, Log, LogWriter, open_log
+from multichat.log import Log, LogWriter, open_log
+from multichat.log_format import Lines
 
 pytestmark = pytest.mark.unit
 
@@ -25,7 +26,7 @@ def file_writer(file: Path) -> Iterator[LogWriter]:
 
 
 def record(text: str) -> logging.LogRecord:
-    return logging.LogRecord("multichat.server", logging.INFO, "", 0, Lines("", text), (), None)
+    return logging.LogRecord("multichat.server", logging.INFO, "", 0, Lines("X", text), (), None)
 
 
 def numbers_in(*files: Path) -> list[int]:

@@ -44,6 +44,7 @@ censor: multichat.Filter = no_shouting
 def configuration() -> multichat.ServerConfig:
     return multichat.ServerConfig(
         slow=multichat.Slow.DROP,
+        log_messages=multichat.LogMessages.NONE,
         timeouts=multichat.ServerTimeouts(linger=0.1),
         web=multichat.WebConfig(url="https://chat.example/"),
         filters=(censor,),

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from multichat.log import LogWriter
     from multichat.server.server import Server
 
-__all__ = ["SETTINGS", "LogLevel", "make_config", "serve"]
+__all__ = ["SETTINGS", "LogFormat", "LogLevel", "make_config", "serve"]
 
 _MIB = 1024 * 1024
 _DAY_SECONDS = 24 * 3600.0
@@ -57,6 +57,13 @@ class LogLevel(Enum):
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
+
+
+class LogFormat(Enum):
+    """How the log is written."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 SETTINGS = {
@@ -277,6 +284,9 @@ def serve(
         Path | None, typer.Option(help="Append the log to this file too; a new file has mode 0600.")
     ] = None,
     log_level: Annotated[LogLevel, typer.Option(help="Lowest level to log.")] = LogLevel.INFO,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="Write the log as text, or as one JSON object a line.")
+    ] = LogFormat.TEXT,
     **settings: Any,
 ) -> None:
     """Run a chat server until Ctrl+C.
@@ -331,7 +341,13 @@ def serve(
     level = getattr(logging, log_level.name)
     with (
         one_line_errors(hang_up=False),
-        open_log(fileno(sys.stdout), level=level, file=log_file, warn=warn) as writer,
+        open_log(
+            fileno(sys.stdout),
+            level=level,
+            json=log_format is LogFormat.JSON,
+            file=log_file,
+            warn=warn,
+        ) as writer,
         ExitStack() as stack,
     ):
         import trio

@@ -4,7 +4,7 @@ The only module that writes JSON, including its escaping.  Every decoded string 
 filter of `multichat.protocol.framing`, in `multichat.protocol.json_lines`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, get_args
 
 import msgspec
@@ -31,7 +31,15 @@ from multichat.protocol.messages import (
     WireRequest,
 )
 
-__all__ = ["JSON", "JsonCodec", "decode_hello", "encode_hello", "is_hello"]
+__all__ = [
+    "JSON",
+    "JsonCodec",
+    "decode_hello",
+    "encode_fields",
+    "encode_hello",
+    "encode_lines",
+    "is_hello",
+]
 
 # Formatting a number takes longer than looking one up.
 _LAST_DIGITS = [f"{digits:03}" for digits in range(1000)]
@@ -195,6 +203,21 @@ def _escape(text: str) -> str:
     if '"' in text or "\\" in text or "\t" in text:
         return text.replace("\\", "\\\\").replace('"', '\\"').replace("\t", "\\t")
     return text
+
+
+def encode_fields(fields: Mapping[str, object]) -> bytes:
+    """Encode one object with these *fields*, in this order, without a line end."""
+    return _encode(fields)
+
+
+def encode_lines(fields: Mapping[str, object], block: str) -> bytes:
+    """Encode an object a line for each line of *block*, which is clean.
+
+    Each has all *fields*, and as its last one `text`, the line.  What they have in common is
+    encoded once.
+    """
+    head, tail = _encode({**fields, "text": ""})[: -len(b'"}')], b'"}\n'
+    return b"".join((head, _escape(block).encode().replace(b"\n", tail + head), tail))
 
 
 def _has_type(line: str) -> bool:

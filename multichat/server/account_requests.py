@@ -32,6 +32,7 @@ from multichat.protocol.messages import (
     Unban,
 )
 from multichat.protocol.text_codec import TEXT
+from multichat.server import log_lines
 from multichat.server.accounts import Account
 from multichat.server.client import Client
 from multichat.server.origin import Origin
@@ -115,7 +116,7 @@ class AccountRequests:
         if not self._registry.accounts.is_operator(me.account):
             raise NotOperator
         if not isinstance(request, SetTopic):
-            self._log(TEXT.encode_request(request))  # type: ignore[arg-type]
+            log_lines.operated(me, self._logged(request))
         match request:
             case Kick(who=who, reason=reason, nonce=nonce):
                 await self._answer(admin.kick(who, reason), nonce)
@@ -130,13 +131,20 @@ class AccountRequests:
                 await self._answer("the announcement was sent", nonce)
             case SetTopic(text=str() as text, room=room_name, nonce=nonce):
                 room = me.member_in(room_name).room
-                self._log(f"/topic {text} (in {room.name})")
+                topic = "" if me.log.hides_messages else f" {text}"
+                log_lines.operated(me, f"/topic{topic} (in {room.name})")
                 changed = await self._registry.rooms.set_topic(room, text, me)
                 await me.send(msgspec.structs.replace(changed, nonce=nonce))
 
-    def _log(self, command: str) -> None:
-        me = self._client
-        me.log.line("STATE", f"Operator {me.account} (Client {me.number}): {command}")
+    def _logged(self, request: Request) -> str:
+        """Return *request* as it may be logged: perhaps without what somebody is to read."""
+        if self._client.log.hides_messages:
+            match request:
+                case Kick() | Ban():
+                    request = msgspec.structs.replace(request, reason="")
+                case Announce():
+                    request = msgspec.structs.replace(request, text="")
+        return TEXT.encode_request(request).rstrip()  # type: ignore[arg-type]
 
     async def _answer(self, line: str, nonce: Nonce | None) -> None:
         await self._client.send(Notice(line, nonce=nonce))

@@ -17,6 +17,7 @@ from multichat.errors import LocalProtocolError, MultichatError
 from multichat.log import Log
 from multichat.net import transport
 from multichat.protocol.messages import Goodbye
+from multichat.server import log_lines
 from multichat.server.ban_file import load_bans, save_bans
 from multichat.server.bans import Ban, Bans, changes_of, parse_target
 from multichat.server.registry import Registry
@@ -67,7 +68,7 @@ class BanKeeper:
     def _add(self, ban: Ban) -> list[int]:
         now = time.time()
         self._bans.add(ban, now)
-        self._log.line("STATE", f"Banned {ban.describe(now)}")
+        log_lines.banned(self._log, ban, now)
         self._save_soon()
         gone = [
             client for client in self._registry.clients if ban.covers(client.address, client.name)
@@ -89,7 +90,7 @@ class BanKeeper:
     def _remove(self, target: str) -> Ban | None:
         lifted = self._bans.remove(target)
         if lifted is not None:
-            self._log.line("STATE", f"Unbanned {lifted.subject}")
+            log_lines.unbanned(self._log, lifted.subject)
             self._save_soon()
         return lifted
 

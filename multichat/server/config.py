@@ -22,6 +22,7 @@ __all__ = [
     "Filter",
     "Filtered",
     "Joining",
+    "LogMessages",
     "Message",
     "Registration",
     "Renaming",
@@ -81,6 +82,13 @@ class Slow(enum.Enum):
     WAIT = "wait"  # wait for a bounded time, then replay the rest at the pace of each
     DROP = "drop"  # the members miss messages and are told how many
     DISCONNECT = "disconnect"  # the members are disconnected at once
+
+
+class LogMessages(enum.Enum):
+    """What is logged of messages."""
+
+    ALL = "all"
+    NONE = "none"  # who has said something, where and when
 
 
 class Registration(enum.Enum):
@@ -387,6 +395,12 @@ class ServerConfig:
     # not keep personal data in it.  Connections that were refused are always logged with theirs.
     log_addresses: bool = _setting(False, "Log the addresses of clients that connect.")
 
+    # Whether what people write is logged: messages, topics, announcements, and the reasons of kicks
+    # and bans.  The specification logs it; where that is too much, everything else still is.
+    log_messages: LogMessages = _setting(  # noqa: RUF009 - a field
+        LogMessages.ALL, "Log what people write, or only who wrote something, and where."
+    )
+
     # Disconnected clients that can resume their session: ten times as many as may be connected.  A
     # session takes 0.6 KiB, or 4 to 15 with 256 nonces; `sessions_bytes` limits them, too.
     max_sessions: int = _setting(
@@ -462,6 +476,11 @@ class ServerConfig:
     def max_connections(self) -> int:
         """How many connections may be open, with those that are not admitted yet or are closing."""
         return max(_MIN_CONNECTIONS, self.memory_bytes * CONNECTIONS_PER_MIB >> 20)
+
+    @property
+    def hides_messages(self) -> bool:
+        """Whether the log has nothing of what people write."""
+        return self.log_messages is LogMessages.NONE
 
     @property
     def max_pages(self) -> int:

@@ -17,6 +17,7 @@ from multichat.protocol.auth import SERVER_IS_FULL, UNAVAILABLE
 from multichat.protocol.codecs import WEBSOCKET, WEBSOCKET_LINES
 from multichat.protocol.framing import LineDecoder
 from multichat.protocol.messages import LOBBY
+from multichat.server import log_lines
 from multichat.server.admin_commands import AdminCommands
 from multichat.server.admission import (
     Admission,
@@ -238,7 +239,7 @@ class Connections:
     def note_refused(self, address: str, why: RefusedFor, reason: str) -> None:
         """Count and log a connection from *address* that is refused."""
         self.refusals[why] += 1
-        self._log.line("STATE", f"Refused {address or 'a client'}: {reason}")
+        log_lines.refused(self._log, address, why, reason)
 
     def why_banned(self, address: str) -> str:
         """Return why *address* is banned; empty if it is not."""

@@ -170,7 +170,8 @@ class Filters:
                 return
 
     def _tell_raised(self, function: Filter, error: BaseException) -> None:
-        self._tell(function, type(error).__name__, f"raised {_shown(error)}", error)
+        kind = type(error).__name__
+        self._tell(function, kind, f"raised {self._log.shown(_shown(error), kind)}", error)
 
     def _tell_slow(self, function: Filter) -> None:
         self._tell(function, "is too slow", f"took more than {self._seconds:g} s")

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Hashable
 import trio
 
 from multichat.log import Log
+from multichat.log_format import NO_FIELDS, Fields
 
 __all__ = ["ClientLog", "LogRates"]
 
@@ -84,31 +85,46 @@ class ClientLog:
         self._rates = rates
         self._omitted = 0
 
-    def line(self, tag: str, text: str) -> None:
+    @property
+    def hides_messages(self) -> bool:
+        """See `Log`."""
+        return self._rates.log.hides_messages
+
+    def line(self, tag: str, text: str, *, fields: Fields = NO_FIELDS) -> None:
         """Log one line about the client; see `Log.line`."""
         if not self._omitted and self._take(1, len(text)):
-            self._rates.log.line(tag, text)
+            self._rates.log.line(tag, text, fields={"client": self.client, **fields})
         else:
             self._omit(1)
 
-    def said(self, speaker: str, block: str, messages: int, clients: int) -> None:
+    def said(
+        self,
+        speaker: str,
+        block: str,
+        messages: int,
+        clients: int,
+        *,
+        fields: Fields = NO_FIELDS,
+    ) -> None:
         """Log one publish of the client, of that many *messages*; see `Log.said`."""
         log, logged = self._rates.log, 0
+        fields = {"event": "said", "client": self.client, **fields}
         if not self._omitted:
             if self._take(messages, len(block)):
-                log.said(speaker, block, clients)
+                log.said(speaker, block, clients, fields=fields)
                 return
             if head := _head(block, self._lines_left()):
                 logged = head.count("\n") + 1
-                log.said(speaker, head, clients)
+                log.said(speaker, head, clients, fields=fields)
         self._omit(messages - logged)
 
     def log_omitted(self) -> None:
         """Log how many messages were not logged, if any; the next ones are logged again."""
         if self._omitted:
-            messages = f"{self._omitted:,} more message{'s' * (self._omitted > 1)}"
-            self._omitted = 0
-            self._rates.log.line("LOG", f"... {messages} of Client {self.client} not logged")
+            count, self._omitted = self._omitted, 0
+            text = f"... {count:,} more message{'s' * (count > 1)} of Client {self.client}"
+            fields = {"event": "omitted", "client": self.client, "messages": count}
+            self._rates.log.line("LOG", f"{text} not logged", fields=fields)
 
     def _lines_left(self) -> int:
         rate, owed_seconds = self._rates.rate or 0, self.full_at - trio.current_time()

@@ -17,6 +17,7 @@ import trio
 from multichat.errors import InvalidRequest, NameAssigned, NameTaken, WrongPassphrase
 from multichat.protocol.messages import Event, LoggedOut, Notice, Renamed
 from multichat.protocol.names import default_name, fold_name
+from multichat.server import log_lines
 from multichat.server.accounts import Account, Accounts
 from multichat.server.claims import Claims
 from multichat.server.client import Client
@@ -100,7 +101,7 @@ class Logins:
         self.forget(client)
         client.account = account.key
         self._clients[account.key] = client
-        client.log.line("STATE", f"Client {client.number} logged in as {account.name}")
+        log_lines.logged_in(client, account.name)
 
     def lose(self, client: Client, name: str, *, login: bool) -> None:
         """Take the *name* from *client*, and its login if it had one: another node gave it away."""
@@ -120,7 +121,7 @@ class Logins:
         """
         if not client.account:
             raise InvalidRequest("you are not logged in")
-        client.log.line("STATE", f"Client {client.number} logged out of {client.account}")
+        log_lines.logged_out(client)
         self.forget(client)
         try:
             self._accounts.check_name(client.name)

@@ -35,6 +35,7 @@ from multichat.protocol.names import (
     parse_room_name,
 )
 from multichat.protocol.text_codec import TEXT
+from multichat.server import log_lines
 from multichat.server.accounts import Accounts
 from multichat.server.broadcast import Receipt
 from multichat.server.claims import Claims
@@ -184,8 +185,8 @@ class Registry:
         self._clients[client.number] = client
         client.log = self.log_rates.open(client.number, client.origin)
         self._join(client, self.rooms.open(LOBBY))
-        origin = f" from {client.address}" if self._config.log_addresses and client.address else ""
-        self._log.line("STATE", f"Client {client.number} connected{origin}")
+        address = client.address if self._config.log_addresses else ""
+        log_lines.connected(self._log, client, address=address)
         self._report(client)
         if self.closed:
             self.disconnect(client, self._closing_goodbye)
@@ -222,8 +223,7 @@ class Registry:
         name = self._names.name_of(client)
         self._take_out(client, reason, away=stored_session is not None)
         self.log_rates.close(client.log)
-        suffixes = "".join(f" ({each})" for each in (name, reason) if each)
-        self._log.line("STATE", f"Client {client.number} disconnected{suffixes}")
+        log_lines.disconnected(self._log, client.number, name, code, reason)
         client.on_leave(reason)
         if self.closed and not self._clients:
             self._emptied.set()
@@ -319,7 +319,7 @@ class Registry:
         refusals: list[Refusal] = []
         name, rooms = stored_session.name, stored_session.rooms
         old = self._clients.get(stored_session.client)
-        self._log.line("STATE", f"Client {client.number} is Client {stored_session.client} again")
+        log_lines.resumed(self._log, client.number, stored_session.client, name)
         self._take_out(client, "")
         self.elsewhere.take_over(stored_session.client)
         if old is not None:
@@ -417,7 +417,7 @@ class Registry:
     def _renamed(self, client: Client, old: str) -> None:
         """Announce the new name of *client*, which was *old*, and store name and login."""
         if client.name != old:
-            client.log.line("STATE", f"Client {client.number} is now called {client.name}")
+            log_lines.renamed(client, old)
             for member in client.memberships.values():
                 member.room.presence.entered(member)
         self.note_change(client)
@@ -456,7 +456,7 @@ class Registry:
         member = client.memberships.get(room.key)
         if member is None:
             self._join(client, room)
-            client.log.line("STATE", f"Client {client.number} joined {room.name}")
+            log_lines.joined(client, room.name)
         else:
             member.is_stand_in = False
             client.make_current(member)
@@ -480,7 +480,7 @@ class Registry:
         if len(client.memberships) == 1:
             raise LastRoom(member.room.name)
         self.leave_room(member)
-        client.log.line("STATE", f"Client {client.number} left {member.room.name}")
+        log_lines.left(client, member.room.name)
         return member.room
 
     def leave_room(self, member: Member, reason: str = "") -> None:
@@ -529,7 +529,8 @@ class Registry:
         receipts: list[Receipt] = []
         self.rooms.counts.messages += 1
         clients = 0 if self.closed else len(self._clients)
-        self._log.said(TEXT.format_sender(SERVER_NAME, act=False), text, clients, "TX")
+        speaker = TEXT.format_sender(SERVER_NAME, act=False)
+        self._log.said(speaker, text, clients, "TX", fields={"event": "announced"})
         told: set[Client] = set()  # each client is told in one of its rooms
 
         async def notify(room: Room) -> None:

@@ -460,7 +460,9 @@ class Room:
             speaker = TEXT.format_sender(said.name, act=said.act)
             # The sender counts, also when it has left.
             away = bool(said.client) and said.client not in self.members
-            delivery.log.said(speaker, said.text, delivery.messages, len(self.members) + away)
+            clients = len(self.members) + away
+            fields = {"name": said.name, "room": self.name, "act": said.act}
+            delivery.log.said(speaker, said.text, delivery.messages, clients, fields=fields)
 
     def _try_send_to_all(self, batch: Batch, delivery: Delivery) -> list[Member]:
         """Queue *batch* for every live member; return those whose send queue is full.

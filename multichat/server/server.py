@@ -117,7 +117,7 @@ class Server:
         self.addresses: list[str] = []
         self.web_url = ""
         self._web_names: tuple[str, ...] = ()
-        self._log = Log("server")
+        self._log = Log("server", hides_messages=self.config.hides_messages)
         self._bans = Bans()
         self._registry = Registry(
             self.config,
@@ -260,7 +260,8 @@ class Server:
                 await self._shutdown.wait()
                 acceptors.cancel_scope.cancel(reason="the server is shutting down")
             self._backend.before_shutdown()
-            self._log.line("stop", "Shutting down multi-chat server")
+            stopping = "Shutting down multi-chat server"
+            self._log.line("stop", stopping, fields={"event": "stopping"})
             deadline = trio.current_time() + self.config.grace_seconds
             with trio.move_on_at(deadline):
                 await self.close()

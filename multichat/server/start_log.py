@@ -60,9 +60,11 @@ def log_start(
 ) -> None:
     """Log how a server starts; *journal* is where messages are stored, *web_url* its page."""
     where = f"port {starting.port}" if starting.tcp else str(starting.unix or web_url)
-    log.line("start", f"Starting multi-chat server on {where}")
+    fields = {"event": "starting", "port": starting.port or None}
+    log.line("start", f"Starting multi-chat server on {where}", fields=fields)
     for address in starting.addresses:
-        log.line("start", f"Listening on {address}")
+        fields = {"event": "listening", "address": address}
+        log.line("start", f"Listening on {address}", fields=fields)
     if web_url:
         if web_url == config.web.url:  # which does not tell where it listens
             for each in starting.web:

@@ -126,7 +126,8 @@ class AdminConsole:
         if isinstance(error, MultichatError):
             self._show(str(error))
         else:  # a bug, which must not end the console or the server
-            Log("server").crash("an operator command crashed", error)
+            log = Log("server", hides_messages=self._server.config.hides_messages)
+            log.crash("an operator command crashed", error)
             self._show("internal error; see the log")
 
     def _run_command(self, line: str) -> None:

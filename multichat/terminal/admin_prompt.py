@@ -56,7 +56,8 @@ async def run_prompted_console(server: "Server", writer: LogWriter, *, color: bo
         await trio.lowlevel.checkpoint()
         return
     with background_access_fails():
-        async with _InputLine(writer, color=color).open() as lines:
+        log = Log("server", hides_messages=server.config.hides_messages)
+        async with _InputLine(writer, log, color=color).open() as lines:
             await AdminConsole(server, writer.show).run(lines)
     writer.show("The console has ended; the server keeps running")
 
@@ -64,8 +65,8 @@ async def run_prompted_console(server: "Server", writer: LogWriter, *, color: bo
 class _InputLine:
     """The prompt's thread and the channels to it; created in a trio task and opened once."""
 
-    def __init__(self, writer: LogWriter, *, color: bool) -> None:
-        self._writer, self._color = writer, color
+    def __init__(self, writer: LogWriter, log: Log, *, color: bool) -> None:
+        self._writer, self._log, self._color = writer, log, color
         self._token = trio.lowlevel.current_trio_token()
         self._typed_in, self._typed = trio.open_memory_channel[str](1)
         self._line_done = trio.Event()  # belongs to the thread's own trio run
@@ -117,7 +118,7 @@ class _InputLine:
         try:
             run_with_prompt(self._read)
         except Exception as error:  # noqa: BLE001 - a bug of ours, which ends only the console
-            Log("server").crash("the console crashed", error)
+            self._log.crash("the console crashed", error)
         finally:
             self._writer.sink = None
             with suppress(trio.RunFinishedError):

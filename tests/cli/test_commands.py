@@ -911,7 +911,7 @@ async def test_options_have_environment_variables(tmp_path: Path) -> None:
         "max-clients-per-address", "rate", "burst", "byte-rate", "memory", "idle", "filter",
         "ban-file", "max-rooms", "max-rooms-per-client", "max-new-rooms", "grace",
         "operators", "operators-file", "registration",
-        "log-file", "log-level", "log-rate",
+        "log-file", "log-level", "log-format", "log-messages", "log-rate",
         "journal", "durability", "keep-messages", "keep-days", "keep-mib", "max-sessions", "away",
         "cluster", "cluster-password-file", "cluster-ca", "cluster-tls-name",
         "web", "web-host", "web-url", "web-proxy", "webhook-token-file",

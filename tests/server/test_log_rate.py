@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from multichat import ServerConfig
 from multichat.log import Log
+from multichat.log_format import NO_FIELDS, Fields
 from multichat.server.log_rate import BURST_SECONDS, ClientLog, LogRates
 from multichat.testing import memory_server, run_on_mock_clock
 from tests.support.log import LogRecorder
@@ -197,10 +198,20 @@ class Counter(Log):
         self.runs: list[str] = []
         self.left_out = 0
 
-    def said(self, speaker: str, block: str, clients: int, tag: str = "RX") -> None:
+    def said(
+        self,
+        speaker: str,
+        block: str,
+        clients: int,
+        tag: str = "RX",
+        *,
+        fields: Fields = NO_FIELDS,
+    ) -> None:
         self.runs.append(block)
 
-    def line(self, tag: str, text: str, level: int = logging.INFO) -> None:
+    def line(
+        self, tag: str, text: str, level: int = logging.INFO, *, fields: Fields = NO_FIELDS
+    ) -> None:
         self.left_out += int(text.split()[1].replace(",", ""))
 
 

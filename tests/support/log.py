@@ -2,7 +2,7 @@
 
 import logging
 
-from multichat.log import LineFormatter
+from multichat.log_format import LineFormatter
 
 
 class LogRecorder(logging.Handler):

@@ -1,0 +1,167 @@
+"""How records of the log are formatted: the specification's lines, or JSON.
+
+`Lines` is what a record of multichat holds.  `LineFormatter` makes text of it, one line for each
+message and one for its broadcast; `JsonFormatter` one JSON object for each message, with what the
+text says in fields of their own.  Both format a whole batch at once.
+
+Invariant: input from a peer cannot start or end a line.
+"""
+
+import logging
+import re
+import time
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TypeAlias
+
+from multichat.protocol.framing import clean, clean_lines
+from multichat.protocol.json_codec import encode_fields, encode_lines
+from multichat.protocol.timestamps import TimeFormatter
+
+__all__ = ["NO_FIELDS", "Fields", "JsonFormatter", "LineFormatter", "Lines"]
+
+Fields: TypeAlias = Mapping[str, object]
+"""What is known of a line, by the names that it has in JSON.
+
+Strings, numbers and booleans; None, False and empty strings are left out.
+"""
+
+NO_FIELDS: Fields = MappingProxyType({})
+"""Nothing is known but the text."""
+
+# A record of another program part, or of the writer itself.
+_TAGGED = re.compile(r"\[(\w+)\] (.*)", re.DOTALL)
+
+
+class Lines:
+    """The unformatted lines of one batch, which are clean: one for each line of *text*.
+
+    As text, each begins with `[tag]` and the *speaker*, if there is one.  If *after* is not empty,
+    it is a line of its own after each of them.
+
+    As JSON, each is an object with *fields* and its `text`, without *speaker* and *after*, which
+    *fields* have, too.  If *is_one*, all are one object.  Without *has_text* there is no `text`:
+    the lines of *text* are empty and only count.
+    """
+
+    __slots__ = ("after", "before", "fields", "has_text", "is_one", "tag", "text")
+
+    def __init__(
+        self,
+        tag: str,
+        text: str,
+        *,
+        speaker: str = "",
+        after: str = "",
+        fields: Fields = NO_FIELDS,
+        has_text: bool = True,
+        is_one: bool = False,
+    ) -> None:
+        before = f"[{tag}] {speaker} " if speaker else f"[{tag}] "
+        self.before = before if has_text else before.rstrip()
+        self.tag, self.text, self.after, self.fields = tag, text, after, fields
+        self.has_text, self.is_one = has_text, is_one
+
+    def encode(self, start: str) -> str:
+        """Format all lines, each starting with *start*, without a final line break."""
+        tail = f"\n{start}{self.after}" if self.after else ""
+        head = f"{start}{self.before}"
+        lines = self.text.replace("\n", f"{tail}\n{head}")
+        return f"{head}{lines}{tail}"
+
+    def format_bytes(self, start: str) -> bytes:
+        """Format all lines as UTF-8 with a final line break, in a third of the time."""
+        head = f"{start}{self.before}".encode()
+        tail = f"\n{start}{self.after}\n".encode() if self.after else b"\n"
+        return b"".join((head, self.text.encode().replace(b"\n", tail + head), tail))
+
+    def format_json(self, about: Fields) -> bytes:
+        """Format all lines as JSON with a final line break; each object begins with *about*."""
+        known = {**about, "tag": self.tag}
+        for name, value in self.fields.items():
+            if value is not None and value is not False and value != "":
+                known[name] = clean(value) if isinstance(value, str) else value
+        if self.is_one:
+            return encode_fields({**known, "text": self.text}) + b"\n"
+        if self.has_text:
+            return encode_lines(known, self.text)
+        return (encode_fields(known) + b"\n") * (self.text.count("\n") + 1)
+
+    def __str__(self) -> str:
+        """Return the lines, for a filter or handler that asks a record for its message."""
+        return self.encode("")
+
+    def split(self) -> list[str]:
+        """Return the lines."""
+        return str(self).split("\n")
+
+
+class LineFormatter(logging.Formatter):
+    """Formats `2025-01-15 10:30:45.123 [INFO] [server] …`, in local time, for every line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._time = TimeFormatter(time.localtime, "%Y-%m-%d %H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format all lines of *record*, without a final line break."""
+        start = self._start(record)
+        message = record.msg
+        if isinstance(message, Lines):
+            return message.encode(start)
+        text = clean(record.getMessage())
+        if not _is_ours(record):
+            return f"{start}[STATE] {text}"
+        text = start + text
+        if record.exc_info:
+            text += "\n" + clean_lines(self.formatException(record.exc_info))
+        return text
+
+    def format_bytes(self, record: logging.LogRecord) -> bytes:
+        """Format all lines of *record* as they are written to a file."""
+        if isinstance(record.msg, Lines):
+            return record.msg.format_bytes(self._start(record))
+        return f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
+
+    def _start(self, record: logging.LogRecord) -> str:
+        time_ = self._time.format(record.created)
+        return f"{time_} [{record.levelname}] [{_component(record)}] "
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats an object a line: `time` (RFC 3339, in UTC), `level`, `component`, `tag` and more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._time = TimeFormatter(time.gmtime, "%Y-%m-%dT%H:%M:%S", "Z")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format all lines of *record*, without a final line break."""
+        return self.format_bytes(record).decode().removesuffix("\n")
+
+    def format_bytes(self, record: logging.LogRecord) -> bytes:
+        """Format all lines of *record* as they are written to a file."""
+        about: dict[str, object] = {
+            "time": self._time.format(record.created),
+            "level": record.levelname,
+            "component": _component(record),
+        }
+        message = record.msg
+        if isinstance(message, Lines):
+            return message.format_json(about)
+        text = clean(record.getMessage())
+        tagged = _TAGGED.fullmatch(text)
+        about["tag"], about["text"] = (tagged[1], tagged[2]) if tagged else ("STATE", text)
+        if record.exc_info and _is_ours(record):
+            about["traceback"] = clean_lines(self.formatException(record.exc_info))
+        return encode_fields(about) + b"\n"
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return record.name.partition(".")[0] == "multichat"
+
+
+def _component(record: logging.LogRecord) -> str:
+    package, _, component = record.name.partition(".")
+    # Others are records of trio about the listeners.
+    return component if package == "multichat" else "server"
