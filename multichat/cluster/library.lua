@@ -5,7 +5,8 @@
 --
 -- Functions are atomic, not transactional: what they have written stays if they fail later.  So a
 -- function validates before it writes, and writes first what the rest refers to: a message before
--- its nonces, both before the answer that a repeated call gets.
+-- its nonces, both before the answer that a repeated call gets.  Once a message is stored, no failure
+-- ends the call: its node would tell that it was not.
 --
 -- Keys, with `multichat:` before each (see `multichat.cluster.keys`):
 --   log                 hash: era, primary, last_epoch, bytes, deleted
@@ -271,23 +272,35 @@ local function append_block(block, index, from)
   return { APPENDED, number.epoch, number.first, from.ms, known }
 end
 
+-- A command after something was stored: what it lacks then is less than a wrong answer.
+local function attempt(...) return pcall(call, ...) end
+
 -- Writes down what a call has done in *room*, and pushes its packets.
 local function finish_room(room, meta, from)
   local key = room_key(room)
-  call(
+  attempt(
     'HSET', key, 'first', meta.first, 'next', meta.next, 'bytes', meta.bytes,
     'epoch', meta.epoch, 'era', meta.era
   )
   if meta.was_empty then
-    call('ZADD', OLDEST, from.ms, room)
-    call('ZREM', EMPTY, room)
+    attempt('ZADD', OLDEST, from.ms, room)
+    attempt('ZREM', EMPTY, room)
   end
   if meta.begun then
-    call('RPUSH', epochs_key(room), meta.epoch .. ' ' .. meta.begun)
-    call('LTRIM', epochs_key(room), -EPOCHS, -1)
+    attempt('RPUSH', epochs_key(room), meta.epoch .. ' ' .. meta.begun)
+    attempt('LTRIM', epochs_key(room), -EPOCHS, -1)
   end
-  for _, push in ipairs(meta.pushes) do call('PUBLISH', key, push) end
-  call('PUBLISH', key, table.concat(meta.packets))
+  for _, push in ipairs(meta.pushes) do attempt('PUBLISH', key, push) end
+  attempt('PUBLISH', key, table.concat(meta.packets))
+end
+
+-- Continues a room after its stream if its numbers are behind it: they could not be written down, or
+-- somebody has deleted them.  Without this it would refuse every message.
+local function repair_room(room)
+  local meta = read_meta(room)
+  local newest = call('XREVRANGE', log_key(room), '+', '-', 'COUNT', 1)[1]
+  local last = newest and tonumber(newest[1]:match('^%d+')) or -1
+  if last >= meta.next then call('HSET', room_key(room), 'next', last + 1) end
 end
 
 -- The generations that the engine has of the clients of *blocks*.
@@ -356,16 +369,17 @@ local function append(_, args)
     if not ok then
       local reason = type(answer) == 'table' and (answer.err or 'failed') or tostring(answer)
       answer = { FAILED, reason, 0, 0, {} }
+      pcall(repair_room, block.room)
     end
     answers[index] = answer
   end
   for room, meta in pairs(from.rooms) do
-    if meta.is_changed then pcall(finish_room, room, meta, from) end
+    if meta.is_changed then finish_room(room, meta, from) end
   end
-  if from.bytes > 0 then call('HINCRBY', LOG, 'bytes', from.bytes) end
+  if from.bytes > 0 then attempt('HINCRBY', LOG, 'bytes', from.bytes) end
   local packed = cmsgpack.pack(answers)
-  call('HSET', run_key, 'last', sequence, slot, sequence .. ' ' .. packed)
-  call('PEXPIRE', run_key, RUN_MS)
+  attempt('HSET', run_key, 'last', sequence, slot, sequence .. ' ' .. packed)
+  attempt('PEXPIRE', run_key, RUN_MS)
   return packed
 end
 
