@@ -45,7 +45,8 @@ from multichat.protocol.json_lines import clean_json
 
 __all__ = ["ctl"]
 
-_SECONDS = 30.0
+# Longer than a file may take that is reloaded.
+_SECONDS = 60.0
 
 # 64 MiB: the list of 100,000 clients.
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024

@@ -73,6 +73,8 @@ def run_command(admin: AdminCommands, command: Command, rest: str) -> Answer | T
             return Answer(tuple(admin.describe_bans()), admin.bans())
         case "/topic" if text:
             return partial(_line, admin.topic, text)
+        case "/reload" if not text:
+            return partial(_reload, admin)
         case "/account" if text:
             # Its end is a passphrase, of which spaces are a part.
             return partial(_account, admin, rest.lstrip())
@@ -97,6 +99,10 @@ async def _line(command: Callable[[str], Coroutine[Any, Any, str]], text: str) -
 async def _nothing(command: Callable[[], Coroutine[Any, Any, None]]) -> Answer:
     await command()
     return Answer()
+
+
+async def _reload(admin: AdminCommands) -> Answer:
+    return Answer(tuple(await admin.reload()))
 
 
 async def _account(admin: AdminCommands, rest: str) -> Answer:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import trio
 
-from multichat.errors import LineTooLong, MultichatError, lone_exception
+from multichat.errors import LineTooLong, MultichatError, ReloadFailed, lone_exception
 from multichat.log import Log
 from multichat.net.listeners import listen_unix, unlink_at_end
 from multichat.protocol.commands import (
@@ -153,7 +153,8 @@ class Control:
             lines = tuple(map(clean, answer.lines))
             return ControlAnswer(ok=True, lines=lines, result=answer.result)
         except MultichatError as error:
-            return _refusal(Code.REFUSED, str(error))
+            lines = error.lines if isinstance(error, ReloadFailed) else ()
+            return _refusal(Code.REFUSED, str(error), *lines)
         except Exception as error:  # noqa: BLE001 - a bug of ours must not end the server
             self._log.crash("an operator command crashed", error)
             return _refusal(Code.FAILED, "internal error; see the server's log")
@@ -201,8 +202,8 @@ class _Pace:
             self._next_at = max(self._next_at, now) + pause
 
 
-def _refusal(code: Code, error: str) -> ControlAnswer:
-    return ControlAnswer(ok=False, code=code, error=clean(error))
+def _refusal(code: Code, error: str, *lines: str) -> ControlAnswer:
+    return ControlAnswer(ok=False, code=code, error=clean(error), lines=tuple(map(clean, lines)))
 
 
 def _without_secrets(command: Command, request: ControlRequest) -> str:

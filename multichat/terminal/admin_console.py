@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from multichat.errors import LocalProtocolError, MultichatError
+from multichat.errors import LocalProtocolError, MultichatError, ReloadFailed
 from multichat.log import Log
 from multichat.protocol.commands import (
     ADMIN_COMMANDS,
@@ -123,7 +123,9 @@ class AdminConsole:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        if isinstance(error, MultichatError):
+        if isinstance(error, ReloadFailed):
+            self._show_all(*error.lines)
+        elif isinstance(error, MultichatError):
             self._show(str(error))
         else:  # a bug, which must not end the console or the server
             log = Log("server", hides_messages=self._server.config.hides_messages)

@@ -205,6 +205,30 @@ async def test_a_passphrase_is_asked_for_on_a_terminal(
         assert await operator.run("account", "list") == "bob\n"
 
 
+async def test_reload_says_what_it_has_read_and_fails_if_a_file_is_wrong(
+    path: Path, tmp_path: Path
+) -> None:
+    password, bans = tmp_path / "password", tmp_path / "bans"
+    password.write_text("swordfish\n")
+    bans.write_text("203.0.113.7\n")
+    options = ("--password-file", str(password), "--ban-file", str(bans))
+    async with running(tmp_path, path, *options) as operator:
+        done = await operator.run("reload")
+        assert done.startswith("Reloaded: ")
+        assert "password" in done
+        bans.write_text("nonsense here\n")
+        password.write_text("kingfisher\n")
+        error = await operator.refused(1, "reload")
+        assert error.startswith("Could not reload the bans (unchanged): ")
+        assert "password" in error
+        assert "fisher" not in error
+        assert "203.0.113.7 for ever" in await operator.run("bans")
+        async with multichat.connect(
+            LOOPBACK, operator.server.port, name="bob", password="kingfisher"
+        ):
+            assert "bob" in await operator.run("who")
+
+
 # --- Where the socket is --------------------------------------------------------------------------
 
 

@@ -211,6 +211,24 @@ async def test_a_bug_in_a_command_ends_neither_the_server_nor_the_connection(
     assert any("an operator command crashed: ZeroDivisionError(" in line for line in log.lines)
 
 
+async def test_a_failed_reload_has_a_line_for_each_part(desk: Desk) -> None:
+    def fail() -> str:
+        raise ValueError("it is\nwrong")
+
+    applied: list[str] = []
+    desk.server.reloading.add("one", lambda: "new", applied.append)
+    assert await desk.run("reload") == {"ok": True, "lines": ["Reloaded: one"]}
+    desk.server.reloading.add("two", fail, applied.append)
+    lines = ["Could not reload the two (unchanged): it is␊wrong", "Reloaded: one"]
+    assert await desk.run("reload") == {
+        "ok": False,
+        "code": "refused",
+        "lines": lines,
+        "error": "; ".join(lines),
+    }
+    assert applied == ["new", "new"]
+
+
 @given(st.text(), st.text())
 def test_requests_survive_the_wire_with_their_text_cleaned(command: str, arguments: str) -> None:
     try:

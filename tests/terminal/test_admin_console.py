@@ -211,6 +211,24 @@ async def test_an_announcement_says_how_many_clients_it_was_sent_to(desk: Desk) 
     assert (await bob.lines(2))[-1] == said
 
 
+async def test_a_reload_shows_a_line_for_each_part_that_failed(desk: Desk) -> None:
+    def fail() -> str:
+        raise ValueError("it is wrong")
+
+    desk.server.reloading.add("one", fail, lambda _: None)
+    desk.server.reloading.add("two", fail, lambda _: None)
+    shown = await desk.type("/reload now\n/reload")  # which is done in threads
+    with trio.fail_after(60):
+        while len(shown) + len(desk.shown) < 4:
+            await trio.sleep(0.1)
+    assert [*shown, *desk.shown] == [
+        "usage: /reload",
+        "Could not reload the one (unchanged): it is wrong",
+        "Could not reload the two (unchanged): it is wrong",
+        "Reloaded: nothing",
+    ]
+
+
 # Who is there
 
 
