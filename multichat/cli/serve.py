@@ -89,6 +89,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
             f"--{name.replace('_', '-')}",
             help=setting.help,
             min=setting.at_least if setting.option_at_least is None else setting.option_at_least,
+            max=setting.at_most,
             show_default=setting.shown_default or True,
         )
         kind = inspect.Parameter.KEYWORD_ONLY

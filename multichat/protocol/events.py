@@ -331,9 +331,11 @@ class Goodbye(Tagged, frozen=True, tag="goodbye"):
     after: float | None = None
 
     @classmethod
-    def of(cls, code: str, reason: str, *, nonce: Nonce | None = None) -> "Goodbye":
+    def of(
+        cls, code: str, reason: str, *, after: float | None = None, nonce: Nonce | None = None
+    ) -> "Goodbye":
         """Return the goodbye with this *code*, which MUST be one of `GOODBYES`."""
-        return cls(reason, code, GOODBYES[code], nonce=nonce)
+        return cls(reason, code, GOODBYES[code], after, nonce=nonce)
 
     def known(self) -> "Goodbye":
         """Return the same goodbye with the missing fields derived from its reason."""

@@ -11,6 +11,7 @@ from multichat.protocol.auth import (
 
 __all__ = [
     "ASKED_TO_LEAVE",
+    "DRAINING",
     "FENCED",
     "GOODBYES",
     "SHUTTING_DOWN",
@@ -42,6 +43,7 @@ TOO_SLOW = "too slow"
 TOO_FAR_BEHIND = "too far behind"
 TAKEN_OVER = "taken over by a new connection"
 SHUTTING_DOWN = "the server is shutting down"
+DRAINING = "the server is about to shut down"
 
 FENCED = "this server was out of reach of the others for too long"
 """The reason of a node of a cluster that the others have taken for dead."""
@@ -50,6 +52,7 @@ FENCED = "this server was out of reach of the others for too long"
 # older servers.  The first match counts.
 _CODES_BY_REASON = {
     SHUTTING_DOWN: "shutdown",
+    DRAINING: "draining",
     TOO_SLOW: "too-slow",
     TOO_FAR_BEHIND: "too-slow",
     "idle for": "idle",

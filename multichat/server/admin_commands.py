@@ -163,6 +163,19 @@ class AdminCommands:
         clients = receipt.delivered + receipt.queued + receipt.lagging
         return f"sent to {clients} client{'' if clients == 1 else 's'}"
 
+    def drain(self, seconds: float | None = None) -> str:
+        """Drain the server, for its configured time or for *seconds*; see `Server.drain`."""
+        is_new = not self._server.draining
+        self._server.drain(seconds)
+        if not self._server.draining:
+            return "the server is shutting down"
+        left = f"{self._server.drain_seconds_left:.0f} s"
+        if not is_new:
+            return f"draining already: {left} are left"
+        count = len(self._server.members)
+        clients = "1 client is" if count == 1 else f"{count} clients are"
+        return f"draining: {clients} told to reconnect within {left}"
+
     async def topic(self, rest: str) -> str:
         """Show or set the topic of a room that is open: *rest* is its name, and maybe a topic."""
         name, _, topic = rest.partition(" ")

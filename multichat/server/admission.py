@@ -90,6 +90,8 @@ class AdmittedConnection:
 class Admission:
     """The connections to one server that are not admitted yet, and the number of all of them.
 
+    *refusing* is the reason for which no client is admitted any more; empty while they are.
+
     *clock* returns the Unix time in seconds.
     """
 
@@ -99,6 +101,7 @@ class Admission:
         self.pending: dict[PendingSlot, None] = {}  # the oldest is first
         self.queued: set[PendingSlot] = set()  # they wait without a slot
         self._closed = ""
+        self.refusing = ""
         self._open = 0
         self._connections: Counter[str] = Counter()  # by address
 
@@ -151,6 +154,10 @@ class Admission:
         oldest = next(slot for slot in there if slot.address == address)
         del self.pending[oldest]
         oldest.scope.cancel(reason="a newer connection needs the slot")
+
+    def refuse(self, reason: str) -> None:
+        """Admit no client from now on, but tell it the *reason*."""
+        self.refusing = reason
 
     def close(self) -> None:
         """Reject all connections that are not admitted, and those that come."""

@@ -63,6 +63,8 @@ class Client:
 
     *codecs* are those of its connection's framing, *codec* is the one that it uses.
 
+    It *is_trusted* if it was not authenticated: a bot in the server, which no drain disconnects.
+
     *account* is the one that it is logged in to, case-folded, empty if there is none; changed by
     `multichat.server.logins` only.  *may_speak* if it needs none to speak.
 
@@ -83,6 +85,7 @@ class Client:
     assigned_name: str = ""  # by `authenticate`: it can have no other
     account: str = ""
     may_speak: bool = True
+    is_trusted: bool = False
     names_rooms: bool = False
     refused_room: str | None = None
     refused_rooms: dict[str, str] = field(default_factory=dict)

@@ -15,7 +15,9 @@ from multichat.web.config import WebConfig
 from multichat.web.forwarded import Proxies
 
 __all__ = [
+    "DRAIN_SECONDS",
     "MAX_CLIENTS_PER_ADDRESS",
+    "MAX_DRAIN_SECONDS",
     "MAX_FREE_WAIT_SECONDS",
     "MAX_PASSWORD_CHARACTERS",
     "AccountLimits",
@@ -71,6 +73,14 @@ MAX_FREE_WAIT_SECONDS = 30.0
 # A company, a campus or a mobile network may share one address; an attacker with one address takes
 # an eighth of the server.
 MAX_CLIENTS_PER_ADDRESS = 128
+
+# A third of it for the balancer to notice, and ten seconds in which 1,000 clients come back to the
+# other nodes, 100 a second.  With the grace period it is less than the 30 seconds that container
+# managers wait before they kill.
+DRAIN_SECONDS = 15.0
+
+# A day.
+MAX_DRAIN_SECONDS = 86_400
 
 # So that it fits in any line that a client may send.
 MAX_PASSWORD_CHARACTERS = 1024
@@ -159,6 +169,11 @@ class ServerTimeouts:
     # sent the right password is remembered: a laptop may be closed overnight.
     session: float = 24 * 3600.0
 
+    # The longest time, in seconds, between the begin of a drain and its first goodbye, which is a
+    # third of the drain at most: in 5 seconds a balancer that checks every second notices that it
+    # must send nobody here, also if it wants to see that three times.
+    drain_pause: float = 5.0
+
     def __post_init__(self) -> None:
         _check_bounds(self, at_least=0)
 
@@ -225,13 +240,14 @@ _MIB = 1024 * 1024
 class Setting:
     """What is known of a field of `ServerConfig`: its bounds, and the option that sets it.
 
-    A value must be *at_least* a number, or *positive*.  With *help* there
+    A value must be *at_least* and *at_most* a number, or *positive*.  With *help* there
     is an option, whose value is multiplied by *unit* and is at least *option_at_least*;
     *shown_default* describes the default where the value itself does not.
     """
 
     help: str = ""
     at_least: int | None = None
+    at_most: int | None = None
     positive: bool = False
     unit: int = 1
     option_at_least: int | None = None
@@ -425,6 +441,18 @@ class ServerConfig:
         at_least=0,
     )
 
+    # Seconds of a drain: how long it takes at most until all clients have been told to reconnect.
+    # None is `DRAIN_SECONDS` for a node of a cluster, whose clients come back to another node, and
+    # 0, which is no drain, for a server alone: its clients could come back nowhere else.
+    drain_seconds: float | None = _setting(
+        None,
+        "On SIGTERM, seconds in which clients are told one after the other to reconnect, before "
+        "the server shuts down; 0: it shuts down at once, as on Ctrl+C.",
+        at_least=0,
+        at_most=MAX_DRAIN_SECONDS,
+        shown_default=f"0; with --cluster {DRAIN_SECONDS:g}",
+    )
+
     # Whether only clients that are logged in to an account may send messages; the others can read.
     require_login: bool = _setting(
         False, "Only clients that are logged in may send messages; others can read."
@@ -513,6 +541,8 @@ class ServerConfig:
             if setting.at_least is not None and not value >= setting.at_least:
                 bound = f"at least {setting.at_least}" if setting.at_least else "0 or more"
                 raise ValueError(f"{each.name} must be {bound}")
+            if setting.at_most is not None and not value <= setting.at_most:
+                raise ValueError(f"{each.name} must be at most {setting.at_most}")
         Proxies(self.proxies)
         for operator in self.operators:
             try:

@@ -215,7 +215,7 @@ class Connections:
             raise AdmissionRefused.politely(RefusedFor.UNAVAILABLE, UNAVAILABLE) from None
         self.clients += 1
         self.check(address, too_many)  # nothing waits from here on
-        return Session(
+        session = Session(
             connection,
             self._registry,
             self._admin,
@@ -228,6 +228,8 @@ class Connections:
             is_private=is_private,
             may_speak=trusted or not self._config.require_login,
         )
+        session.client.is_trusted = trusted
+        return session
 
     async def _reject(
         self, connection: AdmittedConnection, address: str, refusal: AdmissionRefused
@@ -253,6 +255,8 @@ class Connections:
         """
         if reason := self.why_banned(address):
             raise AdmissionRefused.politely(RefusedFor.BANNED, reason)
+        if reason := self._admission.refusing:
+            raise AdmissionRefused.politely(RefusedFor.SHUTDOWN, reason)
         if not self._backend.available:
             raise AdmissionRefused.politely(RefusedFor.UNAVAILABLE, UNAVAILABLE)
         if too_many:

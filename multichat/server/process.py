@@ -40,10 +40,11 @@ async def serve_until_signal(
 ) -> None:
     """Run `serve` for *server*, as a process of its own, until one of `ending_signals` comes.
 
-    SIGHUP reloads the server; only if standard input was a terminal, and that has closed, it ends
-    it, too.  A SIGHUP that is ignored, as under `nohup`, stays ignored.  *hang_ups* notes those
-    that come before.  *tasks* run beside the server and are cancelled at the end.  A second SIGINT
-    or SIGTERM ends it at once.  Raises as `Server.run` does.
+    SIGTERM drains the server, SIGINT and SIGQUIT shut it down; a second one of them ends it at
+    once.  SIGHUP reloads the server; only if standard input was a terminal, and that has closed, it
+    ends it, too.  A SIGHUP that is ignored, as under `nohup`, stays ignored.  *hang_ups* notes
+    those that come before.  *tasks* run beside the server and are cancelled at the end.  Raises as
+    `Server.run` does.
     """
     _allow_files(server.config.max_clients)
     gc.freeze()  # imported modules stay
@@ -60,10 +61,17 @@ async def serve_until_signal(
 
 
 async def _obey_signals(signals: EndingSignals, server: Server, scope: trio.CancelScope) -> None:
+    has_come = False
     async for number in signals:
-        if server.shutting_down and number in (signal.SIGINT, signal.SIGTERM):
-            scope.cancel(reason="a second signal")
-        server.shutdown()
+        if has_come or server.shutting_down:
+            server.abort()
+            if not server.addresses:  # it has not started yet, and may wait for long
+                scope.cancel(reason="a second signal")
+        elif number == signal.SIGTERM:
+            server.drain()
+        else:
+            server.shutdown()
+        has_come = True
 
 
 async def _obey_hang_ups(hang_ups: HangUps, server: Server) -> None:

@@ -52,9 +52,10 @@ from multichat.server.bans import Ban, Bans
 from multichat.server.bots import Bot, Bots
 from multichat.server.broadcast import Receipt
 from multichat.server.client import Client, MemberInfo
-from multichat.server.config import ServerConfig
+from multichat.server.config import DRAIN_SECONDS, ServerConfig
 from multichat.server.connections import Connections
 from multichat.server.control import open_control
+from multichat.server.ending import Ending
 from multichat.server.filters import Filters
 from multichat.server.join_hook import OnJoin
 from multichat.server.live_settings import LiveSettings
@@ -172,7 +173,7 @@ class Server:
         self._bots = Bots(
             partial(self.handle, trusted=True), self._log, linger=self.config.timeouts.linger
         )
-        self._shutdown = trio.Event()
+        self._ending = Ending(self.config, self._registry, self._admission, self._log)
 
     async def run(
         self,
@@ -244,28 +245,37 @@ class Server:
         pages: list[trio.SocketListener],
         task_status: trio.TaskStatus["Server"],
     ) -> None:
+        ending = self._ending
         async with trio.open_nursery() as clients:  # ends last
-            async with trio.open_nursery() as acceptors:  # stops first
-                accept = partial(trio.serve_listeners, handler_nursery=clients)
-                for handle, listeners in (
-                    (self._with_tls(self._connections.handle), tcp),
-                    (self._connections.handle, local),
-                    # Made now: its imports and files take a tenth of a second.
-                    *([(self._with_tls(self._web.handle), pages)] if pages else ()),
-                ):
-                    if listeners:
-                        fair = [FairListener(each, self._turns) for each in listeners]
-                        await acceptors.start(accept, handle, fair)
-                task_status.started(self)
-                await self._shutdown.wait()
-                acceptors.cancel_scope.cancel(reason="the server is shutting down")
+            async with trio.open_nursery() as web_acceptors:  # a balancer asks whether we are ready
+                async with trio.open_nursery() as acceptors:  # stops first
+                    accept = partial(trio.serve_listeners, handler_nursery=clients)
+                    for nursery, handle, listeners in (
+                        (acceptors, self._with_tls(self._connections.handle), tcp),
+                        (acceptors, self._connections.handle, local),
+                        # Made now: its imports and files take a tenth of a second.
+                        *(
+                            [(web_acceptors, self._with_tls(self._web.handle), pages)]
+                            if pages
+                            else ()
+                        ),
+                    ):
+                        if listeners:
+                            fair = [FairListener(each, self._turns) for each in listeners]
+                            await nursery.start(accept, handle, fair)
+                    task_status.started(self)
+                    await ending.begun.wait()
+                    acceptors.cancel_scope.cancel(reason="the server is ending")
+                await ending.shut_down.wait()
+                web_acceptors.cancel_scope.cancel(reason="the server is shutting down")
             self._backend.before_shutdown()
             stopping = "Shutting down multi-chat server"
             self._log.line("stop", stopping, fields={"event": "stopping"})
             deadline = trio.current_time() + self.config.grace_seconds
-            with trio.move_on_at(deadline):
+            ending.limit_clients(clients.cancel_scope, deadline + self.config.timeouts.linger)
+            with trio.CancelScope() as closing:
+                ending.limit_closing(closing, deadline)
                 await self.close()
-            clients.cancel_scope.deadline = deadline + self.config.timeouts.linger
 
     def _with_tls(self, handle: Callable[..., Awaitable[None]]) -> _Handler:
         """Return a handler that passes to *handle* the TLS context of the moment."""
@@ -363,7 +373,7 @@ class Server:
             return "not running"
         if self.shutting_down or self._registry.closed:
             return "shutting down"
-        return self._backend.fault
+        return "draining" if self.draining else self._backend.fault
 
     async def broadcast(self, text: str) -> Receipt:
         """Send *text* to all clients in all rooms, as the server; one message, also with LF in it.
@@ -439,14 +449,52 @@ class Server:
         """
         return await self.reloading.reload()
 
+    def drain(self, seconds: float | None = None) -> None:
+        """Start to drain: within *seconds*, all clients are told to reconnect; then, `shutdown`.
+
+        By default, *seconds* are `ServerConfig.drain_seconds`.  `run` stops accepting clients at
+        once; the web port goes on answering requests, and refuses WebSockets.  After a pause (see
+        `ServerTimeouts.drain_pause`) each client gets the goodbye `draining`, evenly spread over
+        the rest of the time.  It ends as soon as no client is left; bots stay until the shutdown.
+
+        Does nothing if the server drains already, or shuts down.  Raises `LocalProtocolError` if
+        *seconds* is negative or more than a day.
+        """
+        if seconds is None:
+            seconds = self.config.drain_seconds
+        if seconds is None:
+            seconds = DRAIN_SECONDS if self._backend.is_shared else 0.0
+        if self._ending.drain(seconds if self._nursery is not None else 0.0):
+            self._start_soon(self._ending.run)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server drains, and does not shut down yet."""
+        return self._ending.draining
+
+    @property
+    def drain_seconds_left(self) -> float:
+        """Seconds until the drain ends at the latest; 0 if the server does not drain."""
+        return self._ending.seconds_left
+
     def shutdown(self) -> None:
-        """Start the shutdown: `run` delivers what is queued and returns.  Idempotent."""
-        self._shutdown.set()
+        """Start the shutdown: `run` delivers what is queued and returns.  Idempotent.
+
+        Ends a drain.
+        """
+        self._ending.shutdown()
+
+    def abort(self) -> None:
+        """Shut down at once: `run` says goodbye to the clients and returns.  Idempotent.
+
+        What is accepted is stored; what is queued for slow clients is lost.
+        """
+        self._ending.abort()
 
     @property
     def shutting_down(self) -> bool:
-        """Whether `shutdown` was called."""
-        return self._shutdown.is_set()
+        """Whether the shutdown has begun."""
+        return self._ending.shut_down.is_set()
 
     async def close(self) -> None:
         """Deliver the messages under way, then say goodbye to all clients.

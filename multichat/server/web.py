@@ -12,6 +12,7 @@ Invariants:
    right token.
 """
 
+import math
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,7 @@ from multichat.web.handshake import Handshake, shake_hands
 from multichat.web.hosts import own_names
 from multichat.web.http import CONTINUE, HttpError, NotHttp, Request, RequestReader, Response
 from multichat.web.page_files import PageFiles
-from multichat.web.site import Health, Post, Site, Upgrade
+from multichat.web.site import WEBSOCKET, Health, Post, Site, Upgrade
 from multichat.web.webhook import Posted, error_response, max_body, read_posted
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ class WebPort:
             await self._know_client(connection, slot, request)
             self._check(connection)
             route = self._site.route(request, connection.scheme)
+            self._check_open(request)
             if isinstance(route, Upgrade):
                 return await self._shake_hands(connection, request)
             if isinstance(route, Post):
@@ -298,6 +300,16 @@ class WebPort:
         if reason := connection.too_many:
             why, headers = RefusedFor.too_many(reason), {"Retry-After": "60"}
             raise _Refused(why, 503, reason, headers, logged=reason)
+
+    def _check_open(self, request: Request) -> None:
+        """Raise `HttpError` for a WebSocket, or the question whether there may be one, in a drain.
+
+        Messages of the webhook are still published: all but the clients is as before.
+        """
+        if request.path == WEBSOCKET and (reason := self._admission.refusing):
+            after = math.ceil(self._server.drain_seconds_left) or 1
+            headers = {"Retry-After": str(after)}
+            raise _Refused(RefusedFor.SHUTDOWN, 503, reason, headers, logged=reason)
 
     async def _send(self, connection: "_Connection", data: bytes) -> None:
         with trio.move_on_after(self._config.web.transfer_seconds):

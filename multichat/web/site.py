@@ -15,7 +15,7 @@ from multichat.web.http import HttpError, Request, Response
 from multichat.web.origins import WebAddress, is_own_origin
 from multichat.web.page_files import PageFiles
 
-__all__ = ["HEALTH", "Health", "Post", "Route", "Site", "Upgrade", "check_method"]
+__all__ = ["HEALTH", "WEBSOCKET", "Health", "Post", "Route", "Site", "Upgrade", "check_method"]
 
 WEBSOCKET = "/ws"
 _MESSAGES = re.compile("/rooms/([^/]+)/messages")

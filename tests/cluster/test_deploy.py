@@ -19,6 +19,7 @@ import trio
 from multichat.testing import ScriptedClient
 from tests.support.processes import BIN, LOOPBACK, WAIT_SECONDS, Command, program
 from tests.support.sockets import open_client
+from tests.support.web import upgrade
 
 from .engine import Kind
 
@@ -145,7 +146,7 @@ def test_every_service_is_known_here() -> None:
     for source in re.findall(r"^COPY (.*) \S+$", CONTAINERFILE, re.MULTILINE):
         assert all((DEPLOY.parent / each).exists() for each in source.split())
     stopping = int(SERVICES[NODES[0]]["stop_grace_period"].removesuffix("s"))
-    assert stopping > 10  # seconds: `--grace`, and the engine's farewell
+    assert stopping > 25  # seconds: `--drain`, `--grace`, and the engine's farewell
 
 
 @asynccontextmanager
@@ -212,6 +213,33 @@ async def test_clients_of_the_balancer_talk_across_nodes_and_survive_the_end_of_
                 await two.send("still here")
                 while '"still here"' not in await again.line():
                     pass
+
+
+async def test_a_node_that_drains_gets_nobody_new_and_its_clients_stay_until_their_goodbye(
+    tmp_path: Path,
+) -> None:
+    async with deployed(tmp_path, Kind.REDIS) as services:
+        ports = services.ports
+        with trio.fail_after(WAIT_SECONDS):
+            async with client(ports.chat) as one:
+                await one.send("/name one")
+                assert "is now one" in await one.line()
+                home = await services.home("one")
+                home.signal(signal.SIGTERM)
+                await home.wait_for("Draining: 1 client is told to reconnect within 15 s")
+                for number in range(4):  # at once, whichever node the balancer tries first
+                    async with client(ports.chat) as other:
+                        await other.send("/ping")
+                        assert await other.line() == "[Server] pong", number
+                    async with client(ports.page) as browser:
+                        request = upgrade(host=f"{LOOPBACK}:{ports.page}").decode()
+                        await browser.send(request.removesuffix("\n"))
+                        assert (await browser.line()).strip() == "HTTP/1.1 101 Switching Protocols"
+                await one.send("/ping")
+                assert await one.line() == "[Server] pong"
+                # The balancer, which checks every second, does not cut it off.
+                assert await one.rest() == ["[Server] goodbye: the server is about to shut down"]
+            assert await home.wait() == 0
 
 
 async def test_clients_of_a_frozen_node_are_disconnected_by_the_balancer(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ async def test_a_slow_client_may_reconnect(autojump_clock: MockClock) -> None:
     ("reason", "code"),
     [
         ("the server is shutting down", "shutdown"),
+        ("the server is about to shut down", "draining"),
         ("too slow", "too-slow"),
         ("too far behind", "too-slow"),
         ("idle for 60 s", "idle"),

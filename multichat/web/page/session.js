@@ -40,6 +40,7 @@ const MAY_RETURN = [
   "too many clients from your address",
   "too many wrong passwords from your address",
   "too many password attempts",
+  "the server is about to shut down",
   "the server is shutting down",
 ];
 
