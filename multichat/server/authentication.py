@@ -18,7 +18,7 @@ from typing import NoReturn, TypeAlias, TypeVar
 
 import trio
 
-from multichat.errors import InvalidName, LineTooLong
+from multichat.errors import InvalidName, LineTooLong, MultichatError
 from multichat.log import Log
 from multichat.net import transport
 from multichat.protocol.auth import (
@@ -107,14 +107,21 @@ password.
 class Authentication:
     """Authenticates the connections to one server, by password or by *authenticate*.
 
+    *knows_session* says whether a token is that of a session that can be resumed: whoever has one
+    was admitted before, and is not locked out by a new password.  It may raise `MultichatError`.
     *web_url* is where the server's page is, empty without one.
     """
 
     def __init__(
-        self, config: ServerConfig, log: Log, authenticate: Authenticate | None = None
+        self,
+        config: ServerConfig,
+        log: Log,
+        authenticate: Authenticate | None = None,
+        *,
+        knows_session: Callable[[str], Awaitable[bool]] | None = None,
     ) -> None:
         self._config, self._log = config, log
-        self._authenticate = authenticate
+        self._authenticate, self._knows_session = authenticate, knows_session
         self.web_url = ""
         self._attempts = PasswordAttempts(config.timeouts)
         self.change_password(config.password)
@@ -193,7 +200,7 @@ class Authentication:
                 await prompt.send(Notice(PASSWORD_REQUIRED))
                 continue
             request = replace(request, name=prompt.requested_name, password=password)
-            if (name := await self._check(request, slot)) is not None:
+            if (name := await self._check(request, slot, prompt.session)) is not None:
                 await prompt.send(Notice(PASSWORD_ACCEPTED))
                 connection.parts = prompt.rest()
                 return name
@@ -203,13 +210,17 @@ class Authentication:
             await prompt.send(Notice(WRONG_PASSWORD))
         raise AdmissionRefused.politely(RefusedFor.NO_PASSWORD, PASSWORD_REQUIRED)
 
-    async def _check(self, request: AdmissionRequest, slot: PendingSlot) -> str | None:
+    async def _check(
+        self, request: AdmissionRequest, slot: PendingSlot, session: str
+    ) -> str | None:
         """Return the client's name, empty for any, if its password is right, otherwise None.
+
+        With the token of a *session* any password is.
 
         Waits as long as the limits of password attempts demand.  Raises `AdmissionRefused`.
         """
         if (origin := slot.origin) is None:  # a stream of the program itself
-            return await self._compare(request)
+            return await self._compare(request, session)
         longest = self._config.auth_seconds
         delay = self._attempts.address_delay(origin, trio.current_time(), longest)
         if delay is None:
@@ -222,21 +233,30 @@ class Authentication:
         queue, delay = turn
         if delay:
             await slot.queue(delay)
-        name = await self._compare(request)
+        name = await self._compare(request, session)
         if name is not None:
             self._attempts.succeeded(origin, queue, trio.current_time())
         else:
             self._attempts.failed(origin, trio.current_time())
         return name
 
-    async def _compare(self, request: AdmissionRequest) -> str | None:
+    async def _compare(self, request: AdmissionRequest, session: str) -> str | None:
         if self._key is None:
             return await self._decide(request)
-        if not hmac.compare_digest(_digest(request.password or ""), self._key):
+        is_right = hmac.compare_digest(_digest(request.password or ""), self._key)
+        if not is_right and not await self._was_admitted(session):
             return None
         if (name := await self._decide(request)) is None:
             raise _not_admitted("not authenticated")
         return name
+
+    async def _was_admitted(self, session: str) -> bool:
+        if not session or self._knows_session is None:
+            return False
+        try:
+            return await self._knows_session(session)
+        except MultichatError:  # the journal cannot be read
+            return False
 
     async def _reject_later(self, reason: str) -> NoReturn:
         """Reject an attempt that would have to wait too long, after a while: it may come again."""
@@ -256,7 +276,8 @@ def _digest(password: str) -> bytes:
 class _PasswordPrompt:
     """Prompts one client for the password, and reads its *connection* for *seconds* in all.
 
-    *requested_name* is the name in the last hello that came instead.  *web_url* is where the
+    *requested_name* is the name in the last hello that came instead, *session* its token, which may
+    be empty.  *web_url* is where the
     server's page is, empty without one.
     """
 
@@ -267,6 +288,7 @@ class _PasswordPrompt:
         self._decoder = connection.decoder
         self._encode = connection.codecs.text.encode
         self.requested_name: str | None = None
+        self.session = ""
         self._block = ""
         self._parts = connection.parts
         self._first = connection.may_be_other_protocol
@@ -323,7 +345,7 @@ class _PasswordPrompt:
         if (password := parse_password(line)) is None:
             for request in TEXT.parse_requests(line):
                 if isinstance(request, Hello):
-                    self.requested_name = request.name
+                    self.requested_name, self.session = request.name, request.session or ""
         return password
 
     def _refuse_http(self, line: str) -> None:

@@ -53,8 +53,8 @@ class LiveSettings:
     def change_password(self, password: str | None) -> None:
         """Ask clients that connect from now on for *password*; with None, for none.
 
-        Connected clients stay.  A client that reconnects needs the new one.  Raises `ValueError` if
-        it is not a possible password.
+        Connected clients stay, and may resume their sessions.  Raises `ValueError` if it is not a
+        possible password.
         """
         self._config = replace(self._config, password=password)
         self._authentication.change_password(password)

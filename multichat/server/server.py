@@ -141,7 +141,12 @@ class Server:
             self._start_soon,
         )
         self._admission = Admission(self.config)
-        self._authentication = Authentication(self.config, self._log, authenticate)
+        self._authentication = Authentication(
+            self.config,
+            self._log,
+            authenticate,
+            knows_session=self._registry.session_store.is_known,
+        )
         self.settings = LiveSettings(
             self.config, self._authentication, self._registry.accounts, lambda: self._webhook
         )

@@ -375,6 +375,10 @@ class SessionStore:
             return session
         return None
 
+    async def is_known(self, token: str) -> bool:
+        """Return whether a session has that *token*; raises as `find` does."""
+        return await self.find(token) is not None
+
     async def _find_shared(self, digest: bytes) -> StoredSession | None:
         """Return the session as the backend has it: another node may have changed it since.
 

@@ -1,5 +1,6 @@
 """`authenticate` and `on_join`: a program's own admission and join callbacks."""
 
+import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -30,6 +31,8 @@ from tests.support.sockets import open_client
 pytestmark = pytest.mark.unit
 
 ASKED = "[Server] a password is required: /auth PASSWORD"
+ACCEPTED = "[Server] password accepted"
+WRONG = "[Server] wrong password"
 NOT_ADMITTED = "[Server] goodbye: you are not admitted"
 TOKENS = {"a-token": "alice", "b-token": "bob"}
 
@@ -267,6 +270,78 @@ async def test_nobody_resumes_the_session_of_another_name(
         welcome = msgspec.json.decode((await bob.lines(3))[-1])
         assert (welcome["name"], welcome["resumed"]) == ("bob", False)
         assert welcome["session"] != session
+
+
+def hello(**fields: object) -> str:
+    return f"/json {json.dumps({'type': 'hello', 'protocol': 1, **fields})}"
+
+
+async def session_of(client: ScriptedClient) -> str:
+    """Return the token in the next welcome."""
+    while '"welcome"' not in (line := await client.line()):
+        pass
+    return str(json.loads(line)["session"])
+
+
+async def test_a_new_password_locks_nobody_out_who_has_a_session(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(ServerConfig(password="old")) as network:
+        client = ScriptedClient(network.connect())
+        await client.send("/auth old", hello(name="alice"))
+        session = await session_of(client)
+        network.server.settings.change_password("new")
+        await client.send('{"type":"say","text":"still here","nonce":1}')
+        while '"accepted"' not in await client.line():  # who is connected stays
+            pass
+        await trio.aclose_forcefully(client.stream)
+        # As our clients do: the hello, and when the password is asked for, both.
+        again = ScriptedClient(network.connect())
+        await again.send(hello(session=session))
+        assert await again.lines(2) == [ASKED, ASKED]
+        await again.send("/auth old", hello(session=session))
+        assert await again.line() == ACCEPTED
+        assert json.loads(await again.line())["resumed"] is True
+        # The token is the proof, not the old password.
+        for token in ("", "f" * 32, session[:-1]):
+            other = ScriptedClient(network.connect())
+            await other.send(hello(session=token), "/auth old")
+            assert (await other.lines(3))[2] == WRONG
+
+
+async def test_a_session_that_was_kicked_needs_the_new_password(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(ServerConfig(password="old")) as network:
+        client = ScriptedClient(network.connect())
+        await client.send("/auth old", hello(name="alice"))
+        session = await session_of(client)
+        network.server.settings.change_password("new")
+        network.server.admin.kick("alice")
+        await client.rest()
+        again = ScriptedClient(network.connect())
+        await again.send(hello(session=session), "/auth old")
+        assert (await again.lines(3))[2] == WRONG
+
+
+async def test_a_session_does_not_replace_the_decision_of_the_program(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    admits = True
+
+    async def authenticate(request: AdmissionRequest) -> bool | None:
+        await trio.lowlevel.checkpoint()
+        return None if request.password is None else admits
+
+    async with memory_server(authenticate=authenticate) as network:
+        client = ScriptedClient(network.connect())
+        await client.send("/auth anything", hello(name="alice"))
+        session = await session_of(client)
+        await trio.aclose_forcefully(client.stream)
+        admits = False
+        again = ScriptedClient(network.connect())
+        await again.send(hello(session=session), "/auth anything")
+        assert await again.rest() == [ASKED, ASKED, NOT_ADMITTED]
 
 
 async def test_a_bot_of_the_server_needs_no_admission() -> None:
