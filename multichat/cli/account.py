@@ -15,9 +15,9 @@ from multichat.cli.cluster import (
     EngineAccess,
     cluster_connection,
     parse_place,
-    refuse_password_file,
+    refuse_engine_options,
 )
-from multichat.cli.parameters import ClusterPasswordFile
+from multichat.cli.parameters import ClusterCa, ClusterPasswordFile, ClusterTlsName
 from multichat.cli.process import (
     UsageMistake,
     are_terminals,
@@ -66,6 +66,8 @@ def account(
         ),
     ] = None,
     cluster_password_file: ClusterPasswordFile = None,
+    cluster_ca: ClusterCa = None,
+    cluster_tls_name: ClusterTlsName = None,
 ) -> None:
     """Add, remove or list the accounts in a journal or a cluster.
 
@@ -85,9 +87,10 @@ def account(
 
         is_cluster = isinstance(file, ClusterUrl)
         if is_cluster:
-            backend = _cluster(file, cluster_password_file)
+            access = EngineAccess(cluster_password_file, cluster_ca, cluster_tls_name)
+            backend = _cluster(file, access)
         else:
-            refuse_password_file(context, cluster_password_file)
+            refuse_engine_options(context)
             backend = partial(_local, file)
         passphrase = ""
         if action is Action.ADD:
@@ -133,8 +136,8 @@ def _local(file: Path) -> "Backend":
     return LocalBackend(SqliteJournal(file))
 
 
-def _cluster(url: ClusterUrl, password_file: Path | None) -> "Callable[[], Backend]":
-    connection = cluster_connection(url.text, EngineAccess(password_file), given="JOURNAL")
+def _cluster(url: ClusterUrl, access: EngineAccess) -> "Callable[[], Backend]":
+    connection = cluster_connection(url.text, access, given="JOURNAL")
 
     from multichat.cluster.backend import ClusterConfig, ValkeyBackend
     from multichat.log import Log

@@ -25,7 +25,7 @@ __all__ = [
     "cluster_connection",
     "open_cluster",
     "parse_place",
-    "refuse_password_file",
+    "refuse_engine_options",
 ]
 
 # Also with a typo behind the scheme, which the error names; a file is written as ./valkey://.
@@ -122,11 +122,15 @@ def parse_place(text: str) -> Path | ClusterUrl:
     return ClusterUrl(text) if _URL.match(text) else Path(text)
 
 
-def refuse_password_file(context: "typer.Context", file: Path | None) -> None:
-    """Raise `UsageMistake` if the password of an engine is given on the command line for a file."""
-    source = context.get_parameter_source("cluster_password_file")
-    if file is not None and source is not None and source.name == "COMMANDLINE":
-        raise UsageMistake("--cluster-password-file has no effect with a file")
+def refuse_engine_options(context: "typer.Context") -> None:
+    """Raise `UsageMistake` if an option for an engine is on the command line, and a file is given.
+
+    In the environment they may be there for other commands.
+    """
+    for name in ("cluster_password_file", "cluster_ca", "cluster_tls_name"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageMistake(f"--{name.replace('_', '-')} has no effect with a file")
 
 
 def _password(file: Path | None) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from multichat.cli.cluster import EngineAccess, cluster_connection
-from multichat.cli.parameters import ClusterPasswordFile
+from multichat.cli.parameters import ClusterCa, ClusterPasswordFile, ClusterTlsName
 from multichat.cli.process import one_line_errors
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def journal(
         ),
     ] = False,
     cluster_password_file: ClusterPasswordFile = None,
+    cluster_ca: ClusterCa = None,
+    cluster_tls_name: ClusterTlsName = None,
 ) -> None:
     """Import a journal into the engine of a cluster.
 
@@ -57,7 +59,8 @@ def journal(
     is run again.
     """
     with one_line_errors():
-        connection = cluster_connection(url, EngineAccess(cluster_password_file), given="URL")
+        access = EngineAccess(cluster_password_file, cluster_ca, cluster_tls_name)
+        connection = cluster_connection(url, access, given="URL")
 
         import trio
 

@@ -15,7 +15,7 @@ from multichat.cli.cluster import (
     EngineAccess,
     cluster_connection,
     parse_place,
-    refuse_password_file,
+    refuse_engine_options,
 )
 from multichat.cli.config import config
 from multichat.cli.config_file import history_path
@@ -27,7 +27,9 @@ from multichat.cli.option_rules import CheckedCommand, described
 from multichat.cli.parameters import (
     AnswerTimeout,
     Bell,
+    ClusterCa,
     ClusterPasswordFile,
+    ClusterTlsName,
     Color,
     ColorWhen,
     Login,
@@ -355,6 +357,8 @@ def history(
         ),
     ] = False,
     cluster_password_file: ClusterPasswordFile = None,
+    cluster_ca: ClusterCa = None,
+    cluster_tls_name: ClusterTlsName = None,
 ) -> None:
     """Show the messages in a journal or a cluster, with local times.
 
@@ -369,12 +373,11 @@ def history(
     show: Callable[..., None]
     with one_line_errors():
         if isinstance(file, ClusterUrl):
-            engine = cluster_connection(
-                file.text, EngineAccess(cluster_password_file), given="JOURNAL"
-            )
+            access = EngineAccess(cluster_password_file, cluster_ca, cluster_tls_name)
+            engine = cluster_connection(file.text, access, given="JOURNAL")
             show = partial(show_cluster_history, engine)
         else:
-            refuse_password_file(context, cluster_password_file)
+            refuse_engine_options(context)
             show = partial(show_history, file)
         show(fileno(sys.stdout), room=room, since=from_, limit=limit, json=json)
 

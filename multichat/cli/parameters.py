@@ -15,7 +15,9 @@ from multichat.protocol.address import DEFAULT_PORT
 __all__ = [
     "AnswerTimeout",
     "Bell",
+    "ClusterCa",
     "ClusterPasswordFile",
+    "ClusterTlsName",
     "Color",
     "ColorWhen",
     "LogStyle",
@@ -122,11 +124,25 @@ PasswordFile = Annotated[
         help="Read the password from this file or pipe; it can also be set as MULTICHAT_PASSWORD."
     ),
 ]
+# How a command reaches the engine of a cluster; see `multichat.cli.cluster.EngineAccess`.
 ClusterPasswordFile = Annotated[
     Path | None,
     typer.Option(
         help="Read the engine's password from this file or pipe; it can also be set as "
         "MULTICHAT_CLUSTER_PASSWORD."
+    ),
+]
+ClusterCa = Annotated[
+    Path | None,
+    typer.Option(
+        help="With valkeys://, trust this certificate authority (PEM).",
+        show_default="those of the system",
+    ),
+]
+ClusterTlsName = Annotated[
+    str | None,
+    typer.Option(
+        help="With valkeys://, the name in the engine's certificate.", show_default="the host"
     ),
 ]
 LogStyle = Annotated[bool, typer.Option("--log-style", help="Write log lines, as into a pipe.")]

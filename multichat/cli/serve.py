@@ -21,7 +21,14 @@ from multichat.cli.cluster import CLUSTER_PASSWORD_VARIABLE, EngineAccess, open_
 from multichat.cli.config import serve_from_file
 from multichat.cli.notices import warn
 from multichat.cli.option_rules import described
-from multichat.cli.parameters import ColorWhen, PasswordFile, is_colored
+from multichat.cli.parameters import (
+    ClusterCa,
+    ClusterPasswordFile,
+    ClusterTlsName,
+    ColorWhen,
+    PasswordFile,
+    is_colored,
+)
 from multichat.cli.process import (
     PASSWORD_VARIABLE,
     UsageMistake,
@@ -238,27 +245,9 @@ def serve(
             show_default="one server alone",
         ),
     ] = None,
-    cluster_password_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Read the engine's password from this file or pipe; it can also be set as "
-            "MULTICHAT_CLUSTER_PASSWORD."
-        ),
-    ] = None,
-    cluster_ca: Annotated[
-        Path | None,
-        typer.Option(
-            help="With valkeys://, trust this certificate authority (PEM).",
-            show_default="those of the system",
-        ),
-    ] = None,
-    cluster_tls_name: Annotated[
-        str | None,
-        typer.Option(
-            help="With valkeys://, the name in the engine's certificate.",
-            show_default="the host",
-        ),
-    ] = None,
+    cluster_password_file: ClusterPasswordFile = None,
+    cluster_ca: ClusterCa = None,
+    cluster_tls_name: ClusterTlsName = None,
     keep_messages: Annotated[
         int | None,
         typer.Option(

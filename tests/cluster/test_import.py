@@ -18,7 +18,7 @@ from tests.support.journals import running, wait_stored
 from tests.support.processes import MULTICHAT, WAIT_SECONDS, ServerCommand, serve
 from tests.support.sockets import open_client
 
-from .engine import Engine, EngineConfig, Engines
+from .engine import Engine, EngineConfig, Engines, certificates
 from .links import config
 
 pytestmark = pytest.mark.process
@@ -244,11 +244,33 @@ async def test_errors_are_one_line(tmp_path: Path, engines: Engines) -> None:
         assert await run(*words) == (1, "", f"multichat: {engine.url}: connection refused\n")
     status, _, err = await run("history", "valkey://u:secret@h")
     assert (status, "secret" in err, "must not contain a password" in err) == (2, False, True)
-    status, _, err = await run("history", path, "--cluster-password-file", path)
-    assert (status, err) == (
-        2,
-        "multichat: --cluster-password-file has no effect with a file\n",
-    )
+    for option in ("--cluster-password-file", "--cluster-ca", "--cluster-tls-name"):
+        for command in (("history",), ("account", "list")):
+            refused = await run(*command, path, option, path)
+            assert refused == (2, "", f"multichat: {option} has no effect with a file\n")
     assert (await run("journal", "import", tmp_path / "no.db", engine.url))[2] == (
         f"multichat: {tmp_path / 'no.db'}: no such file\n"
     )
+
+
+async def test_every_command_that_uses_an_engine_can_trust_an_authority(
+    engines: Engines, tmp_path: Path
+) -> None:
+    path = tmp_path / "chat.db"
+    await write(path, ("lobby", 0, "one"))
+    engine = await engines.start(EngineConfig(tls=True))
+    trusted = ("--cluster-ca", certificates().authority)
+    commands: list[tuple[tuple[str | Path, ...], str]] = [
+        (("journal", "import", path, engine.url), "lobby"),
+        (("history", engine.url), "one"),
+        (("account", "list", engine.url), ""),
+    ]
+    for words, expected in commands:
+        status, _, err = await run(*words)
+        assert status == 1
+        assert "; trust it with --cluster-ca FILE" in err
+        status, _, err = await run(*words, *trusted, "--cluster-tls-name", "other.example")
+        assert status == 1
+        assert "its certificate is not accepted" in err
+        status, out, err = await run(*words, *trusted, "--cluster-tls-name", "localhost")
+        assert (status, expected in out + err) == (0, True), out + err
