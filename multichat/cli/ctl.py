@@ -17,6 +17,7 @@ import typer
 
 from multichat.cli.account import ask_passphrase
 from multichat.cli.config_file import load_settings, path_in, settings_path
+from multichat.cli.notices import tell
 from multichat.cli.option_rules import described
 from multichat.cli.process import (
     UsageMistake,
@@ -198,8 +199,9 @@ class _Connection:
     def ask(self, request: ControlRequest) -> ControlAnswer:
         """Return the answer to *request*.
 
-        Raises `Refused` if the server did not do it, `UsageMistake` if the request is at fault, and
-        `ConnectionLost` if no answer came.
+        Raises `Refused` if the server did not do it, `typer.Exit` after the lines that say what of
+        it the server did not do, `UsageMistake` if the request is at fault, and `ConnectionLost`
+        if no answer came.
         """
         try:
             self._socket.sendall(encode_request(request))
@@ -217,6 +219,10 @@ class _Connection:
             return answer
         if answer.code is Code.USAGE:
             raise UsageMistake(answer.error)
+        if answer.lines:  # of which the error is a summary
+            for line in answer.lines:
+                tell(clean(line))
+            raise typer.Exit(1)
         raise Refused("refused" if answer.code is None else answer.code.value, answer.error)
 
     def _read_line(self) -> str:

@@ -213,15 +213,18 @@ async def test_reload_says_what_it_has_read_and_fails_if_a_file_is_wrong(
     bans.write_text("203.0.113.7\n")
     options = ("--password-file", str(password), "--ban-file", str(bans))
     async with running(tmp_path, path, *options) as operator:
-        done = await operator.run("reload")
-        assert done.startswith("Reloaded: ")
-        assert "password" in done
+        said = await operator.run("reload")
+        assert said.startswith("Reloaded: ")
+        assert "password" in said
         bans.write_text("nonsense here\n")
         password.write_text("kingfisher\n")
-        error = await operator.refused(1, "reload")
-        assert error.startswith("Could not reload the bans (unchanged): ")
-        assert "password" in error
-        assert "fisher" not in error
+        done = await trio.to_thread.run_sync(lambda: ctl("--socket", path, "reload"))
+        assert (done.returncode, done.stdout) == (1, "")
+        wrong, right, *advice = done.stderr.splitlines()
+        assert wrong.startswith(f"multichat: Could not reload the bans (unchanged): {bans} line 1")
+        assert right == "multichat: Reloaded: password"
+        assert all("can be read by other users" in line for line in advice)
+        assert "fisher" not in done.stderr
         assert "203.0.113.7 for ever" in await operator.run("bans")
         async with multichat.connect(
             LOOPBACK, operator.server.port, name="bob", password="kingfisher"
