@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from multichat.cluster.changes import Change, PutClient, SaveSession
+from multichat.cluster.changes import Change, DropBan, PutBan, PutClient, SaveSession
 
 __all__ = ["Batch", "Batches", "Dropped"]
 
@@ -134,9 +134,16 @@ class Batches(Generic[T]):
         self._queue.extend((change, None) for change in whole)
 
     def begin(self) -> Dropped[T]:
-        """Begin another run, and drop everything; return who waits for a result."""
+        """Begin another run; return who waits for a result.
+
+        What was asked for is dropped, but bans: nothing else tells the others of them, and to add
+        or lift one twice is harmless.
+        """
         dropped = self.drop_waiting()
-        self._queue.clear()
+        asked = [each for batch in self._in_flight.values() for each in batch.changes]
+        self._queue = deque(
+            each for each in (*asked, *self._queue) if isinstance(each[0], PutBan | DropBan)
+        )
         self._in_flight.clear()
         self._unsent.clear()
         self._sequence, self.answered_up_to, self._is_away = 0, 0, False

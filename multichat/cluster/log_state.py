@@ -145,7 +145,9 @@ class RoomState(Generic[P]):
     def number_of(self, id_: str) -> int | None:
         """Return the number of the message with that id; None if it is unknown.
 
-        The id of a message that was lost is that of the last before it that was not.
+        The id of a message that was lost is that of the last before it that was not.  Epochs rise:
+        one that is between two of this room, and unknown here, was lost as a whole while this node
+        was away.  The later of the two begins where what it followed ends, at the latest.
         """
         epoch = id_.partition("-")[0]
         number = message_number(epoch, id_)
@@ -155,6 +157,8 @@ class RoomState(Generic[P]):
         end = self.next if is_current else self.earlier.get(epoch)
         if end is None or (is_current and number >= end):
             end = self._gone.get(epoch)
+        if end is None and self.epochs and epoch > self.epochs[0][0]:
+            end = next((start for other, start in self.epochs if other > epoch), None)
         if end is None:
             return None
         return min(number, end - 1) if end else None

@@ -360,6 +360,21 @@ async def test_a_node_that_was_taken_for_dead_is_told_which_clients_were_resumed
         await b.wait_for(ClientPut, lambda each: each.record.client == 3)
 
 
+async def test_a_ban_on_a_node_that_was_taken_for_dead_reaches_the_others(
+    engine: Engine,
+) -> None:
+    async with (
+        run_node(cluster_config(engine, "a", lease=0.3, renew=1.0)) as a,
+        run_node(cluster_config(engine, "b", renew=0.1)) as b,
+    ):
+        a.put(1)
+        await b.wait_for(ClientGone)  # it was fenced, and does not know it
+        ban = BanRecord(target="name eve")
+        a.backend.add_ban(ban)
+        assert await b.wait_for(BanAdded) == BanAdded(ban)
+        assert [each.target for each in b.backend.bans] == ["name eve"]
+
+
 async def test_with_a_full_engine_nodes_live_and_clients_leave(engines: Engines) -> None:
     engine = await engines.start()
     async with run_node(cluster_config(engine, "a", lease=1.0)) as a:

@@ -4,12 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.backend.events import ClientRecord
+from multichat.backend.events import BanRecord, ClientRecord
 from multichat.cluster.batches import MAX_IN_FLIGHT, Batches, Dropped
 from multichat.cluster.changes import (
     Announce,
     Change,
+    DropBan,
     Gone,
+    PutBan,
     PutClient,
     RetainClients,
     SaveSession,
@@ -93,14 +95,19 @@ def test_while_the_engine_is_away_only_what_has_ended_is_kept() -> None:
     ]
 
 
-def test_another_run_begins_with_nothing() -> None:
+def test_another_run_begins_with_nothing_but_bans() -> None:
     batches: Batches[str] = Batches()
     batches.add(Announce("in flight"), "a")
     batches.take()
+    lifted = DropBan("name eve")
+    batches.add(lifted)
+    batches.take()
     batches.add(Announce("waiting"), "b")
+    ban = PutBan(BanRecord(target="name eve"), 10)
+    batches.add(ban)
     assert batches.begin() == Dropped(["a"], ["b"])
-    assert len(batches) == 0
     batches.add(Announce("new"))
     batch = batches.take()
     assert batch is not None
     assert batch.sequence == 1
+    assert batch.wanted == [lifted, ban, Announce("new")]

@@ -167,6 +167,14 @@ def test_an_epoch_that_was_lost_as_a_whole_ends_where_the_log_continues() -> Non
     assert state.number_of(message_id("e4", 9)) is None
 
 
+def test_an_epoch_that_was_lost_while_this_node_was_away_ends_where_the_next_one_begins() -> None:
+    state = RoomState[str](tail(20, ("e1", 0), ("e3", 12)))
+    assert state.number_of(message_id("e2", 15)) == 11
+    assert state.number_of(message_id("e2", 5)) == 5
+    assert state.number_of(message_id("e0", 5)) is None  # of another room, or forgotten
+    assert state.number_of(message_id("e4", 15)) is None
+
+
 def test_an_engine_that_has_lost_everything() -> None:
     state = state_at(10)
     state.reconnected()
