@@ -54,7 +54,7 @@ _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _READ_BYTES = 64 * 1024
 
 _WATCH_SECONDS = 1.0
-_HOME, _CLEAR_BELOW = "\x1b[H", "\x1b[J"
+_UP, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[{}A", "\x1b[K", "\x1b[J"
 _LEAST_COLUMNS = 40
 
 _WATCH = "watch"
@@ -65,9 +65,21 @@ _ACCOUNT_FORMS = (["remove"], 2), (["list"], 1)
 _ENDED = "the server has ended"
 
 
+def _completions(incomplete: str) -> list[str]:
+    names = [_WATCH, *(each.name.removeprefix("/") for each in ADMIN_COMMANDS)]
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def ctl(
     context: typer.Context,
-    command: Annotated[str, typer.Argument(help="What to do.", show_default=False)],
+    command: Annotated[
+        str,
+        typer.Argument(
+            help="What to do.",
+            show_default=False,
+            autocompletion=_completions,
+        ),
+    ],
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
@@ -188,7 +200,10 @@ class _Connection:
     @contextmanager
     def open(self) -> Iterator[Self]:
         """Connect, and close at the end of the block; raises `ConnectFailed`."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as self._socket:
+        family = getattr(socket, "AF_UNIX", None)
+        if family is None:
+            raise ConnectFailed(str(self._path), None, "this system has no Unix sockets")
+        with socket.socket(family, socket.SOCK_STREAM) as self._socket:
             self._socket.settimeout(self._seconds)
             try:
                 self._socket.connect(str(self._path))
@@ -282,13 +297,15 @@ def _print(lines: list[str]) -> None:
 def _watch(connection: _Connection, request: ControlRequest, *, json: bool) -> None:
     """Show the answer to *request* every second, in place on a terminal, until interrupted."""
     in_place = not json and sys.stdout is not None and sys.stdout.isatty()
+    shown = 0  # lines above the cursor
     while True:
         lines = _format(connection.ask(request), "/stats", json=json)
         if in_place:
-            rows = shutil.get_terminal_size().lines
-            rest_of_line = "\x1b[K\n"
-            shown = rest_of_line.join(lines[: rows - 1])
-            typer.echo(f"{_HOME}{shown}{rest_of_line}{_CLEAR_BELOW}", nl=False)
+            columns, rows = shutil.get_terminal_size()
+            lines = [f"{line[: columns - 1]}{_CLEAR_LINE}\n" for line in lines[: rows - 1]]
+            up = _UP.format(shown) if shown else ""
+            typer.echo(f"{up}{''.join(lines)}{_CLEAR_BELOW}", nl=False)
+            shown = len(lines)
         else:
             _print(lines if json else [*lines, ""])
         sys.stdout.flush()

@@ -232,6 +232,18 @@ async def test_reload_says_what_it_has_read_and_fails_if_a_file_is_wrong(
             assert "bob" in await operator.run("who")
 
 
+def test_the_shell_completes_commands() -> None:
+    asked = {"_MULTICHAT_COMPLETE": "complete_bash", "COMP_CWORD": "2"}
+    for typed, commands in (("k", ["kick"]), ("w", ["watch", "who"]), ("x", [])):
+        done = subprocess.run(
+            [MULTICHAT],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **asked, "COMP_WORDS": f"multichat ctl {typed}"},
+        )
+        assert sorted(done.stdout.split()) == commands
+
+
 # --- Where the socket is --------------------------------------------------------------------------
 
 
@@ -422,5 +434,7 @@ async def test_watch_stays_in_place_on_a_terminal(
             await terminal.wait_for_match("t", r"clients +1")
             screen = await terminal.screen("t")
             assert screen.count("deliveries") == 1
+            await terminal.resize("t", 30, 8)
+            await terminal.wait_for_match("t", r"^refused +0")
         await terminal.press("t", "C-c")
         await terminal.wait_for("t", "status=0")
