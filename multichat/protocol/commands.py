@@ -355,6 +355,7 @@ ADMIN_COMMANDS = CommandTable(
     Command("/bans", "", "list the bans"),
     Command("/topic", "ROOM [TEXT]", "show or set the topic of a room", completes="room"),
     Command("/reload", "", "read password, certificate, bans … again"),
+    Command("/drain", "[SECONDS]", "have all reconnect, then shut down"),
     Command("/account", "ACTION", "add NAME PASSPHRASE, remove NAME or list", has_secret=True),
     Command("/help", "", "show this list"),
     Command("/quit", "", "shut down the server"),

@@ -9,6 +9,7 @@ shows to people.
    returns what is still to be awaited, so that its caller decides about their order.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -26,6 +27,8 @@ from multichat.protocol.messages import room_of
 from multichat.server.admin_commands import AdminCommands
 
 __all__ = ["Answer", "Task", "run_command"]
+
+_SECONDS = re.compile(r"\d{1,9}(\.\d*)?s?", re.ASCII)
 
 
 class Answer(NamedTuple):
@@ -75,6 +78,8 @@ def run_command(admin: AdminCommands, command: Command, rest: str) -> Answer | T
             return partial(_line, admin.topic, text)
         case "/reload" if not text:
             return partial(_reload, admin)
+        case "/drain" if not text or _SECONDS.fullmatch(text):
+            return partial(_drain, admin, float(text.removesuffix("s")) if text else None)
         case "/account" if text:
             # Its end is a passphrase, of which spaces are a part.
             return partial(_account, admin, rest.lstrip())
@@ -103,6 +108,11 @@ async def _nothing(command: Callable[[], Coroutine[Any, Any, None]]) -> Answer:
 
 async def _reload(admin: AdminCommands) -> Answer:
     return Answer(tuple(await admin.reload()))
+
+
+async def _drain(admin: AdminCommands, seconds: float | None) -> Answer:
+    await trio.lowlevel.checkpoint()
+    return Answer((admin.drain(seconds),))
 
 
 async def _account(admin: AdminCommands, rest: str) -> Answer:

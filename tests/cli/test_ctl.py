@@ -16,7 +16,7 @@ import pytest
 import trio
 
 import multichat
-from tests.support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, serve
+from tests.support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, program, serve
 from tests.support.terminals import Terminal
 
 pytestmark = pytest.mark.process
@@ -117,7 +117,7 @@ async def test_each_command_on_a_running_server(path: Path, tmp_path: Path) -> N
         )
         assert await run("bans") == "name carol for 10 min: too loud\n"
         [ban] = json.loads(await run("bans", "--json"))
-        assert (ban["what"], ban["reason"], 590 < ban["seconds"] <= 600) == (
+        assert (ban["what"], ban["reason"], 590 < ban["seconds"] <= 601) == (
             "name carol",
             "too loud",
             True,
@@ -230,6 +230,20 @@ async def test_reload_says_what_it_has_read_and_fails_if_a_file_is_wrong(
             LOOPBACK, operator.server.port, name="bob", password="kingfisher"
         ):
             assert "bob" in await operator.run("who")
+
+
+async def test_drain_answers_at_once_and_the_server_can_be_watched_until_its_end(
+    path: Path, tmp_path: Path
+) -> None:
+    async with running(tmp_path, path) as operator:
+        argv = ("nc", LOOPBACK, str(operator.server.port))
+        async with Command(tmp_path, program(argv[0]), *argv[1:]) as nc:
+            await operator.server.wait_for("Client 1 connected")
+            answer = "draining: 1 client is told to reconnect within 3 s\n"
+            assert await operator.run("drain", "3") == answer
+            assert await operator.server.wait() == 0
+            await nc.wait_for("goodbye")
+    assert not path.exists()
 
 
 def test_the_shell_completes_commands() -> None:

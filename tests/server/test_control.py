@@ -128,10 +128,42 @@ async def test_a_request_that_cannot_be_done_is_answered_by_one_error(
 
 
 async def test_every_command_of_the_table_is_answered(desk: Desk) -> None:
-    for command in ADMIN_COMMANDS:
+    for command in sorted(ADMIN_COMMANDS, key=lambda each: each.name == "/drain"):  # it is the end
         answer = await desk.run(command.name.removeprefix("/"))
         assert answer["ok"] or answer["error"].startswith(f"usage: {command.name[1:]} "), command
-    assert desk.server.shutting_down  # quit is one of them
+    assert desk.server.shutting_down
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        ("60", "draining: 1 client is told to reconnect within 60 s"),
+        (" 7.9s ", "draining: 1 client is told to reconnect within 8 s"),
+        ("0", "the server is shutting down"),
+        ("", "the server is shutting down"),  # a server alone
+    ],
+)
+async def test_a_drain_takes_its_seconds(desk: Desk, arguments: str, answer: str) -> None:
+    await desk.network.join()
+    assert await desk.run("drain", arguments) == {"ok": True, "lines": [answer]}
+    assert desk.server.draining is answer.startswith("draining")
+    if desk.server.draining:
+        again = await desk.run("drain")
+        assert again["lines"][0].startswith("draining already: ")
+
+
+async def test_a_drain_of_no_valid_time_does_nothing(desk: Desk) -> None:
+    for arguments, code in (
+        ("soon", "usage"),
+        ("-1", "usage"),
+        ("nan", "usage"),
+        ("1 2", "usage"),
+        ("5m", "usage"),
+        ("999999999", "refused"),
+    ):
+        assert (await desk.run("drain", arguments))["code"] == code
+    assert not desk.server.draining
+    assert not desk.server.shutting_down
 
 
 async def test_who_lists_all_rooms_of_a_client_and_what_waits_for_it(desk: Desk) -> None:
