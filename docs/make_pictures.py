@@ -162,7 +162,7 @@ def _draw_row(row: list[Run], y: int, theme: str) -> Iterator[str]:
 
 async def hold_session(folder: Path) -> str:
     """Run a conversation with a terminal client; return its styled screen."""
-    os.environ["MULTICHAT_CONFIG"] = str(folder / "config.toml")  # no user settings
+    os.environ["MULTICHAT_CONFIG"] = os.devnull  # no user settings
     os.environ["MULTICHAT_HISTORY"] = str(folder / "history")
     tmux = Tmux(folder)
     with socket.socket() as probe:
