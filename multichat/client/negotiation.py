@@ -244,6 +244,9 @@ class Negotiation:
         if isinstance(event, Welcome):
             self._be_welcomed(event)
             return [event]
+        if isinstance(event, Goodbye):  # a server that is not available says it as the hello asks
+            self.disconnected = True
+            return [*self._take_chat(), event]
         try:
             check_welcome(line)
         except RemoteProtocolError as error:

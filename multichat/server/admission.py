@@ -24,10 +24,11 @@ import trio
 
 from multichat.net import transport
 from multichat.net.certificates import ServerTls
-from multichat.protocol.auth import SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS
+from multichat.protocol.auth import SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS, UNAVAILABLE
 from multichat.protocol.codecs import LINES, Codecs
 from multichat.protocol.framing import Decoder, Part
 from multichat.protocol.goodbyes import SHUTTING_DOWN
+from multichat.protocol.json_codec import is_hello
 from multichat.protocol.messages import Goodbye
 from multichat.protocol.sniff import NO_TLS, TLS_RECORD
 from multichat.server.config import MAX_CLIENTS_PER_ADDRESS, ServerConfig
@@ -45,6 +46,9 @@ MAX_BYTES = 8 * 1024
 
 # How often a rejected connection is read, so that its goodbye is not lost to a reset.
 _LINGER_READS = 4
+
+# A program sends its hello at once.  A person who waits for as long for a goodbye does not mind.
+_FIRST_LINE_SECONDS = 0.5
 
 # All rejected connections together.
 _REJECTED = Origin("rejected", "rejected")
@@ -65,6 +69,11 @@ class AdmissionRefused(Exception):
     def politely(cls, why: RefusedFor, reason: str) -> "AdmissionRefused":
         """Return one whose *reason* is also sent as a goodbye."""
         return cls(why, reason, Goodbye(reason))
+
+    @classmethod
+    def unavailable(cls) -> "AdmissionRefused":
+        """Return one for as long as the backend cannot decide anything."""
+        return cls(RefusedFor.UNAVAILABLE, UNAVAILABLE, Goodbye.of("unavailable", UNAVAILABLE))
 
 
 @dataclass(slots=True)
@@ -206,19 +215,38 @@ class Admission:
             fault = "it is valid: the client's clock is perhaps wrong"
         return f"{reason}; {fault}" if fault else reason
 
-    async def reject(
-        self, stream: trio.abc.Stream, last_words: bytes | Goodbye, codecs: Codecs = LINES
-    ) -> None:
-        """Send *last_words* and close, within the linger timeout; the peer may be gone."""
-        if isinstance(last_words, Goodbye):
-            last_words = codecs.text.encode(last_words)
+    async def reject(self, connection: AdmittedConnection, last_words: bytes | Goodbye) -> None:
+        """Send *last_words* and close, within the linger timeout; the peer may be gone.
+
+        A goodbye with a code, after which every program is to come again, is in the protocol that
+        the client's first line asks for.
+        """
+        stream, codecs = connection.stream, connection.codecs
         seconds = self._config.timeouts.linger
         try:
             with PendingSlot(self, _REJECTED), trio.move_on_after(seconds):
+                if isinstance(last_words, Goodbye):
+                    asks = last_words.code and await _asks_for_json(connection)
+                    last_words = (codecs.json if asks else codecs.text).encode(last_words)
                 await transport.send_all(stream, last_words)
                 await transport.close_gracefully(stream, seconds, _LINGER_READS)
         except (trio.BrokenResourceError, trio.ClosedResourceError, AdmissionRefused):
             pass  # it is gone, or its slot was needed
+
+
+async def _asks_for_json(connection: AdmittedConnection) -> bool:
+    """Return whether the first line that comes within a moment is a hello."""
+    parts = connection.parts
+    with trio.move_on_after(_FIRST_LINE_SECONDS):
+        for _ in range(_LINGER_READS):
+            if parts:
+                break
+            data = await transport.receive_some(connection.stream, MAX_BYTES)
+            if not data:
+                return False
+            parts = connection.decoder.feed(data)
+    first = parts[0] if parts else ""
+    return isinstance(first, str) and is_hello(first.partition("\n")[0])
 
 
 class PendingSlot:

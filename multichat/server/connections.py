@@ -13,7 +13,7 @@ from multichat.errors import StorageFailed
 from multichat.log import Log
 from multichat.net import transport
 from multichat.net.turns import Meter, Turns, current_meter
-from multichat.protocol.auth import SERVER_IS_FULL, UNAVAILABLE
+from multichat.protocol.auth import SERVER_IS_FULL
 from multichat.protocol.codecs import WEBSOCKET, WEBSOCKET_LINES
 from multichat.protocol.framing import LineDecoder
 from multichat.protocol.messages import LOBBY
@@ -212,7 +212,7 @@ class Connections:
             number = await self._backend.give_client_number()  # which may wait for the disk
             await self._registry.rooms.prepare([LOBBY])  # last: it holds for seconds only
         except StorageFailed:
-            raise AdmissionRefused.politely(RefusedFor.UNAVAILABLE, UNAVAILABLE) from None
+            raise AdmissionRefused.unavailable() from None
         self.clients += 1
         self.check(address, too_many)  # nothing waits from here on
         session = Session(
@@ -236,7 +236,7 @@ class Connections:
     ) -> None:
         self.note_refused(address, refusal.why, refusal.reason)
         if refusal.last_words:
-            await self._admission.reject(connection.stream, refusal.last_words, connection.codecs)
+            await self._admission.reject(connection, refusal.last_words)
 
     def note_refused(self, address: str, why: RefusedFor, reason: str) -> None:
         """Count and log a connection from *address* that is refused."""
@@ -258,7 +258,7 @@ class Connections:
         if reason := self._admission.refusing:
             raise AdmissionRefused.politely(RefusedFor.SHUTDOWN, reason)
         if not self._backend.available:
-            raise AdmissionRefused.politely(RefusedFor.UNAVAILABLE, UNAVAILABLE)
+            raise AdmissionRefused.unavailable()
         if too_many:
             raise AdmissionRefused.politely(RefusedFor.too_many(too_many), too_many)
         if len(self._registry) >= self._config.max_clients:

@@ -496,7 +496,7 @@ class Session:
             await self._hello.carry_out(hello)
         except Unavailable:
             goodbye = Goodbye.of("unavailable", UNAVAILABLE)
-            words = self.client.codec.encode(goodbye)
+            words = self.client.codecs.json.encode(goodbye)  # as the hello asks for
             raise _Leave(goodbye.code, UNAVAILABLE, words) from None
 
     async def _filter(self, kind: type[Joining | Renaming], text: str) -> str | None:

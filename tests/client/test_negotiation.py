@@ -105,6 +105,15 @@ def test_input_after_a_goodbye_before_the_welcome_is_ignored(knows_json: bool) -
     assert not shake.settled
 
 
+@pytest.mark.parametrize("knows_json", [True, False])
+def test_a_goodbye_in_json_before_the_welcome_is_understood(knows_json: bool) -> None:
+    shake = Negotiation(Hello(PROTOCOL), knows_json=knows_json)
+    goodbye = Goodbye.of("unavailable", "the server is not available now")
+    assert shake.receive(f"{line_of(goodbye)}\n{WELCOME}") == [goodbye]
+    assert shake.disconnected
+    assert shake.receive(WELCOME) == []
+
+
 def test_chat_before_a_welcome_is_dropped_and_before_text_delivered() -> None:
     shake = Negotiation(Hello(PROTOCOL))
     assert shake.receive("\n".join(CHAT)) == []

@@ -18,12 +18,14 @@ from multichat import Server, ServerConfig, ServerTimeouts
 from multichat.net import transport
 from multichat.net.listeners import is_reachable_remotely
 from multichat.protocol.auth import encode_password, parse_password
+from multichat.protocol.framing import LineDecoder
 from multichat.server import start_log
 from multichat.server.admission import (
     MAX_BYTES,
     MAX_PENDING,
     Admission,
     AdmissionRefused,
+    AdmittedConnection,
     PendingSlot,
 )
 from multichat.server.authentication import MAX_TRIES
@@ -645,7 +647,8 @@ async def test_rejected_connections_from_many_addresses_take_no_place_of_another
         door = Door(nursery)
         await door.wait(*others)
         for ours, _ in streams:  # the goodbyes are not read
-            nursery.start_soon(door.admission.reject, ours, b"goodbye\n")
+            rejected = AdmittedConnection(ours, LineDecoder(1000))
+            nursery.start_soon(door.admission.reject, rejected, b"goodbye\n")
         await wait_all_tasks_blocked()
         assert len(door.admission.pending) == MANY
         await trio.sleep(ServerTimeouts().linger + 0.1)

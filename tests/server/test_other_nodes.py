@@ -1,7 +1,8 @@
 """Two nodes of one chat, over memory streams and a hub: what clients see of each other."""
 
+import json
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import pytest
@@ -19,6 +20,7 @@ from multichat.server.session_store import SessionStore
 from multichat.testing import MemoryServer, memory_server
 from tests.support.hub import Hub
 from tests.support.programs import JsonClient, join
+from tests.support.websockets import join_websocket
 
 pytestmark = pytest.mark.unit
 
@@ -527,6 +529,45 @@ async def test_a_topic_set_on_one_node_is_known_on_all(autojump_clock: Clock) ->
 # --- While the storage is away --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("first", ["nothing", "text", "hello"])
+async def test_a_new_client_is_told_in_its_protocol_that_the_storage_is_away(
+    first: str, autojump_clock: Clock
+) -> None:
+    hub = Hub()
+    reason = "the server is not available now: it cannot reach its storage"
+    goodbye = {"type": "goodbye", "reason": reason, "code": "unavailable", "reconnect": True}
+    lines = {"nothing": [], "text": ["/name alice"], "hello": ['/json {"protocol":1}', "{}"]}
+    async with two_nodes(hub) as (one, _):
+        hub.nodes["one"].become(available=False)
+        tcp = await one.join()
+        with suppress(trio.BrokenResourceError):
+            await tcp.send(*lines[first])
+        told = await tcp.line()
+        web = await join_websocket(one)
+        with suppress(trio.BrokenResourceError):
+            await web.send(*lines[first])
+        [shown] = await web.rest()
+        assert web.close is not None
+        assert web.close.code == 1013
+        if first == "hello":
+            assert json.loads(told) == json.loads(shown) == goodbye
+        else:
+            assert told == shown == f"[Server] goodbye: {reason}"
+        assert await tcp.rest() == []
+
+
+async def test_a_client_whose_hello_cannot_be_carried_out_is_told_in_json(
+    autojump_clock: Clock,
+) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (one, _):
+        client = await one.join()
+        hub.nodes["one"].become(available=False)
+        await client.send('/json {"protocol":1,"name":"alice"}')
+        goodbye = json.loads(await client.line())
+        assert (goodbye["code"], goodbye["reconnect"]) == ("unavailable", True)
+
+
 async def test_while_the_storage_is_away_nothing_is_decided_and_nobody_disconnected(
     autojump_clock: Clock,
 ) -> None:
@@ -545,8 +586,6 @@ async def test_while_the_storage_is_away_nothing_is_decided_and_nobody_disconnec
         }.items():
             assert (await alice.ask(type_, **fields))["code"] == "storage-failed", type_
         assert (await alice.ask("ping", token="x"))["type"] == "pong"
-        refused = await one.join()
-        assert "not available" in await refused.line()
         await bob.say("still here")
         assert await alice.said() == ("lobby", "still here")
         hub.nodes["one"].become(available=True)

@@ -29,7 +29,7 @@ const TIMEOUTS = Object.freeze({
   longestAfter: 300, // the longest time that a server may ask us to stay away
 });
 
-// A goodbye before the welcome is a line of text without a code.
+// A goodbye before the welcome is mostly a line of text, without a code.
 const TEXT_GOODBYE = /^\[Server\] goodbye: (.*)$/u;
 const MAY_RETURN = [
   "the server is full",
@@ -100,7 +100,10 @@ export class Session {
     for (const line of message.split("\n")) {
       if (result.close || this._goodbye) break;
       const event = parseEvent(line);
-      if (this.state === STATES.connecting && event?.type !== "welcome") {
+      if (this.state === STATES.connecting && event?.type === "goodbye") {
+        this._goodbye = event;
+        result.close = true;
+      } else if (this.state === STATES.connecting && event?.type !== "welcome") {
         this._text(line, result);
       } else if (event) {
         this._event(event, result);

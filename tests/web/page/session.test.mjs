@@ -95,6 +95,16 @@ test("a goodbye in text before the welcome is understood", () => {
   assert.equal(reason("banned for 9 min"), STATES.ended);
 });
 
+test("a goodbye in JSON before the welcome is understood", () => {
+  const session = started();
+  session.opened({}, 0);
+  const line = JSON.stringify({ type: "goodbye", reason: "away", code: "unavailable", reconnect: true });
+  const { close, events } = session.received(`${line}\n${WELCOME}`, 0);
+  assert.deepEqual([close, events], [true, []]);
+  session.closed(0);
+  assert.deepEqual([session.state, session.reason], [STATES.waiting, "away"]);
+});
+
 test("a password is asked for, typed, and sent with the hello", () => {
   const session = started();
   session.opened({ name: "alice" }, 0);
