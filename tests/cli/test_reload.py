@@ -390,6 +390,35 @@ async def test_fifty_reloads_under_load_lose_no_message_and_no_client(
         assert await server.wait() == 0
 
 
+async def test_every_handshake_succeeds_while_the_certificate_is_renewed_fifty_times(
+    files: Files, tmp_path: Path
+) -> None:
+    shown: set[bytes] = set()
+    async with serve(tmp_path, f"--tls-cert={files.path('chain')}") as server:
+        is_renewed = False
+
+        async def connect() -> None:
+            while not is_renewed:
+                stream = await multichat.dial(LOOPBACK, server.port, tls=files.tls())
+                async with stream:
+                    await stream.send_all(b"/who\n")
+                    assert await stream.receive_some()
+                    shown.add(stream.getpeercert(binary_form=True))  # type: ignore[attr-defined]
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(connect)
+            for _ in range(50):
+                await trio.to_thread.run_sync(files.certify)
+                server.signal(signal.SIGHUP)
+                await trio.sleep(0.02)
+            await reload(server)
+            is_renewed = True
+        assert len(shown) > 3
+        assert "[ERROR]" not in server.out
+        assert "Refused" not in server.out
+
+
 # --- At the start and at the end -----------------------------------------------------------------
 
 SLOW_START = """

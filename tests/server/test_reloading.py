@@ -24,7 +24,7 @@ from multichat.log import Log
 from multichat.protocol.messages import Goodbye
 from multichat.server.bans import changes_of
 from multichat.server.reloading import Reloading
-from multichat.testing import memory_server
+from multichat.testing import ScriptedClient, memory_server
 from tests.support.log import LogRecorder
 
 pytestmark = pytest.mark.unit
@@ -157,6 +157,17 @@ async def test_a_new_password_is_for_new_clients_and_connected_ones_stay() -> No
             async with open_chat(connect(), name="b", password="new") as b:
                 await b.send("hello")
                 assert "hello" in [getattr(await anext(a), "text", "") for _ in range(2)]
+
+
+async def test_a_client_that_is_asked_for_the_old_password_needs_the_new_one() -> None:
+    async with memory_server(ServerConfig(password="old")) as memory:
+        client = ScriptedClient(memory.connect())
+        assert "password" in await client.line()
+        memory.server.settings.change_password("new")
+        await client.send("/auth old")
+        assert "wrong password" in await client.line()
+        await client.send("/auth new")
+        assert "accepted" in await client.line()
 
 
 @pytest.mark.parametrize("password", ["", "two\nlines", "x" * 100_000])

@@ -304,6 +304,34 @@ async def test_a_message_that_is_posted_again_is_said_once() -> None:
         assert await listener.line() == "[Server] pong"
 
 
+async def test_tokens_change_while_the_server_runs_and_one_that_stays_keeps_its_nonces() -> None:
+    async with memory_server(hooked()) as server:
+        change = server.server.settings.change_webhook_tokens
+        listener = await server.join()
+        body, new = said("ci", "hi", nonce="n-1"), "a-third-token-of-nobody-yet"
+        first = await ask(server, posting(body, json=True))
+        change([new, TOKEN])
+        assert await ask(server, posting(body, json=True)) == first
+        assert (await ask(server, posting(b"x", token="another-token-of-somebody"))).status == 401
+        assert (await ask(server, posting(b"x", token=new))).status == 201
+        change([new])
+        assert (await ask(server, posting(b"y"))).status == 401
+        assert await listener.lines(2) == ["[ci] hi", "[webhook] x"]
+
+
+async def test_a_message_whose_token_was_right_is_completed_when_tokens_change() -> None:
+    async with memory_server(hooked()) as server:
+        listener = await server.join()
+        async with web_connection(server) as stream:
+            head, body = posting(b"hello").split(b"\r\n\r\n")
+            await stream.send_all(head + b"\r\n\r\n")
+            await trio.testing.wait_all_tasks_blocked()
+            server.server.settings.change_webhook_tokens(["a-third-token-of-nobody-yet"])
+            await stream.send_all(body)
+            assert (await read_all(stream)).startswith(b"HTTP/1.1 201 ")
+        assert await listener.line() == "[webhook] hello"
+
+
 async def test_a_message_that_is_posted_twice_at_once_is_said_once() -> None:
     async def slowly(message: Message) -> Filtered:
         await trio.testing.wait_all_tasks_blocked()
