@@ -198,7 +198,8 @@ def test_options_named_in_documents_exist(page: Path) -> None:
         re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "command_line.md").read_text("utf-8"))
     )
     known |= {"--write", "--chat", "--max-conns", "--from"}  # ours to nox, ncat's, uvx's
-    known |= {"--data-binary", "--build", "--now"}  # of curl, docker, systemctl
+    known |= {"--data-binary", "--build", "--now", "--upgrade"}  # of curl, docker, systemctl, pip
+    known |= {"--deploy-hook", "--standalone", "--stop-timeout", "--signal"}  # of certbot, docker
     known |= {
         "--appendonly",
         "--appendfsync",

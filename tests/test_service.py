@@ -1,13 +1,20 @@
 """The service of deploy/ under a real systemd, with the commands of docs/service.md."""
 
+import gzip
+import json
+import re
 import signal
+import ssl
+import subprocess
 from pathlib import Path
 
 import pytest
 import trio
 
-from .support.processes import WAIT_SECONDS
-from .support.services import SERVICE, Service, installed
+from multichat.testing import ScriptedClient
+
+from .support.processes import WAIT_SECONDS, program
+from .support.services import SERVICE, Service, block, installed
 
 pytestmark = pytest.mark.process
 
@@ -98,3 +105,130 @@ async def test_the_owner_of_a_secret_is_the_service_alone(tmp_path: Path, port: 
         assert "can be read by other users" not in service.log
         kept = service.systemd.path("/etc/multichat/password")
         assert kept.stat().st_mode & 0o777 == 0o400
+
+
+async def test_a_renewed_certificate_is_served_without_disconnecting_anybody(
+    tmp_path: Path, port: int
+) -> None:
+    # What openssl asks has the host of the guide.
+    expiry = block("expiry").removeprefix("$ ").replace("chat.example:9000", f"127.0.0.1:{port}")
+    async with installed(tmp_path, port, 'tls-cert = "chat.pem"') as service:
+        await service.do("hook")
+        lineage = service.systemd.path("/etc/letsencrypt/live/chat.example")
+        make_certificate(lineage, days=5)
+        await service.renew()  # as for the first certificate: there is no server yet
+        await service.start()
+        await service.wait_for("in 4 days: renew it, then reload it with SIGHUP")
+        context = ssl.create_default_context(cafile=str(lineage / "fullchain.pem"))
+        client = ScriptedClient(await connect_tls(port, context))  # type: ignore[arg-type]
+        async with client.stream:
+            await client.send("/name alice")
+            await client.line()
+            old = await service.systemd.run("sh", "-c", expiry)
+            make_certificate(lineage, days=60)
+            await service.renew()
+            new = await service.systemd.run("sh", "-c", expiry)
+            assert old.startswith("notAfter=")
+            assert new.startswith("notAfter=")
+            assert old != new
+            # A mistake: the old one stays, and the hook fails.
+            (lineage / "privkey.pem").write_text("nothing")
+            with pytest.raises(pytest.fail.Exception, match="Job for"):
+                await service.renew()
+            assert await service.systemd.run("sh", "-c", expiry) == new
+            await service.wait_for("Could not reload the certificate (unchanged): ")
+            await client.send("/ping")
+            await client.line()
+        kept = service.systemd.path("/etc/multichat/chat.pem")
+        assert kept.stat().st_mode & 0o777 == 0o400
+        assert [path.name for path in kept.parent.glob("chat.pem*")] == ["chat.pem"]
+        assert "can be read by other users" not in service.log
+
+
+def make_certificate(folder: Path, *, days: int) -> None:
+    """Make a certificate for loopback as certbot has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    argv = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", str(days)]
+    argv += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    argv += ["-keyout", str(folder / "privkey.pem"), "-out", str(folder / "fullchain.pem")]
+    subprocess.run([program("openssl"), *argv], check=True, capture_output=True)
+
+
+async def connect_tls(port: int, context: ssl.SSLContext) -> trio.SSLStream[trio.SocketStream]:
+    stream = await trio.open_ssl_over_tcp_stream("127.0.0.1", port, ssl_context=context)
+    await stream.do_handshake()
+    return stream
+
+
+async def test_logrotate_takes_no_line_from_the_log(tmp_path: Path, port: int) -> None:
+    program("logrotate")
+    async with installed(tmp_path, port, 'log-file = "/var/log/multichat/chat.log"') as service:
+        for name in ("/etc/logrotate.d", "/var/lib/logrotate"):  # its package has them
+            service.systemd.path(name).mkdir()
+        await service.do("logrotate")
+        await service.start()
+        client = await service.client()
+        folder = service.systemd.path("/var/log/multichat")
+        async with client.stream:
+            for number in range(3):
+                await client.send(*(f"line {number} {each}" for each in range(200)))
+                rotate = ("logrotate", "--force", "/etc/logrotate.d/multichat")
+                await service.systemd.run(*rotate)
+            await client.send("end")
+            await service.wait_for("] end")
+        await service.systemd.run("systemctl", "stop", SERVICE)
+        files = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+        assert len(files) == 4
+        logged = "".join(map(read_log, files))
+        # What `ExecReload` has said is there, too.
+        printed = [line for line in service.log.splitlines() if line.startswith("20")]
+        assert logged.splitlines() == printed
+        assert re.findall(r"\] line (\d+ \d+)$", logged, re.MULTILINE) == [
+            f"{number} {each}" for number in range(3) for each in range(200)
+        ]
+        assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+
+
+def read_log(path: Path) -> str:
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+
+
+async def test_a_backup_is_restored_as_the_guide_says(tmp_path: Path, port: int) -> None:
+    program("sqlite3")
+    async with installed(tmp_path, port) as service:
+        await service.start()
+        client = await service.client()
+        async with client.stream:
+            await client.send("kept")
+            await service.wait_for("] kept")
+            await service.do("backup")
+            await client.send("lost")
+            await service.wait_for("] lost")
+        await service.signal(signal.SIGKILL)  # so that there is a -wal
+        await service.do("restore")
+        await service.wait_listening()
+        history = await service.do("history")
+        assert "kept" in history
+        assert "lost" not in history
+        before = await service.systemd.shell(
+            block("history").replace("chat.db", "before/chat.db"), Path("/")
+        )
+        assert "lost" in before
+
+
+async def test_a_restart_ends_and_begins_in_order(tmp_path: Path, port: int) -> None:
+    async with installed(tmp_path, port) as service:
+        await service.start()
+        client = await service.client()
+        async with client.stream:
+            await client.send("/json {}", '{"type":"say","text":"before","nonce":1}')
+            await service.wait_for("] before")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(service.do, "restart")
+                *_, last = await client.rest()
+        assert json.loads(last)["reconnect"] is True
+        await service.wait_for("Starting multi-chat server", 2)
+        await service.wait_listening()
+        assert "before" in await service.do("history")
+        assert await service.systemd.show(SERVICE, "NRestarts") == "0"

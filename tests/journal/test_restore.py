@@ -132,6 +132,40 @@ async def test_nothing_is_reported_missing_from_a_backup_of_a_running_server(
     assert [each for each in caplog.records if each.levelno >= WARNING] == []
 
 
+async def test_what_a_backup_lacks_is_as_if_it_had_never_been(tmp_path: Path) -> None:
+    """A session, a room and an account that began after the backup; docs/service.md has a table."""
+    path, backup = tmp_path / "chat.db", tmp_path / "backup.db"
+    async with serve(tmp_path, "--journal", str(path)) as server:
+        async with program(server, name="bob") as bob:
+            await bob.say("kept")
+        back_up(path, backup)
+        async with program(server, name="alice", room="den") as alice:
+            await alice.say("lost")
+            assert (await alice.ask("register", passphrase="correct horse"))["type"] == "logged-in"
+            since, token = alice.ids["lost"], alice.welcome["session"]
+        server.process.send_signal(signal.SIGTERM)
+        await server.wait()
+    remove_beside(path)
+    shutil.copy(backup, path)
+    fields = {"name": "alice", "rooms": {"den": {"since": since}}}
+    async with (
+        serve(tmp_path, "--journal", str(path)) as server,
+        program(server, name="carol", room="den") as carol,
+    ):
+        await carol.say("unheard")
+        # As a client that comes back: its session and its account are unknown.
+        async with program(server, session=token, **fields) as alice:
+            welcome = alice.welcome
+            assert (welcome["resumed"], welcome["name"]) == (False, "alice")
+            assert list(welcome["rooms"]) == ["den"]
+            assert (await alice.hear("error"))["code"] == "unknown-id"
+            await carol.say("heard")
+            assert await alice.said() == ("den", "heard")
+            again = await alice.ask("register", passphrase="another horse")
+            assert again["type"] == "logged-in"
+            assert since not in carol.ids.values()
+
+
 MISSING = "messages that were said here meanwhile may be missing; /history shows the latest"
 
 

@@ -92,6 +92,23 @@ class Service:
             return
         raise AssertionError(f"never logged {text!r}: {self.log[-4000:]}")
 
+    async def reload(self, *, fails: bool = False) -> None:
+        """Reload it as the guide says; with *fails*, that must fail."""
+        argv = ("systemctl", "reload", SERVICE)
+        before = self.log.count("[reload] Reloaded: ")
+        if fails:
+            assert "Job for" in await self.systemd.run(*argv, check=False)
+        else:
+            assert block("reload").split() == list(argv)
+            await self.systemd.run(*argv)
+        assert self.log.count("[reload] Reloaded: ") == before + 1  # it has waited for that
+
+    async def renew(self) -> None:
+        """Call the hook of renewal as certbot does."""
+        hook = "/opt/multichat/bin/renew_certificate"
+        lineage = "RENEWED_LINEAGE=/etc/letsencrypt/live/chat.example"
+        await self.systemd.run("env", lineage, hook)
+
     async def client(self) -> ScriptedClient:
         """Return a new client; the caller closes its stream."""
         return await open_client(self.port)
