@@ -345,7 +345,10 @@ def serve(
         from multichat.net.certificates import server_tls
         from multichat.server.process import serve_until_signal
         from multichat.server.server import Server
+        from multichat.server.systemd import ServiceManager
 
+        manager = ServiceManager.from_environment()
+        stack.callback(manager.close)
         retention = Retention(
             max_age_seconds=keep_days and keep_days * _DAY_SECONDS,
             max_messages=keep_messages,
@@ -383,7 +386,8 @@ def serve(
             web_host=web_host,
             admin=admin,
         )
-        trio.run(serve_until_signal, server, run, hang_ups, _console(server, writer, stack))
+        console = _console(server, writer, stack)
+        trio.run(partial(serve_until_signal, server, run, hang_ups, console, manager=manager))
 
 
 def make_config(

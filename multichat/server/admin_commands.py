@@ -72,6 +72,17 @@ class AdminCommands:
         sizes = Counter(room for member in self._server.members for room in member.rooms)
         return [RoomInfo(room=room, clients=clients) for room, clients in sorted(sizes.items())]
 
+    def summary(self) -> str:
+        """Return in a few words what the server is doing; cheaper than `statistics`."""
+        clients = _count(len(self._registry), "client")
+        if self._server.shutting_down:
+            return f"shutting down: {clients}"
+        if self._server.draining:
+            return f"draining: {clients}, {self._server.ending.seconds_left:.0f} s are left"
+        rooms = _count(sum(1 for _ in self._registry.rooms), "room")
+        reason = self._server.why_not_ready()
+        return f"{clients} in {rooms}" + (f"; not ready: {reason}" if reason else "")
+
     def statistics(self) -> "ServerStatistics":
         """Return what the server has done and what it does now."""
         return self._server.statistics()
@@ -169,10 +180,10 @@ class AdminCommands:
         self._server.drain(seconds)
         if not self._server.draining:
             return "the server is shutting down"
-        left = f"{self._server.drain_seconds_left:.0f} s"
+        left = f"{self._server.ending.seconds_left:.0f} s"
         if not is_new:
             return f"draining already: {left} are left"
-        count = len(self._server.members)
+        count = len(self._registry)
         clients = "1 client is" if count == 1 else f"{count} clients are"
         return f"draining: {clients} told to reconnect within {left}"
 
@@ -208,6 +219,10 @@ class AdminCommands:
                     raise LocalProtocolError(f"there is no account {name[:40]}")
                 return [f"{removed.name} has no account any more"]
         raise LocalProtocolError("usage: /account add NAME PASSPHRASE, remove NAME, or list")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _is_network(text: str) -> bool:

@@ -17,7 +17,7 @@ from multichat.log import Log
 from multichat.protocol.goodbyes import DRAINING
 from multichat.protocol.messages import Goodbye
 from multichat.server.admission import Admission
-from multichat.server.config import MAX_DRAIN_SECONDS, ServerConfig
+from multichat.server.config import DRAIN_SECONDS, MAX_DRAIN_SECONDS, ServerConfig
 from multichat.server.registry import Registry
 
 __all__ = ["Ending"]
@@ -36,14 +36,25 @@ _LAST_WORDS_SECONDS = 0.1
 class Ending:
     """The end of one server, whose clients are in *registry*; constructing it starts nothing.
 
+    With *is_node* the server is a node of a cluster, which drains by default.
+
     *begun* is set when the server drains or shuts down, *shut_down* when it shuts down.
     """
 
     def __init__(
-        self, config: ServerConfig, registry: Registry, admission: Admission, log: Log
+        self,
+        config: ServerConfig,
+        registry: Registry,
+        admission: Admission,
+        log: Log,
+        *,
+        is_node: bool,
     ) -> None:
         self._config, self._registry, self._log = config, registry, log
         self._admission = admission
+        self._default_seconds = DRAIN_SECONDS if is_node else 0.0
+        if config.drain_seconds is not None:
+            self._default_seconds = config.drain_seconds
         self.begun = trio.Event()
         self.shut_down = trio.Event()
         self._ends_at = math.inf  # of the drain, on trio's clock
@@ -61,12 +72,14 @@ class Ending:
         """Seconds until the drain has ended; 0 without one."""
         return max(0.0, self._ends_at - trio.current_time()) if self.draining else 0.0
 
-    def drain(self, seconds: float) -> bool:
+    def drain(self, seconds: float | None = None) -> bool:
         """Begin to drain for *seconds*; return whether `run` MUST be called now, in a task.
 
-        With 0 seconds it shuts down.  Once it drains or shuts down, this does nothing.  Raises
-        `LocalProtocolError` if *seconds* is negative or more than a day.
+        By default, *seconds* are those of the configuration.  With 0 seconds it shuts down.  Once
+        it drains or shuts down, this does nothing.  Raises `LocalProtocolError` if *seconds* is
+        negative or more than a day.
         """
+        seconds = self._default_seconds if seconds is None else seconds
         if not 0 <= seconds <= MAX_DRAIN_SECONDS:
             raise LocalProtocolError(f"a drain has 0 to {MAX_DRAIN_SECONDS} seconds")
         if self.begun.is_set():

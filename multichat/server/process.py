@@ -13,6 +13,7 @@ import trio
 
 from multichat.errors import ReloadFailed, lone_exception
 from multichat.server.server import Server
+from multichat.server.systemd import ServiceManager
 from multichat.signals import EndingSignals, HangUps, receive_ending_signals
 
 __all__ = ["serve_until_signal"]
@@ -34,17 +35,19 @@ _CLOSING_SECONDS = 1.0
 
 async def serve_until_signal(
     server: Server,
-    serve: Callable[[], Awaitable[None]],
+    serve: Callable[..., Awaitable[None]],
     hang_ups: HangUps | None = None,
     *tasks: Callable[[], Awaitable[None]],
+    manager: ServiceManager,
 ) -> None:
     """Run `serve` for *server*, as a process of its own, until one of `ending_signals` comes.
 
     SIGTERM drains the server, SIGINT and SIGQUIT shut it down; a second one of them ends it at
     once.  SIGHUP reloads the server; only if standard input was a terminal, and that has closed, it
     ends it, too.  A SIGHUP that is ignored, as under `nohup`, stays ignored.  *hang_ups* notes
-    those that come before.  *tasks* run beside the server and are cancelled at the end.  Raises as
-    `Server.run` does.
+    those that come before.  *serve* takes a `task_status`, by which it says that it accepts
+    connections; then *manager* is told, and all that follows.  *tasks* run beside the server and
+    are cancelled at the end.  Raises as `Server.run` does.
     """
     _allow_files(server.config.max_clients)
     gc.freeze()  # imported modules stay
@@ -56,7 +59,9 @@ async def serve_until_signal(
             nursery.start_soon(_obey_hang_ups, hang_ups, server)
             for task in tasks:
                 nursery.start_soon(task)
-            await serve()
+            async with trio.open_nursery() as serving:
+                await serving.start(serve)
+                nursery.start_soon(manager.run, server)
             nursery.cancel_scope.cancel(reason="the server has ended")
 
 

@@ -14,6 +14,7 @@ Invariants:
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from logging import ERROR, WARNING
 from typing import TypeVar
@@ -39,12 +40,14 @@ _SECONDS = 30.0
 class Reloading:
     """What can be reloaded of one server; *log* gets a line for each reload and each fault.
 
-    A part has *seconds* to read its files.
+    A part has *seconds* to read its files.  *around* returns a context that is entered for each
+    reload, in which all parts are read.
     """
 
     def __init__(self, log: Log, *, seconds: float = _SECONDS) -> None:
         self._log, self._seconds = log, seconds
         self._parts: dict[str, Callable[[], Callable[[], str | None]]] = {}
+        self.around: Callable[[], AbstractContextManager[object]] = nullcontext
         self._lock = trio.Lock()
         self._threads = trio.CapacityLimiter(_THREADS)
 
@@ -72,9 +75,10 @@ class Reloading:
         async with self._lock:
             answers: dict[str, str | None] = {}
             faults: dict[str, str] = {}
-            async with trio.open_nursery() as nursery:
-                for name in self._parts:
-                    nursery.start_soon(self._reload, name, answers, faults)
+            with self.around():
+                async with trio.open_nursery() as nursery:
+                    for name in self._parts:
+                        nursery.start_soon(self._reload, name, answers, faults)
             # In the order of the parts, whichever was ready first.
             done = [name for name in self._parts if name in answers]
             what = ", ".join(done) if done else "nothing"

@@ -52,7 +52,7 @@ from multichat.server.bans import Ban, Bans
 from multichat.server.bots import Bot, Bots
 from multichat.server.broadcast import Receipt
 from multichat.server.client import Client, MemberInfo
-from multichat.server.config import DRAIN_SECONDS, ServerConfig
+from multichat.server.config import ServerConfig
 from multichat.server.connections import Connections
 from multichat.server.control import open_control
 from multichat.server.ending import Ending
@@ -89,8 +89,9 @@ class Server:
     `handle` or `handle_web` for each stream in a task of its own, and call `close` at the end.  All
     other methods may be called by any task of the same trio run.
 
-    *admin* are the operator's commands.  *settings* are the settings that may change while it runs,
-    and *reloading* has those that `reload` reads again from their files; *config* is how it began.
+    *ending* knows whether and how it ends.  *admin* are the operator's commands.  *settings* are
+    those that may change while it runs, and *reloading* has those that `reload` reads again from
+    their files; *config* is how it began.
 
     *port* is the first TCP port that it listens on and *addresses* are all of them, such as
     `0.0.0.0:9000` and `[::]:9000`; 0 and empty until it listens.  *web_url* is where its page is,
@@ -178,7 +179,13 @@ class Server:
         self._bots = Bots(
             partial(self.handle, trusted=True), self._log, linger=self.config.timeouts.linger
         )
-        self._ending = Ending(self.config, self._registry, self._admission, self._log)
+        self.ending = Ending(
+            self.config,
+            self._registry,
+            self._admission,
+            self._log,
+            is_node=self._backend.is_shared,
+        )
 
     async def run(
         self,
@@ -250,7 +257,7 @@ class Server:
         pages: list[trio.SocketListener],
         task_status: trio.TaskStatus["Server"],
     ) -> None:
-        ending = self._ending
+        ending = self.ending
         async with trio.open_nursery() as clients:  # ends last
             async with trio.open_nursery() as web_acceptors:  # a balancer asks whether we are ready
                 async with trio.open_nursery() as acceptors:  # stops first
@@ -465,41 +472,34 @@ class Server:
         Does nothing if the server drains already, or shuts down.  Raises `LocalProtocolError` if
         *seconds* is negative or more than a day.
         """
-        if seconds is None:
-            seconds = self.config.drain_seconds
-        if seconds is None:
-            seconds = DRAIN_SECONDS if self._backend.is_shared else 0.0
-        if self._ending.drain(seconds if self._nursery is not None else 0.0):
-            self._start_soon(self._ending.run)
+        if self._nursery is None:
+            self.shutdown()  # there is nobody
+        elif self.ending.drain(seconds):
+            self._start_soon(self.ending.run)
 
     @property
     def draining(self) -> bool:
         """Whether the server drains, and does not shut down yet."""
-        return self._ending.draining
-
-    @property
-    def drain_seconds_left(self) -> float:
-        """Seconds until the drain ends at the latest; 0 if the server does not drain."""
-        return self._ending.seconds_left
+        return self.ending.draining
 
     def shutdown(self) -> None:
         """Start the shutdown: `run` delivers what is queued and returns.  Idempotent.
 
         Ends a drain.
         """
-        self._ending.shutdown()
+        self.ending.shutdown()
 
     def abort(self) -> None:
         """Shut down at once: `run` says goodbye to the clients and returns.  Idempotent.
 
         What is accepted is stored; what is queued for slow clients is lost.
         """
-        self._ending.abort()
+        self.ending.abort()
 
     @property
     def shutting_down(self) -> bool:
         """Whether the shutdown has begun."""
-        return self._ending.shut_down.is_set()
+        return self.ending.shut_down.is_set()
 
     async def close(self) -> None:
         """Deliver the messages under way, then say goodbye to all clients.

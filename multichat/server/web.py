@@ -307,7 +307,7 @@ class WebPort:
         Messages of the webhook are still published: all but the clients is as before.
         """
         if request.path == WEBSOCKET and (reason := self._admission.refusing):
-            after = math.ceil(self._server.drain_seconds_left) or 1
+            after = math.ceil(self._server.ending.seconds_left) or 1
             headers = {"Retry-After": str(after)}
             raise _Refused(RefusedFor.SHUTDOWN, 503, reason, headers, logged=reason)
 

@@ -246,9 +246,9 @@ async def test_a_second_drain_changes_nothing_and_a_shutdown_ends_it(
         assert server.admin.drain(30) == "draining: 1 client is told to reconnect within 30 s"
         await trio.sleep(2)
         assert server.admin.drain(1) == "draining already: 28 s are left"
-        assert server.drain_seconds_left == pytest.approx(28)
+        assert server.ending.seconds_left == pytest.approx(28)
         server.shutdown()
-        assert (server.draining, server.drain_seconds_left) == (False, 0)
+        assert (server.draining, server.ending.seconds_left) == (False, 0)
         assert server.admin.drain() == "the server is shutting down"
         await trio.sleep(1)
         assert len(server.members) == 1  # `close` says goodbye
@@ -274,7 +274,7 @@ async def test_the_time_of_a_drain_by_default(
     async with memory_server(config, backend=Hub().node("one") if is_node else None) as network:
         await network.join()
         network.server.drain()
-        assert network.server.drain_seconds_left == seconds
+        assert network.server.ending.seconds_left == seconds
         assert network.server.shutting_down == (not seconds)
 
 

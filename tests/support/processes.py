@@ -49,6 +49,7 @@ class Command:
         self._out.touch()
         self._err.touch()
         self._stdin = subprocess.PIPE if stdin is None else stdin
+        self.passed: tuple[int, ...] = ()  # descriptors that it inherits
 
     async def __aenter__(self) -> Self:
         with self._out.open("wb") as out, self._err.open("wb") as err:
@@ -58,6 +59,7 @@ class Command:
                 stdout=out,
                 stderr=err,
                 bufsize=0,
+                pass_fds=self.passed,
             )
         return self
 

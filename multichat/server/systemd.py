@@ -1,0 +1,153 @@
+"""Notifications to the service manager, by the protocol of systemd: readiness, status, watchdog.
+
+Each is one datagram to the socket in the variable NOTIFY_SOCKET; without it nothing is sent.
+
+1. Nothing here waits: what the service manager does not take at once is dropped.
+2. The watchdog is fed by a task of the event loop, never by a thread: if the loop is blocked, the
+   service manager notices.
+3. The variables are removed from the environment, so that no child process takes them for its own.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from logging import WARNING
+
+import trio
+
+from multichat.log import Log
+from multichat.net import transport
+from multichat.protocol.framing import clean
+from multichat.server.server import Server
+
+__all__ = ["ServiceManager"]
+
+_NOTIFY_SOCKET = "NOTIFY_SOCKET"
+_WATCHDOG_USEC = "WATCHDOG_USEC"
+_WATCHDOG_PID = "WATCHDOG_PID"
+
+_USEC = 1_000_000
+
+# How often the status is sent if it has changed.
+_STATUS_SECONDS = 1.0
+
+# For closing a journal or leaving a cluster, after the last client has gone.
+_CLOSING_SECONDS = 10.0
+
+
+class ServiceManager:
+    """The service manager at *address*, a path or `@` and an abstract name; empty if there is none.
+
+    It expects a sign of life within each *watchdog_seconds*, if given.  *clock* returns the
+    nanoseconds of CLOCK_MONOTONIC.
+    """
+
+    def __init__(
+        self,
+        address: str = "",
+        *,
+        watchdog_seconds: float | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._address = f"\0{address[1:]}" if address.startswith("@") else address
+        self._clock = clock
+        self._log = Log("server")
+        self._failed = self._stopping = False
+        self._status = ""
+        self._socket: socket.socket | None = None
+        self.watchdog_seconds = watchdog_seconds
+        if address:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)  # closed on exec
+            self._socket.setblocking(False)
+
+    @classmethod
+    def from_environment(
+        cls, environ: MutableMapping[str, str] = os.environ, pid: int | None = None
+    ) -> "ServiceManager":
+        """Return the one that *environ* names, and remove its variables.
+
+        *pid* is the own process: the watchdog of another one is not ours.
+        """
+        address = environ.pop(_NOTIFY_SOCKET, "")
+        usec = environ.pop(_WATCHDOG_USEC, "")
+        watched = environ.pop(_WATCHDOG_PID, "")
+        is_ours = watched in ("", str(os.getpid() if pid is None else pid))
+        has_watchdog = is_ours and usec.isdecimal() and int(usec) > 0
+        return cls(
+            address if address.startswith(("/", "@")) and hasattr(socket, "AF_UNIX") else "",
+            watchdog_seconds=int(usec) / _USEC if has_watchdog else None,
+        )
+
+    def close(self) -> None:
+        """Close the socket; nothing is sent after that.  Idempotent."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    async def run(self, server: Server) -> None:
+        """Report that *server* accepts connections, and then its state, until cancelled.
+
+        Closes the socket at the end.
+        """
+        try:
+            if self._socket is None:
+                return
+            async with trio.open_nursery() as nursery:
+                self._send("READY=1", self._status_of(server))
+                server.reloading.around = self._reloading
+                nursery.start_soon(self._report, server)
+                nursery.start_soon(self._watch_end, server)
+                if self.watchdog_seconds is not None:
+                    nursery.start_soon(self._feed_watchdog, self.watchdog_seconds / 2)
+        finally:
+            self.close()
+
+    async def _feed_watchdog(self, seconds: float) -> None:
+        while True:
+            self._send("WATCHDOG=1")
+            await trio.sleep(seconds)
+
+    async def _report(self, server: Server) -> None:
+        while True:
+            await trio.sleep(_STATUS_SECONDS)
+            before = self._status
+            if (status := self._status_of(server)) != before:
+                self._send(status)
+
+    def _status_of(self, server: Server) -> str:
+        self._status = f"STATUS={clean(server.admin.summary())}"
+        return self._status
+
+    async def _watch_end(self, server: Server) -> None:
+        await server.ending.begun.wait()
+        self._stopping = True
+        seconds = server.ending.seconds_left + server.config.grace_seconds
+        seconds += server.config.timeouts.linger + _CLOSING_SECONDS
+        timeout = f"EXTEND_TIMEOUT_USEC={int(seconds * _USEC)}"
+        self._send("STOPPING=1", timeout, self._status_of(server))
+
+    @contextmanager
+    def _reloading(self) -> Iterator[None]:
+        if not self._stopping:
+            self._send("RELOADING=1", f"MONOTONIC_USEC={self._clock() // 1000}")
+        try:
+            yield
+        finally:
+            if not self._stopping:
+                self._send("READY=1", self._status)
+
+    def _send(self, *fields: str) -> None:
+        if self._socket is None:
+            return
+        try:
+            self._socket.sendto("\n".join(fields).encode(), self._address)
+        except BlockingIOError:
+            pass  # it is busy; the next one may arrive
+        except OSError as error:
+            if not self._failed:
+                self._failed = True
+                reason = transport.describe_error(error)
+                text = f"The service manager cannot be notified: {reason}"
+                self._log.line("STATE", text, WARNING)
