@@ -285,6 +285,9 @@ def serve(
     you set a password with --password-file or the variable MULTICHAT_PASSWORD. With --web, people
     without a terminal join in a browser.
 
+    SIGHUP opens the log file again and reloads certificate, password, operators, bans and tokens
+    from their files; connected clients stay.
+
     On a terminal, what you type is sent to everybody as [Server]; /help lists the operator's
     commands.
     """
