@@ -24,7 +24,15 @@ from itertools import chain, islice
 from pathlib import Path
 from traceback import TracebackException
 
-from multichat.log_format import NO_FIELDS, Fields, JsonFormatter, LineFormatter, Lines
+from multichat.log_format import (
+    NO_FIELDS,
+    Fields,
+    JsonFormatter,
+    LineFormatter,
+    Lines,
+    Messages,
+    OneEvent,
+)
 from multichat.protocol.framing import clean, clean_lines
 
 __all__ = ["Log", "LogWriter", "open_log"]
@@ -80,7 +88,7 @@ class Log:
         self, tag: str, text: str, level: int = logging.INFO, *, fields: Fields = NO_FIELDS
     ) -> None:
         """Log one line; *text* is cleaned."""
-        self._lines(Lines(tag, clean(text), fields=fields), level)
+        self._lines(Lines(tag, clean(text), fields), level)
 
     def lines(self, tag: str, block: str) -> None:
         """Log one line for each line of *block*, which is clean."""
@@ -99,15 +107,13 @@ class Log:
 
         *speaker* is the prefix of each message: `[Client 1]`, or `* Client 1`.
         """
-        lines = Lines(
-            tag,
-            "\n" * block.count("\n") if self.hides_messages else block,
-            speaker=speaker,
-            after=f"[BROADCAST] Broadcasting to {clients} clients",
-            fields={**fields, "clients": clients},
-            has_text=not self.hides_messages,
-        )
-        self._lines(lines)
+        if not self._logger.isEnabledFor(logging.INFO):
+            return
+        if self.hides_messages:
+            blank = "\n" * block.count("\n")
+            self._lines(Messages(tag, speaker, blank, clients, fields, is_blank=True))
+        else:
+            self._lines(Messages(tag, speaker, block, clients, fields))
 
     def crash(self, text: str, error: BaseException) -> None:
         """Log a bug of multichat in one line, and its traceback at level DEBUG."""
@@ -146,7 +152,7 @@ class Log:
         text = "".join(islice(pieces, _MAX_FAULT_LINES)).rstrip("\n")
         lines = text.split("\n")[:_MAX_FAULT_LINES]
         block = clean_lines("\n".join(line[:_MAX_FAULT_CHARACTERS] for line in lines))
-        self._lines(Lines(tag, block, fields={"event": "traceback"}, is_one=True), level)
+        self._lines(OneEvent(tag, block, {"event": "traceback"}), level)
 
     def _lines(self, lines: Lines, level: int = logging.INFO) -> None:
         # Not through `Logger.log`, which looks up the caller: that costs more than a whole batch.

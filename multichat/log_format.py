@@ -1,8 +1,9 @@
 """How records of the log are formatted: the specification's lines, or JSON.
 
-`Lines` is what a record of multichat holds.  `LineFormatter` makes text of it, one line for each
-message and one for its broadcast; `JsonFormatter` one JSON object for each message, with what the
-text says in fields of their own.  Both format a whole batch at once.
+`Lines` is what a record of multichat holds; `Messages` are those of a publish.  `LineFormatter`
+makes text of them, one line for each message and one for its broadcast; `JsonFormatter` one JSON
+object for each message, with what the text says in fields of their own.  Both format a whole batch
+at once.
 
 Invariant: input from a peer cannot start or end a line.
 """
@@ -18,7 +19,7 @@ from multichat.protocol.framing import clean, clean_lines
 from multichat.protocol.json_codec import encode_fields, encode_lines
 from multichat.protocol.timestamps import TimeFormatter
 
-__all__ = ["NO_FIELDS", "Fields", "JsonFormatter", "LineFormatter", "Lines"]
+__all__ = ["NO_FIELDS", "Fields", "JsonFormatter", "LineFormatter", "Lines", "Messages", "OneEvent"]
 
 Fields: TypeAlias = Mapping[str, object]
 """What is known of a line, by the names that it has in JSON.
@@ -34,33 +35,15 @@ _TAGGED = re.compile(r"\[(\w+)\] (.*)", re.DOTALL)
 
 
 class Lines:
-    """The unformatted lines of one batch, which are clean: one for each line of *text*.
+    """The unformatted lines of one batch: one for each line of *text*, which is clean.
 
-    As text, each begins with `[tag]` and the *speaker*, if there is one.  If *after* is not empty,
-    it is a line of its own after each of them.
-
-    As JSON, each is an object with *fields* and its `text`, without *speaker* and *after*, which
-    *fields* have, too.  If *is_one*, all are one object.  Without *has_text* there is no `text`:
-    the lines of *text* are empty and only count.
+    As text, each begins with `[tag]`; as JSON, each is an object with *fields* and its `text`.
     """
 
-    __slots__ = ("after", "before", "fields", "has_text", "is_one", "tag", "text")
+    __slots__ = ("after", "before", "fields", "text")
 
-    def __init__(
-        self,
-        tag: str,
-        text: str,
-        *,
-        speaker: str = "",
-        after: str = "",
-        fields: Fields = NO_FIELDS,
-        has_text: bool = True,
-        is_one: bool = False,
-    ) -> None:
-        before = f"[{tag}] {speaker} " if speaker else f"[{tag}] "
-        self.before = before if has_text else before.rstrip()
-        self.tag, self.text, self.after, self.fields = tag, text, after, fields
-        self.has_text, self.is_one = has_text, is_one
+    def __init__(self, tag: str, text: str, fields: Fields = NO_FIELDS) -> None:
+        self.before, self.text, self.after, self.fields = f"[{tag}] ", text, "", fields
 
     def encode(self, start: str) -> str:
         """Format all lines, each starting with *start*, without a final line break."""
@@ -77,15 +60,15 @@ class Lines:
 
     def format_json(self, about: Fields) -> bytes:
         """Format all lines as JSON with a final line break; each object begins with *about*."""
-        known = {**about, "tag": self.tag}
+        return encode_lines(self._known(about), self.text)
+
+    def _known(self, about: Fields) -> dict[str, object]:
+        """Return *about* and what is known of all lines."""
+        known = {**about, "tag": self.before[1 : self.before.index("]")]}
         for name, value in self.fields.items():
             if value is not None and value is not False and value != "":
                 known[name] = clean(value) if isinstance(value, str) else value
-        if self.is_one:
-            return encode_fields({**known, "text": self.text}) + b"\n"
-        if self.has_text:
-            return encode_lines(known, self.text)
-        return (encode_fields(known) + b"\n") * (self.text.count("\n") + 1)
+        return known
 
     def __str__(self) -> str:
         """Return the lines, for a filter or handler that asks a record for its message."""
@@ -94,6 +77,49 @@ class Lines:
     def split(self) -> list[str]:
         """Return the lines."""
         return str(self).split("\n")
+
+
+class Messages(Lines):
+    """The messages of one publish, each of which *clients* clients get: *text*, one a line.
+
+    As text, each begins with `[tag]` and the *speaker*, and a line about its broadcast follows.  If
+    it *is_blank*, the lines of *text* are empty and only count.
+    """
+
+    __slots__ = ("clients", "is_blank")
+
+    def __init__(
+        self,
+        tag: str,
+        speaker: str,
+        text: str,
+        clients: int,
+        fields: Fields = NO_FIELDS,
+        *,
+        is_blank: bool = False,
+    ) -> None:
+        self.before = f"[{tag}] {speaker}" if is_blank else f"[{tag}] {speaker} "
+        self.text, self.fields = text, fields
+        self.after = f"[BROADCAST] Broadcasting to {clients} clients"
+        self.clients, self.is_blank = clients, is_blank
+
+    def format_json(self, about: Fields) -> bytes:
+        """Format them as `Lines` does, each with the number of *clients*."""
+        known = self._known(about)
+        known["clients"] = self.clients
+        if self.is_blank:
+            return (encode_fields(known) + b"\n") * (self.text.count("\n") + 1)
+        return encode_lines(known, self.text)
+
+
+class OneEvent(Lines):
+    """Lines that are one object as JSON, such as a traceback."""
+
+    __slots__ = ()
+
+    def format_json(self, about: Fields) -> bytes:
+        """Format all lines as one object with a final line break."""
+        return encode_fields({**self._known(about), "text": self.text}) + b"\n"
 
 
 class LineFormatter(logging.Formatter):
@@ -124,8 +150,10 @@ class LineFormatter(logging.Formatter):
         return f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
 
     def _start(self, record: logging.LogRecord) -> str:
-        time_ = self._time.format(record.created)
-        return f"{time_} [{record.levelname}] [{_component(record)}] "
+        package, _, component = record.name.partition(".")
+        if package != "multichat":  # records of trio about the listeners
+            component = "server"
+        return f"{self._time.format(record.created)} [{record.levelname}] [{component}] "
 
 
 class JsonFormatter(logging.Formatter):
@@ -144,7 +172,7 @@ class JsonFormatter(logging.Formatter):
         about: dict[str, object] = {
             "time": self._time.format(record.created),
             "level": record.levelname,
-            "component": _component(record),
+            "component": record.name.partition(".")[2] if _is_ours(record) else "server",
         }
         message = record.msg
         if isinstance(message, Lines):
@@ -159,9 +187,3 @@ class JsonFormatter(logging.Formatter):
 
 def _is_ours(record: logging.LogRecord) -> bool:
     return record.name.partition(".")[0] == "multichat"
-
-
-def _component(record: logging.LogRecord) -> str:
-    package, _, component = record.name.partition(".")
-    # Others are records of trio about the listeners.
-    return component if package == "multichat" else "server"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from multichat.log import MAX_WAITING_BYTES, Log, LogWriter, open_log
-from multichat.log_format import LineFormatter, Lines
+from multichat.log_format import LineFormatter, Lines, Messages
 
 pytestmark = pytest.mark.unit
 
@@ -40,7 +40,7 @@ def test_log_lines_match_the_specification_to_the_letter() -> None:
     assert format_(record(Lines("STATE", "Client 1 connected"))) == (
         start + "[server] [STATE] Client 1 connected"
     )
-    said = Lines("RX", "a\nb", speaker="[Client 1]", after="[BROADCAST] Broadcasting to 2 clients")
+    said = Messages("RX", "[Client 1]", "a\nb", 2)
     assert format_(record(said)).split("\n") == [
         start + "[server] [RX] [Client 1] a",
         start + "[server] [BROADCAST] Broadcasting to 2 clients",

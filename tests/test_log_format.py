@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multichat.log import Log, open_log
-from multichat.log_format import JsonFormatter, LineFormatter, Lines
+from multichat.log_format import JsonFormatter, LineFormatter, Lines, Messages, OneEvent
 from multichat.protocol.framing import clean
 
 pytestmark = pytest.mark.unit
@@ -68,26 +68,22 @@ def crash() -> Exception:
 
 
 def test_each_message_is_an_object_with_what_is_known_of_it() -> None:
-    said = Lines(
-        "RX",
-        'a\n"b"\\\t',
-        speaker="[bob]",
-        after="[BROADCAST] Broadcasting to 2 clients",
-        fields={"event": "said", "client": 0, "name": "bob", "room": "", "act": False, "of": None},
-    )
-    common = {**START, "tag": "RX", "event": "said", "client": 0, "name": "bob"}
+    fields = {"event": "said", "client": 0, "name": "bob", "room": "", "act": False, "of": None}
+    said = Messages("RX", "[bob]", 'a\n"b"\\\t', 2, fields)
+    common = {**START, "tag": "RX", "event": "said", "client": 0, "name": "bob", "clients": 2}
     assert objects(said) == [{**common, "text": "a"}, {**common, "text": '"b"\\\t'}]
 
 
 def test_a_message_that_is_not_logged_is_an_object_without_text() -> None:
-    said = Lines("RX", "\n", speaker="[bob]", fields={"client": 1}, has_text=False)
-    assert objects(said) == [{**START, "tag": "RX", "client": 1}] * 2
+    said = Messages("RX", "[bob]", "\n", 2, {"client": 1}, is_blank=True)
+    assert objects(said) == [{**START, "tag": "RX", "client": 1, "clients": 2}] * 2
     lines = LineFormatter().format(record(said)).split("\n")
-    assert [line[24:] for line in lines] == ["[INFO] [server] [RX] [bob]"] * 2
+    sent = "[INFO] [server] [BROADCAST] Broadcasting to 2 clients"
+    assert [line[24:] for line in lines] == ["[INFO] [server] [RX] [bob]", sent] * 2
 
 
 def test_a_traceback_is_one_object() -> None:
-    [trace] = objects(Lines("STATE", "a\nb", is_one=True))
+    [trace] = objects(OneEvent("STATE", "a\nb"))
     assert trace == {**START, "tag": "STATE", "text": "a\nb"}
 
 
@@ -104,7 +100,7 @@ texts = st.text().map(clean)
 @given(st.lists(texts, min_size=1), st.dictionaries(st.sampled_from("abc"), st.text()))
 def test_any_batch_is_one_object_for_each_line(lines: list[str], fields: dict[str, str]) -> None:
     known = {name: clean(value) for name, value in fields.items() if value}
-    shown = objects(Lines("RX", "\n".join(lines), speaker="[x]", fields=fields))
+    shown = objects(Lines("RX", "\n".join(lines), fields))
     assert shown == [{**START, "tag": "RX", **known, "text": line} for line in lines]
 
 

@@ -17,6 +17,7 @@ import trio
 
 from multichat.log import Log
 from multichat.log_format import NO_FIELDS, Fields
+from multichat.protocol.messages import SaidBlock
 
 __all__ = ["ClientLog", "LogRates"]
 
@@ -97,18 +98,16 @@ class ClientLog:
         else:
             self._omit(1)
 
-    def said(
-        self,
-        speaker: str,
-        block: str,
-        messages: int,
-        clients: int,
-        *,
-        fields: Fields = NO_FIELDS,
-    ) -> None:
+    def said(self, speaker: str, said: SaidBlock, messages: int, clients: int) -> None:
         """Log one publish of the client, of that many *messages*; see `Log.said`."""
-        log, logged = self._rates.log, 0
-        fields = {"event": "said", "client": self.client, **fields}
+        log, block, logged = self._rates.log, said.text, 0
+        fields: Fields = {
+            "event": "said",
+            "client": self.client,
+            "name": said.name,
+            "room": said.room,
+            "act": said.act,
+        }
         if not self._omitted:
             if self._take(messages, len(block)):
                 log.said(speaker, block, clients, fields=fields)

@@ -461,8 +461,7 @@ class Room:
             # The sender counts, also when it has left.
             away = bool(said.client) and said.client not in self.members
             clients = len(self.members) + away
-            fields = {"name": said.name, "room": self.name, "act": said.act}
-            delivery.log.said(speaker, said.text, delivery.messages, clients, fields=fields)
+            delivery.log.said(speaker, said, delivery.messages, clients)
 
     def _try_send_to_all(self, batch: Batch, delivery: Delivery) -> list[Member]:
         """Queue *batch* for every live member; return those whose send queue is full.

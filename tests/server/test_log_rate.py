@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from multichat import ServerConfig
 from multichat.log import Log
 from multichat.log_format import NO_FIELDS, Fields
+from multichat.protocol.messages import SaidBlock
 from multichat.server.log_rate import BURST_SECONDS, ClientLog, LogRates
 from multichat.testing import memory_server, run_on_mock_clock
 from tests.support.log import LogRecorder
@@ -190,6 +191,10 @@ async def test_the_log_of_a_real_server_stays_readable_while_a_client_floods(
         assert len(log) < 1_000_000  # a hundred seconds' worth; without the limit it was 68 MB
 
 
+def block_of(texts: list[str]) -> SaidBlock:
+    return SaidBlock("", 0, "", "lobby", 1, "Client 1", "\n".join(texts))
+
+
 class Counter(Log):
     """Counts lines and characters of messages."""
 
@@ -221,7 +226,7 @@ def test_a_flood_is_cut_once_for_each_batch() -> None:
         async with trio.open_nursery() as nursery:
             client = LogRates(log, RATE, nursery.start_soon).open(1, None)
             for _ in range(100):
-                client.said("[Client 1]", "\n".join(["a"] * 20_000), 20_000, 1)
+                client.said("[Client 1]", block_of(["a"] * 20_000), 20_000, 1)
             nursery.cancel_scope.cancel()
         assert [block.count("a") for block in log.runs] == [BURST]
 
@@ -243,7 +248,7 @@ def test_each_line_is_logged_or_counted_and_the_log_stays_within_its_rate(
             client: ClientLog = rates.open(1, None)
             for texts, pause in told:
                 before = len(log.runs)
-                client.said("[Client 1]", "\n".join(texts), len(texts), 1)
+                client.said("[Client 1]", block_of(texts), len(texts), 1)
                 assert "\n".join(texts).startswith("".join(log.runs[before:]))
                 messages += len(texts)
                 logged = sum(block.count("\n") + 1 for block in log.runs)
