@@ -29,6 +29,8 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "What the service may do": (
             f"{SERVICE}::test_the_service_runs_with_nothing_that_it_does_not_need",
             f"{SERVICE}::test_a_server_that_was_killed_is_started_again_with_what_it_had",
+            f"{SERVICE}::test_a_server_that_hangs_is_started_again",
+            f"{SERVICE}::test_systemctl_returns_when_clients_can_connect",
             f"{SERVICE}::test_a_mistake_in_the_settings_is_one_line_and_no_loop",
             "test_units::test_systemd_finds_little_that_the_service_could_do_to_the_machine",
             "test_units::test_the_service_may_have_the_memory_and_files_that_the_server_takes",
@@ -44,6 +46,7 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "Restart it": (
             f"{SERVICE}::test_a_restart_ends_and_begins_in_order",
             "server/test_authentication::test_a_new_password_locks_nobody_out_who_has_a_session",
+            f"{SERVICE}::test_a_drain_may_take_longer_than_systemd_would_wait",
             "test_units::test_the_service_may_stop_for_as_long_as_the_server_takes",
         ),
         "Back up and restore": (

@@ -232,3 +232,42 @@ async def test_a_restart_ends_and_begins_in_order(tmp_path: Path, port: int) -> 
         await service.wait_listening()
         assert "before" in await service.do("history")
         assert await service.systemd.show(SERVICE, "NRestarts") == "0"
+
+
+async def test_a_server_that_hangs_is_started_again(tmp_path: Path, port: int) -> None:
+    async with installed(tmp_path, port) as service:
+        await service.override("WatchdogSec=2", "TimeoutAbortSec=1")
+        await service.start()
+        await service.signal(signal.SIGSTOP)
+        await service.wait_for("Starting multi-chat server", 2)
+        await service.wait_listening()
+        assert await service.systemd.show(SERVICE, "NRestarts") == "1"
+
+
+async def test_a_drain_may_take_longer_than_systemd_would_wait(tmp_path: Path, port: int) -> None:
+    async with installed(tmp_path, port, "drain = 6") as service:
+        await service.override("TimeoutStopSec=2")
+        await service.start()
+        client = await service.client()
+        async with client.stream:
+            await client.send("/json {}")
+            await service.wait_for("connected")
+            # Until its goodbye, after a third of the drain, it keeps the server.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(service.systemd.run, "systemctl", "stop", SERVICE)
+                *_, last = await client.rest()
+        goodbye = json.loads(last)
+        assert (goodbye["code"], goodbye["reconnect"]) == ("draining", True)
+        assert await service.systemd.show(SERVICE, "Result") == "success"
+        assert "Shutting down multi-chat server" in service.log
+
+
+async def test_systemctl_returns_when_clients_can_connect(tmp_path: Path, port: int) -> None:
+    async with installed(tmp_path, port) as service:
+        await service.do("start")
+        client = await service.client()
+        async with client.stream:
+            with trio.fail_after(WAIT_SECONDS):
+                while "1 client" not in (text := await service.systemd.show(SERVICE, "StatusText")):
+                    await trio.sleep(0.1)
+        assert text

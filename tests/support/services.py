@@ -53,6 +53,12 @@ class Service:
         await self.do("start")
         await self.wait_listening()
 
+    async def override(self, *lines: str) -> None:
+        """Change its unit by these lines; before it is started."""
+        folder = self.systemd.path("/etc/systemd/system") / f"{SERVICE}.d"
+        (folder / "override.conf").write_text("\n".join(("[Service]", *lines, "")), "utf-8")
+        await self.systemd.run("systemctl", "daemon-reload")
+
     async def wait_listening(self) -> None:
         """Wait until it accepts connections."""
         with trio.fail_after(WAIT_SECONDS):
