@@ -131,6 +131,9 @@ class CheckedCommand(TyperCommand):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for each in self.params:
+            kind: Any = each.type
+            if kind.name == "path":  # opening it fails in one line, and nobody reads a socket
+                kind.readable = False
             if isinstance(each, TyperOption) and each.show_envvar and each.envvar is None:
                 each.envvar = f"MULTICHAT_{str(each.name).rstrip('_').upper()}"
 

@@ -24,6 +24,7 @@ from multichat.net.listeners import listen_unix, unlink_at_end
 from multichat.protocol.commands import (
     ADMIN_COMMANDS,
     Command,
+    parse_ban,
     shortened,
     split_who,
     usage,
@@ -31,11 +32,11 @@ from multichat.protocol.commands import (
 from multichat.protocol.control import (
     Code,
     ControlAnswer,
-    ControlRequest,
     decode_request,
     encode_answer,
 )
 from multichat.protocol.framing import LineDecoder, clean
+from multichat.server import log_lines
 from multichat.server.admin_commands import AdminCommands
 from multichat.server.admin_requests import Answer, Task, run_command
 
@@ -169,8 +170,8 @@ class Control:
         if command is None:
             return _refusal(Code.USAGE, f"unknown command {shortened(request.command)}")
         if command.name not in _NOT_LOGGED:
-            shown = _without_secrets(command, request)
-            self._log.line("STATE", f"Operator at the admin socket: {shown}")
+            shown = _without_secrets(command, request.arguments.strip(), self._log)
+            log_lines.controlled(self._log, f"{command.name.removeprefix('/')} {shown}".rstrip())
         answer = run_command(self._admin, command, request.arguments)
         if answer is None:
             return _refusal(Code.USAGE, f"usage: {usage(command).removeprefix('/')}")
@@ -206,17 +207,26 @@ def _refusal(code: Code, error: str, *lines: str) -> ControlAnswer:
     return ControlAnswer(ok=False, code=code, error=clean(error), lines=tuple(map(clean, lines)))
 
 
-def _without_secrets(command: Command, request: ControlRequest) -> str:
-    """Return *request* as it is logged: without the text of messages, and without passphrases."""
-    name, rest = command.name.removeprefix("/"), request.arguments.strip()
+def _without_secrets(command: Command, rest: str, log: Log) -> str:
+    """Return *rest*, the arguments of *command*, without passphrases and the text of messages.
+
+    And perhaps without what else people read: the reasons of kicks and bans, and topics.
+    """
     match command.name:
         case "/announce":
-            rest = ""
+            return ""
         case "/send":
-            rest = split_who(rest)[0]
-        case _ if command.has_secret:
-            rest = " ".join(rest.split()[:2])
-    return clean(f"{name} {shortened(rest)}".rstrip())
+            return split_who(rest)[0]
+        case "/kick" if log.hides_messages:
+            return split_who(rest)[0]
+        case "/ban" if log.hides_messages:
+            ban = parse_ban(rest)
+            return f"{ban.what} {ban.time}" if ban is not None else ""
+        case "/topic" if log.hides_messages:
+            return rest.partition(" ")[0]
+    if command.has_secret:
+        rest = " ".join(rest.split()[:2])
+    return shortened(rest)
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "banned",
     "connected",
+    "controlled",
     "disconnected",
     "joined",
     "left",
@@ -104,6 +105,12 @@ def operated(client: "Client", command: str) -> None:
     fields: Fields = {"event": "operator", "name": client.name, "account": client.account}
     text = f"Operator {client.account} (Client {client.number}): {command}"
     client.log.line("STATE", text, fields=fields)
+
+
+def controlled(log: Log, command: str) -> None:
+    """Log a *command* of the operator that came over the admin socket."""
+    text = f"Operator at the admin socket: {command}"
+    log.line("STATE", text, fields={"event": "operator", "name": "", "account": ""})
 
 
 def refused(log: Log, address: str, why: RefusedFor, reason: str) -> None:

@@ -26,7 +26,7 @@ from multichat.protocol.control import (
     encode_request,
 )
 from multichat.protocol.framing import clean
-from multichat.server.config import ServerConfig
+from multichat.server.config import LogMessages, ServerConfig
 from multichat.server.control import Control, ControlLimits
 from multichat.server.server import Server
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
@@ -40,7 +40,8 @@ class Desk:
 
     def __init__(self, network: MemoryServer, nursery: trio.Nursery, limits: ControlLimits) -> None:
         self.network, self.server = network, network.server
-        self.control = Control(self.server.admin, Log("server"), limits)
+        log = Log("server", hides_messages=self.server.config.hides_messages)
+        self.control = Control(self.server.admin, log, limits)
         self._nursery = nursery
 
     def connect(self, *, lockstep: bool = False) -> ScriptedClient:
@@ -229,6 +230,35 @@ async def test_what_changes_something_is_logged_without_the_text_of_messages(
     begin = "[INFO] [server] [STATE] Operator at the admin socket: "
     logged = [line.removeprefix(begin) for line in log.lines if line.startswith(begin)]
     assert logged == ["ban bob 10m loud␛", "send 1", "announce", "kick 1"]
+
+
+async def test_with_log_messages_none_the_log_has_nothing_that_people_read(
+    autojump_clock: trio.testing.MockClock, log: LogRecorder
+) -> None:
+    config = ServerConfig(log_messages=LogMessages.NONE)
+    async with open_desk(config=config) as desk:
+        await desk.network.join()
+        for command, arguments in (
+            ("topic", "lobby secret"),
+            ("send", "1 secret"),
+            ("announce", "secret"),
+            ("ban", "bob 10m secret"),
+            ("ban", "name carol secret"),
+            ("kick", "Client 1 secret"),
+            ("kick", "1 secret"),
+        ):
+            await desk.run(command, arguments)
+    assert "secret" not in "\n".join(log.lines)
+    begin = "[INFO] [server] [STATE] Operator at the admin socket: "
+    assert [line.removeprefix(begin) for line in log.lines if line.startswith(begin)] == [
+        "topic lobby",
+        "send 1",
+        "announce",
+        "ban bob 10m",
+        "ban name carol",
+        "kick Client 1",
+        "kick 1",
+    ]
 
 
 async def test_a_bug_in_a_command_ends_neither_the_server_nor_the_connection(
