@@ -18,8 +18,16 @@ from typing import Self
 
 from multichat.errors import BadCertificate
 from multichat.files import read_file
+from multichat.net import transport
 
-__all__ = ["EXPIRES_SOON", "ServerTls", "Validity", "read_validity", "server_tls"]
+__all__ = [
+    "EXPIRES_SOON",
+    "ServerTls",
+    "Validity",
+    "explain_handshake",
+    "read_validity",
+    "server_tls",
+]
 
 # Authorities that renew automatically do so 30 days before the end: two weeks later, that fails.
 EXPIRES_SOON = timedelta(days=14)
@@ -30,6 +38,12 @@ _MAX_BYTES = 1024 * 1024
 _PEM = re.compile(
     rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----(.*?)-----END \1-----", re.DOTALL
 )
+
+# What may be at fault with a certificate that is valid now, by the alert of the client.
+_ALERTS = {
+    "certificate expired": "it has not: the client's clock is perhaps wrong",
+    "unknown ca": "perhaps the chain in the certificate's file is not complete",
+}
 
 # DER's tags.
 _UTC_TIME, _GENERALIZED_TIME, _VERSION = 0x17, 0x18, 0xA0
@@ -150,6 +164,24 @@ def _why(error: OSError, key: Path | None) -> str:
         if reason in ("", "pem lib", "no start line")
         else reason
     )
+
+
+def explain_handshake(error: BaseException, tls: ssl.SSLContext, now: float) -> str:
+    """Return why a handshake of a client with *tls* has failed with *error*, for the log.
+
+    *error* is one of a stream, *now* the Unix time.  Names what is wrong with the certificate.
+    """
+    cause = error.__cause__
+    fault = tls.fault(now) if isinstance(tls, ServerTls) else ""
+    if isinstance(cause, ssl.SSLEOFError):  # mostly without a word why
+        return (
+            f"TLS handshake aborted; {fault or 'perhaps the client does not trust the certificate'}"
+        )
+    reason = transport.describe_error(error)
+    if not isinstance(cause, ssl.SSLError):  # a broken connection
+        return reason
+    fault = fault or _ALERTS.get(transport.peers_alert(error), "")
+    return f"{reason}; {fault}" if fault else reason
 
 
 def read_validity(pem: bytes) -> Validity | None:

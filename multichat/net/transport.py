@@ -42,9 +42,9 @@ __all__ = [
     "peek",
     "peer_address",
     "peer_user",
+    "peers_alert",
     "pending_error",
     "receive_some",
-    "says_expired",
     "send_all",
     "unsent_bytes",
 ]
@@ -143,9 +143,10 @@ def is_not_tls(error: BaseException) -> bool:
     return getattr(error.__cause__, "reason", None) in _NO_TLS
 
 
-def says_expired(error: BaseException) -> bool:
-    """Return whether the peer ended a TLS handshake because our certificate has expired."""
-    return "ALERT_CERTIFICATE_EXPIRED" in (getattr(error.__cause__, "reason", None) or "")
+def peers_alert(error: BaseException) -> str:
+    """Return the alert by which the peer ended a TLS handshake, such as `unknown ca`; or empty."""
+    reason = getattr(error.__cause__, "reason", None) or ""
+    return str(reason.partition("_ALERT_")[2]).lower().replace("_", " ")
 
 
 class TooMuchData(trio.BrokenResourceError):

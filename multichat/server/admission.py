@@ -23,7 +23,7 @@ from typing import Self
 import trio
 
 from multichat.net import transport
-from multichat.net.certificates import ServerTls
+from multichat.net.certificates import explain_handshake
 from multichat.protocol.auth import SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS, UNAVAILABLE
 from multichat.protocol.codecs import LINES, Codecs
 from multichat.protocol.framing import Decoder, Part
@@ -196,24 +196,12 @@ class Admission:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if transport.is_not_tls(error):
                 raise AdmissionRefused(RefusedFor.TLS, *NO_TLS) from None
-            raise AdmissionRefused(RefusedFor.TLS, self._why_no_tls(error, context)) from None
+            reason = explain_handshake(error, context, self._clock())
+            raise AdmissionRefused(RefusedFor.TLS, reason) from None
         if in_time.cancelled_caught:
             reason = f"no TLS handshake in {self._config.handshake_seconds:g} s"
             raise AdmissionRefused(RefusedFor.TLS, reason)
         return encrypted
-
-    def _why_no_tls(self, error: Exception, context: ssl.SSLContext) -> str:
-        """Return why a handshake with *context* has failed, for the log."""
-        fault = context.fault(self._clock()) if isinstance(context, ServerTls) else ""
-        if isinstance(error.__cause__, ssl.SSLEOFError):  # mostly without a word why
-            reason = fault or "perhaps the client does not trust the certificate"
-            return f"TLS handshake aborted; {reason}"
-        reason = transport.describe_error(error)
-        if not isinstance(error.__cause__, ssl.SSLError):  # a broken connection
-            return reason
-        if not fault and transport.says_expired(error):
-            fault = "it is valid: the client's clock is perhaps wrong"
-        return f"{reason}; {fault}" if fault else reason
 
     async def reject(self, connection: AdmittedConnection, last_words: bytes | Goodbye) -> None:
         """Send *last_words* and close, within the linger timeout; the peer may be gone.

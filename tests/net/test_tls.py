@@ -5,6 +5,7 @@ import signal
 import socket
 import ssl
 import struct
+import time
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -24,7 +25,7 @@ import multichat
 from multichat import Chat, ConnectFailed, Server, ServerConfig, open_chat
 from multichat.client.connect import client_tls, connect, dial
 from multichat.errors import BadCertificate
-from multichat.net.certificates import server_tls
+from multichat.net.certificates import explain_handshake, server_tls
 from multichat.protocol.messages import Goodbye
 from multichat.protocol.text_codec import TEXT
 from multichat.server.admission import MAX_PENDING
@@ -354,11 +355,19 @@ async def test_an_untrusted_certificate_is_one_line_on_both_sides(
     assert not [line for line in log.lines if "crashed" in line or "connected" in line]
 
 
-async def test_the_clients_tls_alert_is_logged(
-    certificates: Certificates, log: LogRecorder
+@pytest.mark.parametrize(
+    ("certificate", "said"),
+    [
+        ("expired", "certificate expired; the certificate expired on "),
+        ("early", "bad certificate; the certificate is not valid before "),
+        ("untrusted", "unknown ca; perhaps the chain in the certificate's file is not complete"),
+    ],
+)
+async def test_the_clients_tls_alert_is_logged_and_explained(
+    certificate: str, said: str, certificates: Certificates, log: LogRecorder
 ) -> None:
     context = certificates.client()
-    async with running(certificates.server("expired")) as server:
+    async with running(certificates.server(certificate)) as server:
 
         def shake_hands() -> None:
             plain = socket.create_connection((LOOPBACK, server.port))
@@ -367,8 +376,26 @@ async def test_the_clients_tls_alert_is_logged(
 
         await trio.to_thread.run_sync(shake_hands)
         [line] = await until_logged(log, "Refused")
-        said = "TLS: the other side says certificate expired; the certificate expired on "
-        assert f": {said}" in line
+        assert f": TLS: the other side says {said}" in line
+
+
+@pytest.mark.parametrize(
+    ("reason", "explained"),
+    [
+        ("SSLV3_ALERT_CERTIFICATE_EXPIRED", "it has not: the client's clock is perhaps wrong"),
+        ("SSLV3_ALERT_HANDSHAKE_FAILURE", ""),
+        ("NO_SHARED_CIPHER", ""),
+    ],
+)
+def test_an_alert_is_explained_as_far_as_it_is_known(
+    reason: str, explained: str, certificates: Certificates
+) -> None:
+    cause = ssl.SSLError(1, f"[SSL: {reason}] …")
+    cause.reason = reason
+    error = trio.BrokenResourceError()
+    error.__cause__ = cause
+    shown = explain_handshake(error, certificates.server(), time.time())
+    assert shown.partition("; ")[2] == explained
 
 
 async def test_the_given_name_is_verified_instead_of_the_host(
