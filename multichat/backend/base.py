@@ -34,7 +34,7 @@ import trio
 from multichat.backend.events import BanRecord, ClientRecord, DirectReceived, Event
 from multichat.journal.base import AccountRecord, PendingWrite, SavedSession, SessionRecord
 from multichat.net.durations import DurationRecorder
-from multichat.protocol.ids import message_id, message_number
+from multichat.protocol.ids import MessageIds
 from multichat.protocol.messages import Directed, Nonce, SaidBlock
 
 __all__ = [
@@ -115,7 +115,7 @@ Fed: TypeAlias = Entry | Lost | Skipped
 """What the feed of a log hands out."""
 
 
-class RoomLog(ABC):
+class RoomLog(MessageIds, ABC):
     """The log of one room: its messages, in the one order that they have on all nodes.
 
     Its messages have the numbers from *first*, the oldest that is stored, up to and without *next*:
@@ -124,7 +124,8 @@ class RoomLog(ABC):
     its number (see `multichat.protocol.ids.message_id`); epochs are unique among rooms.
 
     *earlier* maps the room's earlier epochs, oldest first, to the number at which the next epoch
-    began.  Numbers continue from one epoch to the next.
+    began.  Numbers continue from one epoch to the next.  A log that has lost messages maps their
+    ids to the last number before those.
 
     With *has_feed*, the log is decided elsewhere: `propose` numbers nothing, and one task of the
     room calls `receive` again and again.
@@ -154,26 +155,6 @@ class RoomLog(ABC):
     @abstractmethod
     def earlier(self) -> Mapping[str, int]:
         """The earlier epochs, oldest first, with the number at which the next one began."""
-
-    def number_of(self, id_: str) -> int | None:
-        """Return the number of the message with that id, or None if the id is unknown.
-
-        An id of an earlier epoch is valid up to the number at which the next epoch began.  A log
-        that has lost messages maps their ids to the last number before that.
-        """
-        epoch = id_.partition("-")[0]
-        number = message_number(epoch, id_)
-        end = self.next if epoch == self.epoch else self.earlier.get(epoch, 0)
-        return number if number is not None and number < end else None
-
-    def id_of(self, number: int) -> str:
-        """Return the id of the message with that number."""
-        epoch = self.epoch
-        for earlier in reversed(tuple(self.earlier)):
-            if number >= self.earlier[earlier]:
-                break
-            epoch = earlier
-        return message_id(epoch, number)
 
     @abstractmethod
     def propose(
@@ -221,7 +202,7 @@ class RoomLog(ABC):
         and at most one block more than is returned.  Raises `NotRead`.
         """
 
-    def close(self) -> None:  # noqa: B027 - only a log with a feed holds anything
+    def close(self) -> None:
         """Release what the log holds; the room is closed, and no task is in `receive`.
 
         Proposals that are still pending are stored all the same, and resolve.

@@ -132,14 +132,6 @@ class LocalLog(RoomLog):
         """The journal's earlier epochs."""
         return self._journal.earlier
 
-    def number_of(self, id_: str) -> int | None:
-        """Return the number of the message with that id, as the journal knows it."""
-        return self._journal.number_of(id_)
-
-    def id_of(self, number: int) -> str:
-        """Return the id of the message with that number, as the journal knows it."""
-        return self._journal.id_of(number)
-
     def propose(
         self,
         draft: SaidBlock,

@@ -27,7 +27,7 @@ import trio
 
 from multichat.errors import StorageFailed
 from multichat.net.durations import DurationRecorder
-from multichat.protocol.ids import message_id, message_number
+from multichat.protocol.ids import MessageIds
 from multichat.protocol.messages import Nonce, SaidBlock
 
 __all__ = [
@@ -139,7 +139,7 @@ class SavedSession:
     nonces: list[SavedNonce]
 
 
-class RoomJournal(ABC):
+class RoomJournal(MessageIds, ABC):
     """One room's part of a journal.
 
     Its messages have the numbers from *first*, the oldest that is stored, up to and without *next*;
@@ -156,27 +156,6 @@ class RoomJournal(ABC):
     first: int
     next: int
     earlier: Mapping[str, int] = MappingProxyType({})
-
-    def number_of(self, id_: str) -> int | None:
-        """Return the number of the message with that id, or None if the id is unknown.
-
-        An id of an earlier epoch is valid up to the number at which the next epoch began: after a
-        journal was restored from a backup, the numbers given since the backup are given again, in
-        a new epoch.
-        """
-        epoch = id_.partition("-")[0]
-        number = message_number(epoch, id_)
-        end = self.next if epoch == self.epoch else self.earlier.get(epoch, 0)
-        return number if number is not None and number < end else None
-
-    def id_of(self, number: int) -> str:
-        """Return the id of the message with that number."""
-        epoch = self.epoch
-        for earlier in reversed(tuple(self.earlier)):
-            if number >= self.earlier[earlier]:
-                break
-            epoch = earlier
-        return message_id(epoch, number)
 
     @abstractmethod
     def append(
