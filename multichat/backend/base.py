@@ -38,6 +38,7 @@ from multichat.protocol.ids import MessageIds
 from multichat.protocol.messages import Directed, Nonce, SaidBlock
 
 __all__ = [
+    "NOBODY",
     "Backend",
     "Claim",
     "DirectFate",
@@ -48,6 +49,9 @@ __all__ = [
     "RoomLog",
     "Skipped",
 ]
+
+# The number of no client: the operator's, and that of a recipient who is gone.
+NOBODY = 0
 
 
 class DirectFate(Enum):
@@ -429,7 +433,7 @@ class Backend(ABC):
         *generation* is the sender's, whose number is in *message*.  With a *nonce*, for whose text
         *check* stands, it is delivered at most once however often and on whichever node it is sent
         again, as the same that it was: the later calls return its fate, and send it only if it was
-        certainly not delivered.
+        certainly not delivered.  To `NOBODY` nothing is sent.
 
         Shared.  Raises `StorageFailed` if it was certainly not sent, and `NonceReused` if the
         nonce was that of another message.

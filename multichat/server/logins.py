@@ -110,8 +110,10 @@ class Logins:
         elif fold_name(self._names.name_of(client)) == fold_name(name):
             self._tell_renamed(client, self._unname(client), name)
 
-    def _tell_renamed(self, client: Client, old: str, account: str) -> None:
-        why = f"the name {account} is registered, and its owner has logged in"
+    def _tell_renamed(self, client: Client, old: str, name: str) -> None:
+        why = f"the name {name} is registered, and its owner has logged in"
+        if self._accounts.find(name) is None:  # nodes of a cluster disagreed for a while
+            why = f"somebody else has the name {name} now"
         self._tell(client, Renamed(client.number, old, client.name), Notice(why))
 
     def log_out(self, client: Client, reason: str = "") -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import msgspec
 
-from multichat.backend.base import DirectFate
+from multichat.backend.base import NOBODY, DirectFate
 from multichat.errors import (
     DeliveryUnknown,
     LoginRequired,
@@ -175,7 +175,10 @@ class MessagePipeline:
         self._require_login()
         recipient = registry.find(to) or registry.find_elsewhere(to)
         if recipient is None:
-            raise NobodyThere(to)
+            if nonce is None or not await self._was_delivered(nonce, check):
+                raise NobodyThere(to)
+            await client.send(Accepted(nonce=nonce))
+            return
         if self._filters:
             message = Directed(client=client.number, name=client.name, text=text)
             [result] = await self._filters.apply([message])
@@ -187,7 +190,7 @@ class MessagePipeline:
             await tell(recipient, message, self._config)
             recipient.last_sender = client.number
         else:
-            fate = await registry.send_direct(client, recipient, message, nonce, check)
+            fate = await registry.send_direct(client, recipient.number, message, nonce, check)
             if fate is DirectFate.UNKNOWN:
                 raise DeliveryUnknown(recipient.name)
             if fate is DirectFate.NOT_DELIVERED:
@@ -198,6 +201,20 @@ class MessagePipeline:
             with suppress(StorageFailed):  # the message has been delivered all the same
                 await registry.session_store.remember_private(client.stored_session, nonce, check)
         await client.send(Accepted(nonce=nonce))
+
+    async def _was_delivered(self, nonce: Nonce, check: bytes) -> bool:
+        """Return whether a private message whose recipient is gone was sent before, and delivered.
+
+        Raises `DeliveryUnknown`.
+        """
+        client, registry = self._client, self._registry
+        if not registry.is_shared or client.stored_session is None:
+            return False
+        message = Directed(client=client.number, name=client.name, text="")
+        fate = await registry.send_direct(client, NOBODY, message, nonce, check)
+        if fate is DirectFate.UNKNOWN:
+            raise DeliveryUnknown("the recipient")
+        return fate is DirectFate.DELIVERED
 
 
 def _split(block: SayBlock, messages: int) -> tuple[SayBlock, SayBlock]:

@@ -511,17 +511,17 @@ class Registry:
     async def send_direct(
         self,
         sender: Client,
-        to: Client | RemoteClient,
+        to: int,
         message: Directed,
         nonce: Nonce | None,
         check: bytes,
     ) -> DirectFate:
-        """Send *message* of *sender* to a client on any node; see `Backend.send_direct`."""
+        """Send *message* of *sender* to client *to* on any node; see `Backend.send_direct`."""
         self.claims.check_available()
         if sender.stored_session is None:  # it cannot be sent again
             nonce = None
         return await self._backend.send_direct(
-            to.number, message, generation=sender.generation, nonce=nonce, check=check
+            to, message, generation=sender.generation, nonce=nonce, check=check
         )
 
     async def broadcast(self, text: str) -> Receipt:

@@ -403,7 +403,9 @@ class SessionStore:
             kept = await self._backend.take_session(session.digest, session.generation)
         if kept is None:
             return False
-        session.generation = kept.record.generation
+        record = kept.record  # it may have changed since it was found
+        session.generation = record.generation
+        session.name, session.rooms, session.login = record.name, record.rooms, record.login
         session.unpack()
         known = set(map(short_nonce, session.window))  # a shared backend shortens them
         for nonce, epoch, number, room, check in kept.nonces:

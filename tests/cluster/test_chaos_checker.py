@@ -3,6 +3,7 @@
 import pytest
 
 from .chaos.checker import Heard, Missed, Record, check_room
+from .chaos.directs import Direct, Directs, Fate, check_directs
 
 pytestmark = pytest.mark.unit
 
@@ -84,3 +85,48 @@ def test_what_is_not_kept_any_more_is_known_by_what_was_told_of_it() -> None:
     assert found(Missed(1), *heard(1, 2), history=(2,), retained=True) == []
     assert "was not told" in found(*heard(1, 2), history=(2,), retained=True)[0]
     assert "the history is not" in found(*heard(0, 1, 2), history=(1,), retained=True)[0]
+
+
+# --- Private messages -----------------------------------------------------------------------------
+
+
+def found_directs(
+    *heard: str, fate: Fate = "accepted", cuts: tuple[float, ...] = (), lossy: bool = False
+) -> list[str]:
+    """Return what is found if alice sent bob `hi`, with that *fate*, and bob has *heard* this."""
+    alice, bob = Directs(), Directs(heard=[*heard], cuts=[*cuts])
+    alice.sent["1"] = Direct("hi", "bob", (10.0, 11.0), fate)
+    return check_directs({"alice": alice, "bob": bob}, lossy=lossy)
+
+
+@pytest.mark.parametrize(
+    ("heard", "fate"),
+    [(["hi"], "accepted"), ([], "refused"), ([], "unknown"), (["hi"], "unknown")],
+)
+def test_a_private_message_whose_fate_is_told_as_it_is_is_no_violation(
+    heard: list[str], fate: Fate
+) -> None:
+    assert found_directs(*heard, fate=fate) == []
+
+
+@pytest.mark.parametrize(
+    ("heard", "fate", "words"),
+    [
+        (["hi", "hi"], "accepted", "heard twice"),
+        (["hi"], "refused", "told as not delivered"),
+        ([], "accepted", "has not got it"),
+        (["hi"], "open", "never answered"),
+        (["hi", "for carol"], "accepted", "not for it"),
+    ],
+)
+def test_a_private_message_that_is_lost_repeated_or_misreported_is_found(
+    heard: list[str], fate: Fate, words: str
+) -> None:
+    [violation] = found_directs(*heard, fate=fate)
+    assert words in violation
+
+
+def test_a_private_message_may_be_lost_with_its_recipients_connection_only() -> None:
+    assert found_directs(cuts=(12.0,)) == []
+    assert found_directs(cuts=(9.0, 100.0)) != []
+    assert found_directs("hi", "hi", lossy=True) == []

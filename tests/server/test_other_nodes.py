@@ -593,3 +593,17 @@ async def test_while_the_storage_is_away_nothing_is_decided_and_nobody_disconnec
         await alice.say("back again")
         assert (await alice.ask("enter", room="den"))["type"] == "joined"
         assert (await bob.said()) == ("lobby", "back again")
+
+
+async def test_a_session_that_changes_after_it_was_found_is_taken_as_it_is(
+    autojump_clock: Clock,
+) -> None:
+    hub = Hub()
+    store = SessionStore(hub.node("one"), 10, 100.0)
+    token, session = store.create(1, "alice", ("lobby",))
+    there = SessionStore(hub.node("two"), 10, 100.0)
+    found = await there.find(token)
+    assert found is not None
+    store.update(session, "al", ("lobby", "den"))  # its old connection was still read
+    assert await there.take(found)
+    assert (found.name, found.rooms) == ("al", ("lobby", "den"))

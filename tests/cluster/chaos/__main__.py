@@ -2,8 +2,10 @@
 
 Two nodes (`multichat serve --cluster`), a real engine and a load balancer run as in production; six
 clients chat in three rooms, reconnect and resume anywhere.  Each accepted message must arrive at
-every member of its room exactly once, in one order; nobody may be a ghost in the end.  Prints a
-line of figures for each run, and every violation with what was seen.
+every member of its room exactly once, in one order; nobody may be a ghost in the end.  A private
+message arrives once, or its sender is told that it did not or that nobody knows; an account has one
+holder; bans and topics that were acknowledged hold on all nodes.  Prints a line of figures for each
+run, and every violation with what was seen.
 """
 
 import argparse

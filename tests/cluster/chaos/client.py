@@ -17,6 +17,7 @@ import trio
 from tests.support.processes import LOOPBACK
 
 from .checker import Heard, Missed, Record
+from .directs import Direct, Directs
 
 __all__ = ["Chatter", "Crowd", "Cut", "Line", "probe", "replay"]
 
@@ -48,6 +49,17 @@ _BARE_CHANCE = 0.2
 # nobody could change.
 _RENAME_CHANCE = 0.1
 _NAMES = ("red", "green", "blue", "black", "white", "brown", "grey", "pink", "orange", "violet")
+
+# How often a client that speaks sends a private message, and how often it asks what has become of
+# one whose fate is unknown.
+_DIRECT_CHANCE = 0.25
+_MAX_TRIES = 6
+
+# How much of what it was called is told with a violation.
+_STORY = 20
+
+# After these a private message is certainly not delivered.
+_NOT_DELIVERED = ("not-delivered", "nobody-there")
 
 _EVERYTHING = 2**31 - 1
 
@@ -134,12 +146,14 @@ class Chatter:
     seen_left: list[str] = field(default_factory=list)
     records: dict[str, Record] = field(default_factory=dict)
     unaccepted: dict[int, _Unaccepted] = field(default_factory=dict)
+    directs: Directs = field(default_factory=Directs)
 
     def __post_init__(self) -> None:
         self.records = {room: Record(self.name) for room in self.rooms}
         self._since: dict[str, str] = {}
         self._asked: dict[str, str] = {}  # names, by nonce
         self._had: set[str] = {self.name}  # names since its last accepted message
+        self._story: list[str] = []  # of its name
         self._session = ""
         self._nonce = 0
         self._wait = 0.0
@@ -166,6 +180,7 @@ class Chatter:
                 self.ends[str(cuts.exceptions[0])] += 1
             finally:
                 self.connected = False
+                self.directs.cuts.append(trio.current_time())
                 await trio.aclose_forcefully(stream)
             await trio.sleep(max(_RETRY_SECONDS, self._wait) * self._dice.uniform(0.5, 1.5))
             self._wait = 0.0
@@ -221,7 +236,9 @@ class Chatter:
         """Another client of the same address may have taken its name while it was away."""
         allowed = {*self._had, *self._asked.values(), f"Client {welcome['client']}"}
         if welcome["name"] not in allowed and not self.crowd.lossy:
-            self._fail(f"is called {welcome['name']}, not {' or '.join(allowed)}")
+            story = ", ".join(self._story[-_STORY:])
+            self._fail(f"is called {welcome['name']}, not {' or '.join(allowed)}; {story}")
+        self._story.append(f"welcome {welcome['name']}")
         self.called = welcome["name"]
         self._had = {self.called}
         self._asked.clear()
@@ -233,6 +250,8 @@ class Chatter:
         for each in self.unaccepted.values():
             self.records[each.room].unsure.add(each.text)
         self.unaccepted.clear()
+        for direct in self.open_directs.values():
+            direct.fate = "unknown"
         self._session = ""
         raise Cut("the session was lost")
 
@@ -240,7 +259,51 @@ class Chatter:
         for each in self.unaccepted.values():
             each.sent += 1
             each.refused_at = None
-        return [self._say(nonce) for nonce in self.unaccepted]
+        return [
+            *(self._say(nonce) for nonce in self.unaccepted),
+            *(self._direct_again(nonce) for nonce in self.open_directs),
+        ]
+
+    # --- Private messages -------------------------------------------------------------------------
+
+    @property
+    def open_directs(self) -> dict[str, Direct]:
+        """The private messages whose fate is not decided, by nonce."""
+        return {nonce: one for nonce, one in self.directs.sent.items() if one.fate == "open"}
+
+    def _new_direct(self) -> dict[str, Any]:
+        to = self._dice.choice([each for each in self.crowd.chatters if each is not self])
+        text = f"to {to.name} from {self.name} {len(self.directs.sent)}"
+        now, nonce = trio.current_time(), f"direct {len(self.directs.sent)}"
+        self.directs.sent[nonce] = Direct(text, to.name, (now, now))
+        return {"type": "direct", "to": to.client, "text": text, "nonce": nonce}
+
+    def _direct_again(self, nonce: str) -> dict[str, Any]:
+        """Send a private message again, to whichever number its recipient had."""
+        direct = self.directs.sent[nonce]
+        direct.tries += 1
+        direct.retry_at = None
+        direct.times = direct.times[0], trio.current_time()
+        to = next(each for each in self.crowd.chatters if each.name == direct.to)
+        return {"type": "direct", "to": to.client, "text": direct.text, "nonce": nonce}
+
+    def _decide_direct(self, event: dict[str, Any]) -> None:
+        direct = self.directs.sent[event["nonce"]]
+        direct.times = direct.times[0], trio.current_time()
+        if direct.fate != "open":
+            self._fail(f"got {event} for a message that is {direct.fate}")
+        elif event["type"] == "accepted":
+            direct.fate = "accepted"
+        elif event["code"] in _NOT_DELIVERED or (
+            event["code"] == "storage-failed" and direct.tries == 1
+        ):
+            direct.fate = "refused"
+        elif event["code"] in ("storage-failed", "delivery-unknown"):
+            direct.retry_at = trio.current_time() + _REFUSED_SECONDS
+            if event["code"] == "delivery-unknown" and direct.tries >= _MAX_TRIES:
+                direct.fate = "unknown"
+        else:
+            self._fail(f"got {event}")
 
     def _say(self, nonce: int) -> dict[str, Any]:
         each = self.unaccepted[nonce]
@@ -256,6 +319,13 @@ class Chatter:
                 requests += [self._new() for _ in range(self._dice.randint(1, _MAX_BURST))]
             if self.crowd.talking and self._dice.random() < _RENAME_CHANCE:
                 requests.append(self._rename())
+            if self.crowd.talking and self._dice.random() < _DIRECT_CHANCE:
+                requests.append(self._new_direct())
+            requests += [
+                self._direct_again(nonce)
+                for nonce, each in self.open_directs.items()
+                if each.retry_at is not None and now >= each.retry_at
+            ]
             if now >= ping_at:
                 ping_at = now + _PING_SECONDS
                 requests.append({"type": "ping"})
@@ -277,6 +347,7 @@ class Chatter:
         # The name of a client that is away can be taken, and then that client is told to have left.
         own = f"{self.name}-{self._nonce}"
         self._asked[nonce] = own if self.crowd.quiet else self._dice.choice(_NAMES)
+        self._story.append(f"asks for {self._asked[nonce]}")
         return {"type": "name", "name": self._asked[nonce], "nonce": nonce}
 
     def _new(self) -> dict[str, Any]:
@@ -303,6 +374,10 @@ class Chatter:
         match event["type"]:
             case "said":
                 self._said(event["room"], event["id"], event["text"])
+            case "direct":
+                self.directs.heard.append(event["text"])
+            case "accepted" | "error" if event.get("nonce") in self.directs.sent:
+                self._decide_direct(event)
             case "missed":
                 self.records[event["room"]].heard.append(Missed(event["count"]))
             case "accepted":
@@ -324,6 +399,7 @@ class Chatter:
                 self.renames += 1
                 self.called = event["name"]
                 self._had.add(self.called)
+                self._story.append(f"renamed {self.called}")
             case "renamed" | "pong":
                 pass
             case _:
@@ -343,6 +419,8 @@ class Chatter:
         else:
             self.records[each.room].accepted[each.text] = event["id"]
             self._had = {self.called}
+            if not (self._story and self._story[-1].startswith("accepted")):
+                self._story.append(f"accepted as {self.called}")
 
     def _presence(self, event: dict[str, Any]) -> None:
         if event["type"] == "left" or event.get("left"):
@@ -352,6 +430,8 @@ class Chatter:
     def _error(self, event: dict[str, Any]) -> None:
         """A message that was sent once is certainly not published; else its fate is open."""
         name = self._asked.pop(str(event.get("nonce")), None)
+        if name is not None or "nonce" not in event:
+            self._story.append(f"error {event['code']} {name}")
         if name is not None and event["code"] in ("name-taken", "storage-failed"):
             return
         if event["code"] == "name-taken" and "nonce" not in event:  # of its session: see above
@@ -420,6 +500,11 @@ class Crowd:
             f"{each.name} has {len(each.unaccepted)} unacknowledged messages"
             for each in self.chatters
             if each.unaccepted
+        ]
+        found += [
+            f"{each.name} has {len(each.open_directs)} private messages of unknown fate"
+            for each in self.chatters
+            if each.open_directs
         ]
         for room in self.room_names:
             every = set() if self.lossy else self._accepted_in(room)

@@ -19,6 +19,8 @@ from tests.cluster.balancer import Balancer
 from tests.cluster.engine import Engine, EngineConfig, Engines, Kind, running_engines
 from tests.support.processes import ENDS_WITH_US, LOOPBACK, MULTICHAT, WAIT_SECONDS
 
+from .operators import ACCOUNT, OPERATOR, PASSPHRASE
+
 __all__ = ["Cluster", "Node", "Plan", "running_cluster"]
 
 
@@ -128,13 +130,22 @@ class Cluster:
             url = f"valkey://{LOOPBACK}:{wire.port}"
             if self.sentinel is not None:
                 url = f"valkey+sentinel://{LOOPBACK}:{self.sentinel.port}/{Engine.name}"
-            options = ("--cluster", url, *self.plan.options)
+            options = ("--cluster", url, "--operators", OPERATOR, *self.plan.options)
             self.nodes.append(Node(number, self.folder, wire, options))
+        await self._add_operator()
         async with trio.open_nursery() as starting:
             for node in self.nodes:
                 starting.start_soon(node.start)
         self.front.targets = [node.port for node in self.nodes]
         await nursery.start(self.front.run)
+
+    async def _add_operator(self) -> None:
+        """Add the accounts of the operator and of those who fight for one."""
+        secret = self.folder / "passphrase"
+        secret.write_text(PASSPHRASE, "utf-8")
+        for name in (OPERATOR, ACCOUNT):
+            words = ("account", "add", self.primary.url, name, "--passphrase-file", str(secret))
+            await trio.run_process([MULTICHAT, *words], capture_stdout=True)
 
     async def add_replica(self) -> Engine:
         """Start a replica of the primary."""

@@ -10,7 +10,9 @@ import trio
 from .checker import Missed, check_room
 from .client import Crowd, Cut, probe, replay
 from .cluster import Cluster, Plan, running_cluster
+from .directs import check_directs
 from .faults import Fault
+from .operators import Office
 
 __all__ = ["Outcome", "run"]
 
@@ -60,13 +62,22 @@ async def run(name: str, fault: Fault, plan: Plan, folder: Path, *, seconds: flo
             quiet=fault.quiet,
             patient=fault.patient,
         )
+        office = Office(cluster.front.port, seed)
         for chatter in crowd.chatters:
             nursery.start_soon(chatter.run)
+        nursery.start_soon(office.run)
         try:
+            office.working = True
             times = await _disturb(cluster, crowd, fault, dice, seconds, outcome)
+            office.working = False
             await _settle(cluster, crowd, outcome)
             await _check(cluster, crowd, fault, outcome)
-            crowd.over = True
+            members = {each.name: each.directs for each in crowd.chatters}
+            outcome.violations += check_directs(members, lossy=fault.lossy)
+            if not fault.lossy:
+                outcome.violations += await office.check([node.port for node in cluster.nodes])
+            outcome.figures |= office.figures()
+            crowd.over = office.over = True
             nursery.cancel_scope.cancel(reason="the run has ended")
         except trio.TooSlowError:
             outcome.violations.append("a part of the run took too long")
@@ -210,4 +221,16 @@ def _figures(crowd: Crowd, outcome: Outcome) -> dict[str, object]:
         "resumes": sum(each.resumed for each in every),
         "renames": sum(each.renames for each in every),
         "new sessions": sum(each.new_sessions for each in every),
+        "private": sum(len(each.directs.sent) for each in every),
+        **_fates(crowd),
+    }
+
+
+def _fates(crowd: Crowd) -> dict[str, int]:
+    fates = Counter(one.fate for each in crowd.chatters for one in each.directs.sent.values())
+    heard = sum(len(each.directs.heard) for each in crowd.chatters)
+    return {
+        "private heard": heard,
+        "private refused": fates["refused"],
+        "private unknown": fates["unknown"],
     }
