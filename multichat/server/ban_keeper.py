@@ -151,9 +151,9 @@ class BanKeeper:
         self._bans.change(added, lifted, now)
         if len(added) + len(lifted) <= _MAX_LOGGED:
             for ban in lifted:
-                self._log.line("STATE", f"Unbanned {ban.subject}")
+                log_lines.unbanned(self._log, ban.subject)
             for ban in added:
-                self._log.line("STATE", f"Banned {ban.describe(now)}")
+                log_lines.banned(self._log, ban, now)
         else:
             text = f"Changed bans: {len(added)} added or changed, {len(lifted)} lifted"
             self._log.line("STATE", text)

@@ -1,9 +1,10 @@
-"""What the log says of clients, connections and bans: the words, and the fields of JSON.
+"""What the log says of clients, connections, bans and reloads: the words, and the fields of JSON.
 
 One function for each event.  Those that a client can cause without end go through its own log,
 which is limited in lines; see `multichat.server.log_rate`.
 """
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,10 @@ __all__ = [
     "left",
     "logged_in",
     "logged_out",
+    "not_reloaded",
     "operated",
     "refused",
+    "reloaded",
     "renamed",
     "resumed",
     "unbanned",
@@ -136,3 +139,13 @@ def banned(log: Log, ban: Ban, now: float) -> None:
 def unbanned(log: Log, target: str) -> None:
     """Log that the ban of *target* was lifted."""
     log.line("STATE", f"Unbanned {target}", fields={"event": "unbanned", "target": target})
+
+
+def reloaded(log: Log, parts: str) -> None:
+    """Log which *parts* of the server were reloaded, with commas between them."""
+    log.line("reload", f"Reloaded: {parts}", fields={"event": "reloaded", "parts": parts})
+
+
+def not_reloaded(log: Log, part: str, text: str) -> None:
+    """Log a *part* that was not reloaded; *text* says why."""
+    log.line("reload", text, logging.ERROR, fields={"event": "not-reloaded", "part": part})

@@ -16,7 +16,7 @@ Invariants:
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from logging import ERROR, WARNING
+from logging import WARNING
 from typing import TypeVar
 
 import trio
@@ -25,6 +25,7 @@ from multichat.errors import MultichatError, ReloadFailed
 from multichat.log import Log
 from multichat.net import transport
 from multichat.protocol.framing import clean
+from multichat.server import log_lines
 
 __all__ = ["Reloading"]
 
@@ -82,18 +83,18 @@ class Reloading:
             # In the order of the parts, whichever was ready first.
             done = [name for name in self._parts if name in answers]
             what = ", ".join(done) if done else "nothing"
-            failed = [
-                f"Could not reload the {name} (unchanged): {faults[name]}"
+            failed = {
+                name: f"Could not reload the {name} (unchanged): {faults[name]}"
                 for name in self._parts
                 if name in faults
-            ]
+            }
             advice = [text for name in done if (text := answers[name])]
-            self._log.line("reload", f"Reloaded: {what}")
+            log_lines.reloaded(self._log, what)
             for text in advice:
                 self._log.line("reload", text, WARNING)
-            for text in failed:
-                self._log.line("reload", text, ERROR)
-            lines = [*failed, f"Reloaded: {what}", *advice]
+            for name, text in failed.items():
+                log_lines.not_reloaded(self._log, name, text)
+            lines = [*failed.values(), f"Reloaded: {what}", *advice]
             if failed:
                 raise ReloadFailed(lines)
             return lines

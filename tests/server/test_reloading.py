@@ -1,5 +1,7 @@
 """Reloading the parts of a running server: what is wrong stays as it was, the rest changes."""
 
+import json
+import os
 import ssl
 import threading
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from multichat import (
     parse_target,
 )
 from multichat.errors import MultichatError
-from multichat.log import Log
+from multichat.log import Log, open_log
 from multichat.protocol.messages import Goodbye
 from multichat.server.bans import changes_of
 from multichat.server.reloading import Reloading
@@ -70,6 +72,21 @@ async def test_a_part_that_fails_stays_and_the_others_are_reloaded(
     assert done == "Reloaded: first, third"
     assert f"[ERROR] [server] [reload] {failed}" in log.lines
     assert f"[INFO] [server] [reload] {done}" in log.lines
+
+
+async def test_programs_find_in_the_log_what_was_reloaded() -> None:
+    read, write = os.pipe()
+    with open(read, encoding="utf-8") as lines:  # noqa: PTH123
+        with open_log(write, json=True):
+            reloading = Reloading(Log("server"))
+            reloading.add("bans", failing(ValueError("no")), lambda _: None)
+            reloading.add("log file", lambda: 1, lambda _: None)
+            with pytest.raises(ReloadFailed):
+                await reloading.reload()
+        os.close(write)
+        first, second = map(json.loads, lines)
+    assert (first["event"], first["parts"]) == ("reloaded", "log file")
+    assert (second["event"], second["part"]) == ("not-reloaded", "bans")
 
 
 async def test_advice_is_logged_and_returned(log: LogRecorder) -> None:
