@@ -97,6 +97,7 @@ if TYPE_CHECKING:
         Slow,
     )
     from multichat.server.join_hook import OnJoin
+    from multichat.server.metrics import ServerCollector
     from multichat.server.server import Server, serve
     from multichat.server.statistics import Durations, ServerStatistics
     from multichat.web.config import WebConfig
@@ -174,6 +175,7 @@ __all__ = [
     "RoomState",
     "Said",
     "Server",
+    "ServerCollector",
     "ServerConfig",
     "ServerStatistics",
     "ServerTimeouts",
@@ -216,6 +218,7 @@ _HOMES = (
     "protocol.messages",
     "server.join_hook",
     "server.client",
+    "server.metrics",
     "server.server",
     "server.statistics",
     "web.config",

@@ -104,6 +104,8 @@ async def moderate(server: multichat.Server) -> None:
     statistics = assert_type(server.statistics(), multichat.ServerStatistics)
     print(assert_type(statistics.loop_lag, multichat.Durations), statistics.disconnects["lost"])
     print(assert_type(server.why_not_ready(), str))
+    for metric in multichat.ServerCollector(server).collect():
+        print(metric)
 
 
 async def run_server(port: int, unix: Path) -> None:

@@ -88,6 +88,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Needs("web_url", "web"),
         Needs("web_proxy", "web"),
         Needs("webhook_token_file", "web"),
+        Needs("metrics_host", "metrics"),
         Needs("burst", "rate"),
         Needs("filter_joins", "filter_"),
         Needs("durability", "journal"),

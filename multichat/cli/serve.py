@@ -19,6 +19,7 @@ import typer
 
 from multichat.cli.cluster import CLUSTER_PASSWORD_VARIABLE, EngineAccess, open_cluster
 from multichat.cli.config import serve_from_file
+from multichat.cli.metrics import LOOPBACK, MetricsHost, MetricsPort, check_extra
 from multichat.cli.notices import warn
 from multichat.cli.option_rules import described
 from multichat.cli.parameters import (
@@ -188,6 +189,8 @@ def serve(
             show_default="no webhook",
         ),
     ] = None,
+    metrics: MetricsPort = None,
+    metrics_host: MetricsHost = None,
     password_file: PasswordFile = None,
     filter_: Annotated[
         list[str] | None,
@@ -292,6 +295,8 @@ def serve(
     commands.
     """
     _check_environment(context)
+    if metrics is not None:
+        check_extra(described(context, "metrics"))
     if keep_days is not None and not 0 < keep_days <= _MAX_DAYS:
         raise UsageMistake(
             f"{described(context, 'keep_days')} must be more than 0 and at most {_MAX_DAYS}"
@@ -388,6 +393,8 @@ def serve(
             web=web,
             web_host=web_host,
             admin=admin,
+            metrics=metrics,
+            metrics_host=metrics_host or LOOPBACK,
         )
         console = _console(server, writer, stack)
         trio.run(partial(serve_until_signal, server, run, hang_ups, console, manager=manager))

@@ -95,7 +95,7 @@ class Server:
 
     *port* is the first TCP port that it listens on and *addresses* are all of them, such as
     `0.0.0.0:9000` and `[::]:9000`; 0 and empty until it listens.  *web_url* is where its page is,
-    empty without one.
+    and *metrics_url* where its metrics are, empty without one.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Server:
         )
         self.port = 0
         self.addresses: list[str] = []
-        self.web_url = ""
+        self.web_url = self.metrics_url = ""
         self._web_names: tuple[str, ...] = ()
         self._log = Log("server", hides_messages=self.config.hides_messages)
         self._bans = Bans()
@@ -198,12 +198,16 @@ class Server:
         web: int | None = None,
         web_host: str | Sequence[str] | None = None,
         admin: Path | None = None,
+        metrics: int | None = None,
+        metrics_host: str | Sequence[str] = "127.0.0.1",
         task_status: trio.TaskStatus["Server"] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve clients on TCP *port*, a *unix* socket, or both, until `shutdown` is called; once.
 
         With *web*, also serve the page, WebSockets and the webhook on that port, on *web_host* or
         else on *host*.  At *admin* is the Unix socket of `multichat ctl`, for this user alone.
+        With *metrics*, serve them and checks of health on that port of *metrics_host* until the
+        server has ended; needs the extra `multichat-trio[metrics]`.
 
         *host* is an address or name, or several; None is every interface, IPv4 and IPv6.  With
         port 0 the system chooses one for the first address, and further hosts share it.  With
@@ -247,6 +251,11 @@ class Server:
             log_start(self._log, starting, self.config, self._backend.location, self.web_url)
             if advice := self.settings.certificate_advice():
                 self._log.line("start", advice, WARNING)
+            if metrics is not None:
+                from multichat.server.metrics_port import open_metrics  # imports h11 and others
+
+                opened = open_metrics(self, self._turns, self._log, metrics, metrics_host)
+                self.metrics_url = await stack.enter_async_context(opened)
             self._start_soon(partial(trio.to_thread.run_sync, load_tables))
             await self._serve(tcp, listeners, pages, task_status)
 

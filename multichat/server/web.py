@@ -14,9 +14,7 @@ Invariants:
 
 import math
 import socket
-import time
 from collections.abc import Mapping, Sequence
-from email.utils import formatdate
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from ssl import SSLContext
@@ -34,6 +32,8 @@ from multichat.protocol.text_codec import TEXT
 from multichat.server.admission import Admission, AdmissionRefused, PendingSlot
 from multichat.server.bans import host_of
 from multichat.server.connections import Connections
+from multichat.server.health import health_response
+from multichat.server.http_io import READ_BYTES, http_date, read_head, send_response
 from multichat.server.origin import Origin
 from multichat.server.proxied import Arrival, LoadBalancers
 from multichat.server.refusals import RefusedFor
@@ -41,7 +41,7 @@ from multichat.server.webhook import Poster, Webhook
 from multichat.web.forwarded import Peer, Proxies
 from multichat.web.handshake import Handshake, shake_hands
 from multichat.web.hosts import own_names
-from multichat.web.http import CONTINUE, HttpError, NotHttp, Request, RequestReader, Response
+from multichat.web.http import CONTINUE, HttpError, NotHttp, Request, RequestReader
 from multichat.web.page_files import PageFiles
 from multichat.web.site import WEBSOCKET, Health, Post, Site, Upgrade
 from multichat.web.webhook import Posted, error_response, max_body, read_posted
@@ -50,12 +50,6 @@ if TYPE_CHECKING:
     from multichat.server.server import Server
 
 __all__ = ["WebPort"]
-
-# A head of a browser comes in one read.
-_READ_BYTES = 16 * 1024
-
-# How often a connection is read after its response, so that this is not lost to a reset.
-_LINGER_READS = 4
 
 _NOT_HTTP = "this is the web port: chat clients use the other port of the server"
 
@@ -178,7 +172,10 @@ class WebPort:
         try:
             if tls is not None:
                 await self._encrypt(connection, tls)
-            request = await self._read_head(connection)
+            connection.reader = RequestReader(self._config.web.max_head_bytes)
+            request = await read_head(
+                connection.stream, connection.reader, self._config.handshake_seconds
+            )
             if request is None:
                 return None
             await self._know_client(connection, slot, request)
@@ -190,7 +187,7 @@ class WebPort:
             if isinstance(route, Post):
                 is_post = True
                 return await self._read_posting(connection, request, route.room)
-            response = self._health(route) if isinstance(route, Health) else route
+            response = health_response(self._server, route) if isinstance(route, Health) else route
         except HttpError as error:
             if error.logged:
                 why = error.why if isinstance(error, _Refused) else RefusedFor.WEB_REQUEST
@@ -201,10 +198,10 @@ class WebPort:
             self._refuse(connection, RefusedFor.OTHER_PROTOCOL, reason)
             return TEXT.encode(Goodbye(_NOT_HTTP))
         with_body = request is None or request.method != "HEAD"
-        return response.encode(date=_now(), with_body=with_body)
+        return response.encode(date=http_date(), with_body=with_body)
 
     async def _shake_hands(self, connection: "_Connection", request: Request) -> Handshake | None:
-        handshake = shake_hands(request, date=_now())
+        handshake = shake_hands(request, date=http_date())
         with trio.move_on_after(self._config.web.transfer_seconds):
             await transport.send_all(connection.stream, handshake.response)
             return handshake
@@ -226,7 +223,7 @@ class WebPort:
             if reader.expects_continue:
                 await transport.send_all(connection.stream, CONTINUE)
             while reader.body is None:
-                data = await transport.receive_some(connection.stream, _READ_BYTES)
+                data = await transport.receive_some(connection.stream, READ_BYTES)
                 if data:
                     reader.feed(data)
                 else:
@@ -239,12 +236,7 @@ class WebPort:
             response = await self._webhook.post(*posting, connection.origin)
         except HttpError as error:
             response = error_response(error)
-        await self._send(connection, response.encode(date=_now()))
-
-    def _health(self, health: Health) -> Response:
-        if health is Health.READY and (reason := self._server.why_not_ready()):
-            return Response.of_text(503, reason)
-        return Response.of_text(200, "ok")
+        await self._send(connection, response.encode(date=http_date()))
 
     async def _encrypt(self, connection: "_Connection", tls: SSLContext) -> None:
         try:
@@ -255,19 +247,6 @@ class WebPort:
             text = "this port uses TLS: begin the address with https://"
             raise _Refused(refusal.why, 400, text, logged=refusal.reason) from None
         connection.scheme, connection.is_private = "https", True
-
-    async def _read_head(self, connection: "_Connection") -> Request | None:
-        """Return the request; None if there is none.  Raises `HttpError` or `NotHttp`."""
-        reader = connection.reader = RequestReader(self._config.web.max_head_bytes)
-        seconds = self._config.handshake_seconds
-        with trio.move_on_after(seconds):
-            while reader.request is None:
-                data = await transport.receive_some(connection.stream, _READ_BYTES)
-                if not data:
-                    return None
-                reader.feed(data)
-            return reader.request
-        raise HttpError(408, f"no request in {seconds:g} s")
 
     async def _know_client(
         self, connection: "_Connection", slot: PendingSlot, request: Request
@@ -312,11 +291,12 @@ class WebPort:
             raise _Refused(RefusedFor.SHUTDOWN, 503, reason, headers, logged=reason)
 
     async def _send(self, connection: "_Connection", data: bytes) -> None:
-        with trio.move_on_after(self._config.web.transfer_seconds):
-            await transport.send_all(connection.stream, data)
-            await transport.close_gracefully(
-                connection.stream, self._config.timeouts.linger, _LINGER_READS
-            )
+        await send_response(
+            connection.stream,
+            data,
+            seconds=self._config.web.transfer_seconds,
+            linger=self._config.timeouts.linger,
+        )
 
     def _refuse(self, connection: "_Connection", why: RefusedFor, reason: str) -> None:
         self._connections.note_refused(connection.address, why, reason)
@@ -356,10 +336,6 @@ class _Connection(Arrival):
         self.stream, self.meter = stream, meter
         self.scheme = "http"
         self.reader: RequestReader
-
-
-def _now() -> str:
-    return formatdate(time.time(), usegmt=True)
 
 
 def _read_page() -> dict[str, bytes]:
