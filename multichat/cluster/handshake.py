@@ -13,7 +13,7 @@ from multichat.cluster.resp import Value, Word
 
 __all__ = ["EngineInfo", "NotUsable", "hello", "judge", "judge_error"]
 
-# What `FUNCTION` and sharded channels need.
+# What `FUNCTION` needs.
 _LEAST_VERSION = 7
 
 CLIENT_NAME = "multichat"

@@ -4,7 +4,7 @@ The function library makes most names itself: see the list at the top of `librar
 `directory.lua` for the directory's.
 """
 
-__all__ = ["LOG", "NODES", "PREFIX", "channel_room", "room_channel", "room_stream"]
+__all__ = ["LOG", "NODES", "PREFIX", "channel_room", "room_channel"]
 
 PREFIX = "multichat:"
 
@@ -20,11 +20,6 @@ _ROOM_CHANNEL = f"{PREFIX}room:"
 def room_channel(room: str) -> str:
     """Return the channel of the room with that key; it is the name of the room's hash, too."""
     return f"{_ROOM_CHANNEL}{room}"
-
-
-def room_stream(room: str) -> str:
-    """Return the stream with the messages of the room with that key."""
-    return f"{PREFIX}log:{room}"
 
 
 def channel_room(channel: str) -> str | None:

@@ -150,11 +150,6 @@ class Request:
         self._reply = reply
         self._done.set()
 
-    @property
-    def is_done(self) -> bool:
-        """Whether `reply` returns without waiting."""
-        return self._done.is_set()
-
     async def reply(self) -> Value:
         """Return the reply.
 
@@ -215,15 +210,13 @@ class Link:
         """
         return self._request(words)
 
-    def subscribe(self, *channels: Word, sharded: bool = False) -> Request:
+    def subscribe(self, *channels: Word) -> Request:
         """Subscribe to *channels*; the reply is None once all are confirmed."""
-        return self._request(("SSUBSCRIBE" if sharded else "SUBSCRIBE", *channels), len(channels))
+        return self._request(("SUBSCRIBE", *channels), len(channels))
 
-    def unsubscribe(self, *channels: Word, sharded: bool = False) -> Request:
+    def unsubscribe(self, *channels: Word) -> Request:
         """End the subscription of *channels*; the reply is None."""
-        return self._request(
-            ("SUNSUBSCRIBE" if sharded else "UNSUBSCRIBE", *channels), len(channels)
-        )
+        return self._request(("UNSUBSCRIBE", *channels), len(channels))
 
     async def call(self, *words: Word) -> Value:
         """Send a request once there is room, and return the reply.

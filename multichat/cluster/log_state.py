@@ -165,11 +165,6 @@ class RoomState(Generic[P]):
 
     # --- What we have proposed --------------------------------------------------------------------
 
-    @property
-    def has_own(self) -> bool:
-        """Whether the fate of a block of ours is unknown, or it waits to be handed out."""
-        return bool(self._own)
-
     def propose(self, place: Place, draft: SaidBlock, proposal: P) -> None:
         """Note that *draft* is sent in that *place*, perhaps again."""
         self._own.setdefault(place, _Own(draft, proposal))

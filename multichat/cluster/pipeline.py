@@ -17,8 +17,7 @@ from multichat.cluster.resp import Push, ReplyDecoder, ReplyLimits, Value
 
 __all__ = ["Answer", "Message", "Pipeline"]
 
-_CONFIRMATIONS = frozenset((b"subscribe", b"unsubscribe", b"ssubscribe", b"sunsubscribe"))
-_MESSAGES = frozenset((b"message", b"smessage"))
+_CONFIRMATIONS = frozenset((b"subscribe", b"unsubscribe"))
 
 RequestT = TypeVar("RequestT")
 
@@ -64,7 +63,7 @@ class Pipeline(Generic[RequestT]):
         for reply in self._decoder.feed(data):
             if type(reply) is not Push:
                 yield self._answer(reply)
-            elif reply.kind in _MESSAGES:
+            elif reply.kind == b"message":
                 match reply.items:
                     case (bytes(channel), bytes(payload)):
                         yield Message(channel, payload)

@@ -8,16 +8,21 @@ import hiredis
 import trio
 
 from multichat.cluster.calls import Answer, Block, Call, append, begin_era
-from multichat.cluster.keys import NODES, room_channel
+from multichat.cluster.keys import NODES, PREFIX, room_channel
 from multichat.cluster.library import library_text
 from multichat.protocol.messages import Nonce, SaidBlock
 from tests.support.processes import LOOPBACK, WAIT_SECONDS
 
 from .engine import Engine, EngineError
 
-__all__ = ["Caller", "block", "calling", "mutated"]
+__all__ = ["Caller", "block", "calling", "mutated", "room_stream"]
 
 T = TypeVar("T")
+
+
+def room_stream(room: str) -> str:
+    """Return the stream with the messages of the room with that key."""
+    return f"{PREFIX}log:{room}"
 
 
 def block(

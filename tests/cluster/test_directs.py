@@ -4,7 +4,7 @@ The first part calls the functions in the engine as nodes do, the second runs no
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TypeAlias
 
 import pytest
@@ -27,7 +27,8 @@ from multichat.cluster.library import library_text
 from multichat.errors import NonceReused, StorageFailed
 from multichat.log import Log
 from multichat.protocol.messages import Directed
-from multichat.testing import MemoryServer, memory_server
+from multichat.testing import MemoryServer
+from tests.support.nodes import nodes_on
 from tests.support.processes import WAIT_SECONDS
 from tests.support.programs import join
 
@@ -285,17 +286,10 @@ async def test_a_full_engine_certainly_does_not_send(engines: Engines) -> None:
 # Servers ------------------------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def _servers(engine: Engine) -> AsyncIterator[list[MemoryServer]]:
+def _servers(engine: Engine) -> AbstractAsyncContextManager[list[MemoryServer]]:
     log, config = Log("server"), ServerConfig(away_seconds=5.0)
     backends = [ValkeyBackend(cluster_config(engine, name), log) for name in "abc"]
-    with trio.fail_after(WAIT_SECONDS):
-        async with (
-            memory_server(config, backend=backends[0]) as a,
-            memory_server(config, backend=backends[1]) as b,
-            memory_server(config, backend=backends[2]) as c,
-        ):
-            yield [a, b, c]
+    return nodes_on(*backends, config=config, seconds=WAIT_SECONDS)
 
 
 async def _heard_after_a_resume(engine: Engine, *, on_own_node: bool) -> list[str]:

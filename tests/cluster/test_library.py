@@ -20,11 +20,11 @@ from multichat.cluster.calls import (
     tails,
     trim,
 )
-from multichat.cluster.keys import LOG, room_channel, room_stream
+from multichat.cluster.keys import LOG, room_channel
 from multichat.cluster.library import VERSION_CALL, LibraryTooNew, Version, load_command
 
 from .engine import Engine, EngineConfig, EngineError, Engines
-from .functions import Caller, block, calling, mutated
+from .functions import Caller, block, calling, mutated, room_stream
 
 pytestmark = pytest.mark.process
 

@@ -95,7 +95,7 @@ def test_an_own_block_waits_for_its_answer() -> None:
     state.appended(place, own.header)
     assert state.hand_out() == Handed(own.said, "proposal")
     assert numbers(state) == [1]
-    assert not state.has_own
+    assert state.close() == []
 
 
 def test_messages_that_were_left_out_are_not_in_the_entry() -> None:
@@ -201,7 +201,7 @@ def test_an_own_block_that_was_lost_before_it_was_handed_out() -> None:
     state.reconnected()
     state.tail(tail(5, ("e1", 0)))
     assert state.hand_out() == LostBlocks(5, 0, ["proposal"])
-    assert not state.has_own
+    assert state.close() == []
 
 
 def test_an_own_block_without_an_answer_is_not_lost_but_repeated() -> None:
@@ -262,7 +262,7 @@ def test_an_own_block_that_was_deleted_before_it_was_handed_out_is_skipped(
     assert isinstance(fed, SkippedBlocks)
     assert [(each.said.first, each.proposal) for each in fed.own] == [(7, "proposal")]
     assert numbers(state) == [10, 12]
-    assert not state.has_own
+    assert state.close() == []
 
 
 def test_epochs_of_which_all_was_deleted_are_known_after_the_skip() -> None:
@@ -295,7 +295,7 @@ def test_a_closed_room_hands_nothing_out_and_its_proposals_are_done() -> None:
     assert state.close() == ["proposal 1"]
     header = packet(1, run=OURS, sequence=2).header
     assert state.appended(Place(OURS, 2, 0), header) == "proposal 2"
-    assert not state.has_own
+    assert state.appended(Place(OURS, 2, 0), header) is None  # it is known no more
 
 
 # --- The model ------------------------------------------------------------------------------------

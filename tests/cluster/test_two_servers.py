@@ -4,8 +4,7 @@ The same is tested with a backend in memory, in every order of events, by
 `tests/server/test_other_nodes.py`.
 """
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
@@ -16,7 +15,8 @@ from multichat.cluster.backend import ValkeyBackend
 from multichat.log import Log
 from multichat.server.bans import Ban
 from multichat.server.config import AccountLimits
-from multichat.testing import MemoryServer, memory_server
+from multichat.testing import MemoryServer
+from tests.support.nodes import events_of, nodes_on
 from tests.support.processes import WAIT_SECONDS
 from tests.support.programs import JsonClient, join
 
@@ -29,16 +29,10 @@ _CONFIG = ServerConfig(away_seconds=5.0, accounts=AccountLimits(hash_kib=8, hash
 _SECRET = "correct horse battery"
 
 
-@asynccontextmanager
-async def _two_servers(engine: Engine) -> AsyncGenerator[tuple[MemoryServer, MemoryServer]]:
+def _two_servers(engine: Engine) -> AbstractAsyncContextManager[list[MemoryServer]]:
     log = Log("server")
     backends = [ValkeyBackend(cluster_config(engine, name), log) for name in ("one", "two")]
-    with trio.fail_after(WAIT_SECONDS):
-        async with (
-            memory_server(_CONFIG, backend=backends[0]) as one,
-            memory_server(_CONFIG, backend=backends[1]) as two,
-        ):
-            yield one, two
+    return nodes_on(*backends, config=_CONFIG, seconds=WAIT_SECONDS)
 
 
 async def _names_in(client: JsonClient, expected: set[str], room: str = "lobby") -> None:
@@ -53,13 +47,7 @@ async def _names_in(client: JsonClient, expected: set[str], room: str = "lobby")
 
 async def _events_of(client: JsonClient) -> list[dict[str, Any]]:
     """Return what *client* hears until joins and leaves have been announced."""
-    await trio.sleep(1.5)
-    events: list[dict[str, Any]] = []
-    nonce = f"quiet {trio.current_time()}"
-    await client.send({"type": "ping", "nonce": nonce})
-    while (event := await client.hear_any()).get("nonce") != nonce:
-        events.append(event)
-    return events
+    return await events_of(client, after=1.5)
 
 
 async def test_messages_have_one_order_on_both(engine: Engine) -> None:

@@ -1,8 +1,8 @@
 """Two nodes of one chat, over memory streams and a hub: what clients see of each other."""
 
 import json
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, TypeVar
 
 import pytest
@@ -17,8 +17,10 @@ from multichat.server.bans import Ban
 from multichat.server.config import AccountLimits
 from multichat.server.passphrases import Hasher
 from multichat.server.session_store import SessionStore
-from multichat.testing import MemoryServer, memory_server
+from multichat.testing import MemoryServer
+from tests.support import nodes
 from tests.support.hub import Hub
+from tests.support.nodes import nodes_on
 from tests.support.programs import JsonClient, join
 from tests.support.websockets import join_websocket
 
@@ -26,6 +28,9 @@ pytestmark = pytest.mark.unit
 
 T = TypeVar("T")
 Clock = trio.testing.MockClock
+
+_VIRTUAL_SECONDS = 600.0
+_ANNOUNCED_SECONDS = 3.0
 
 CONFIG = ServerConfig(away_seconds=5.0, accounts=AccountLimits(hash_kib=8, hash_passes=1))
 
@@ -38,39 +43,23 @@ class HasherWithoutThreads(Hasher):
         return work()
 
 
-@asynccontextmanager
-async def bounded() -> AsyncGenerator[None]:
-    with trio.fail_after(600):
-        yield
-
-
-@asynccontextmanager
-async def two_nodes(
+def two_nodes(
     hub: Hub | None = None, config: ServerConfig = CONFIG
-) -> AsyncGenerator[tuple[MemoryServer, MemoryServer]]:
+) -> AbstractAsyncContextManager[list[MemoryServer]]:
     hub, hasher = hub or Hub(), HasherWithoutThreads(config.accounts)
-    async with (
-        bounded(),
-        memory_server(config, backend=hub.node("one"), hasher=hasher) as one,
-        memory_server(config, backend=hub.node("two"), hasher=hasher) as two,
-    ):
-        yield one, two
+    return nodes_on(
+        hub.node("one"), hub.node("two"), config=config, hasher=hasher, seconds=_VIRTUAL_SECONDS
+    )
 
 
 async def settle() -> None:
     """Wait until joins and leaves are announced."""
-    await trio.sleep(3)
+    await trio.sleep(_ANNOUNCED_SECONDS)
 
 
 async def events_of(client: JsonClient) -> list[dict[str, Any]]:
-    """Return all events that *client* has received, up to the answer to a ping."""
-    await settle()
-    events: list[dict[str, Any]] = []
-    nonce = f"quiet {trio.current_time()}"
-    await client.send({"type": "ping", "nonce": nonce})
-    while (event := await client.hear_any()).get("nonce") != nonce:
-        events.append(event)
-    return events
+    """Return all events that *client* has received, once joins and leaves are announced."""
+    return await nodes.events_of(client, after=_ANNOUNCED_SECONDS)
 
 
 def kinds(events: list[dict[str, Any]]) -> list[str]:
