@@ -276,7 +276,7 @@ def _format(answer: ControlAnswer, command: str, *, json: bool) -> list[str]:
     """Return the lines to print, which are clean."""
     if json:
         shown = answer.lines if answer.result is None else answer.result
-        return [clean_json(msgspec.json.encode(shown).decode())]
+        return [clean(clean_json(msgspec.json.encode(shown).decode()))]
     from multichat.terminal.admin_answers import format_answer
 
     columns = None

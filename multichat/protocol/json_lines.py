@@ -147,10 +147,10 @@ def _marked(raw: str) -> str:
 def _clean_strings(value: Any) -> Any:
     if isinstance(value, str):
         return clean(value)
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_clean_strings(each) for each in value]
     if isinstance(value, dict):
-        return {key: _clean_strings(each) for key, each in value.items()}
+        return {clean(key): _clean_strings(each) for key, each in value.items()}
     return value
 
 

@@ -12,6 +12,7 @@ from multichat.protocol.messages import Event, WireRequest
 __all__ = [
     "CHARACTERS",
     "COMMANDS",
+    "CONTROL",
     "EVENTS",
     "FRAMES",
     "LETTERS",
@@ -68,6 +69,14 @@ _JSON = _utf8(
 )
 
 REQUESTS = (*_JSON, *_types_and_fields(WireRequest))
+
+CONTROL = (
+    *_JSON,
+    *_utf8('"command":"', '"arguments":"', '"ok":true,', '"ok":false,', '"lines":["', '"result":['),
+    *_utf8('"code":"usage"', '"error":"', '"client":', '"name":"', '"rooms":["', '"address":"['),
+    *_utf8('"clients":', '"disconnects":{"quit":', '"loop_lag":{"buckets":[', '"total_seconds":'),
+    *_utf8("kick", "ban", "account", "bob 10m too loud", "203.0.113.7:9000"),
+)
 
 EVENTS = (*_JSON, *_types_and_fields(Event))
 

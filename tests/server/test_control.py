@@ -29,7 +29,7 @@ from multichat.protocol.framing import clean
 from multichat.server.config import LogMessages, ServerConfig
 from multichat.server.control import Control, ControlLimits
 from multichat.server.server import Server
-from multichat.testing import MemoryServer, ScriptedClient, memory_server
+from multichat.testing import MemoryServer, ScriptedClient, memory_server, run_on_mock_clock
 from tests.support.log import LogRecorder
 
 pytestmark = pytest.mark.unit
@@ -289,6 +289,30 @@ async def test_a_failed_reload_has_a_line_for_each_part(desk: Desk) -> None:
         "error": "; ".join(lines),
     }
     assert applied == ["new", "new"]
+
+
+WORDS = st.sampled_from(
+    ["1", "2", "bob", "name", "Client", "lobby", "10m", "forever", "203.0.113.0/24", "::/0", "0"]
+)
+COMMANDS = st.sampled_from(
+    [each.name.removeprefix("/") for each in ADMIN_COMMANDS if each.name != "/account"]
+)
+ARGUMENTS = st.lists(WORDS | st.text(), max_size=4).map(" ".join)
+
+
+@given(st.lists(st.tuples(COMMANDS, ARGUMENTS), max_size=8))
+def test_no_arguments_of_any_command_are_a_bug(requests: list[tuple[str, str]]) -> None:
+    async def run() -> None:
+        async with open_desk() as desk:
+            await desk.network.join()
+            bob = await desk.network.join()
+            await bob.send("/name bob")
+            for command, arguments in requests:
+                answer = await desk.run(command, arguments)
+                assert answer["ok"] or answer["code"] in ("usage", "refused"), answer
+                assert "\n" not in answer.get("error", "")
+
+    run_on_mock_clock(run)
 
 
 @given(st.text(), st.text())

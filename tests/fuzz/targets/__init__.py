@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.fuzz import words
+from tests.fuzz.targets.control import check_control
 from tests.fuzz.targets.conversation import check_conversation
 from tests.fuzz.targets.events import check_json_events, check_json_passed_on, check_text_events
 from tests.fuzz.targets.framing import check_framing
@@ -39,6 +40,7 @@ TARGETS = {
     "names": Target(check_names, words.LETTERS),
     "handshake": Target(check_handshake, (*words.STEPS, *words.TAGS, *words.EVENTS)),
     "websocket": Target(check_websocket, (*words.FRAMES, *words.CHARACTERS)),
+    "control": Target(check_control, (*words.CONTROL, *words.CHARACTERS)),
     "conversation": Target(
         check_conversation,
         (*words.COMMANDS, *words.REQUESTS, *words.CHARACTERS, *words.TELNET),
