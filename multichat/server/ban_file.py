@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multichat.files import read_file, replace_file
-from multichat.server.bans import Ban, format_bans, read_bans
+from multichat.server.bans import Ban, format_bans, merge_bans, read_bans
 
 __all__ = ["load_bans", "save_bans"]
 
@@ -32,13 +32,15 @@ def load_bans(path: Path, *, must_exist: bool = False) -> list[Ban]:
         return []
 
 
-def save_bans(path: Path, bans: Sequence[Ban]) -> None:
-    """Save exactly *bans*, and keep the comments; blocks until they are on the disk.
+def save_bans(path: Path, bans: Sequence[Ban], before: Sequence[Ban] = ()) -> None:
+    """Save *bans*, and keep the comments; blocks until they are on the disk.
 
+    What somebody has changed in the file since it had the bans *before* is kept, too, for a reload.
     Raises as `load_bans` does; the file is unchanged then.
     """
     try:
-        data = format_bans(bans, read_file(path, max_bytes=_MAX_BYTES))
+        data = read_file(path, max_bytes=_MAX_BYTES)
+        data = format_bans(merge_bans(bans, before, read_bans(data, str(path))), data)
         mode = path.stat().st_mode & 0o777
     except FileNotFoundError:
         data, mode = format_bans(bans), _MODE

@@ -45,7 +45,7 @@ class BanKeeper:
         self._bans, self._registry, self._backend = bans, registry, backend
         self._log, self._start_soon = log, start_soon
         self._file: Path | None = None
-        self._in_file: list[Ban] = []  # when it was loaded or saved last
+        self._in_file: list[Ban] = []  # without what somebody has changed there since
         self._changed = self._saving = False
 
     def current(self) -> list[Ban]:
@@ -177,9 +177,10 @@ class BanKeeper:
             with trio.CancelScope(shield=True):  # bounded by the disk
                 while self._changed:
                     self._changed = False
-                    bans = self._bans.known()
-                    await trio.to_thread.run_sync(save_bans, file, bans)
-                    self._in_file = bans
+                    bans, before = self._bans.known(), self._in_file
+                    await trio.to_thread.run_sync(save_bans, file, bans, before)
+                    if self._in_file is before:  # else it was reloaded meanwhile
+                        self._in_file = bans
         except (OSError, MultichatError) as error:
             reason = (
                 str(error) if isinstance(error, MultichatError) else transport.describe_error(error)

@@ -36,6 +36,7 @@ __all__ = [
     "changes_of",
     "format_bans",
     "host_of",
+    "merge_bans",
     "network_of",
     "network_of_host",
     "parse_duration",
@@ -72,9 +73,9 @@ _NEARLY_IPV4 = re.compile("[0-9.]+")
 _SHOWN_CHARACTERS = 45  # of wrong input in an error; the longest address has as many
 
 _HEADER = b"""\
-# Bans.  The server changes this file with each ban: reload the server (SIGHUP) at once after you
-# have edited it.  One ban a line: TARGET [until TIME] [because REASON].  TARGET is an address, a
-# network such as 203.0.113.0/24, or: name NAME.  TIME is UTC.
+# Bans.  The server changes this file with each ban, and reads it when it starts and at SIGHUP: edit
+# it, then reload the server.  One ban a line: TARGET [until TIME] [because REASON].  TARGET is an
+# address, a network such as 203.0.113.0/24, or: name NAME.  TIME is UTC.
 """
 
 
@@ -395,6 +396,16 @@ def changes_of(before: Sequence[Ban], now: Sequence[Ban]) -> tuple[list[Ban], li
     unchanged, kept = set(before), {_key(ban.target) for ban in now}
     added = [ban for ban in now if ban not in unchanged]
     return added, [ban for ban in before if _key(ban.target) not in kept]
+
+
+def merge_bans(ours: Sequence[Ban], before: Sequence[Ban], theirs: Sequence[Ban]) -> list[Ban]:
+    """Return *ours* with what was changed from *before* to *theirs*.
+
+    Of a target that both have changed, the ban is that of *ours*.
+    """
+    added, lifted = changes_of(before, ours)
+    gone = {_key(ban.target) for ban in (*added, *lifted)}
+    return [*(ban for ban in theirs if _key(ban.target) not in gone), *added]
 
 
 def read_bans(data: bytes, file: str) -> list[Ban]:

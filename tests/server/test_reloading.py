@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from multichat import (
     Ban,
@@ -24,7 +26,7 @@ from multichat import (
 from multichat.errors import MultichatError
 from multichat.log import Log, open_log
 from multichat.protocol.messages import Goodbye
-from multichat.server.bans import changes_of
+from multichat.server.bans import changes_of, merge_bans
 from multichat.server.reloading import Reloading
 from multichat.testing import ScriptedClient, memory_server
 from tests.support.log import LogRecorder
@@ -278,8 +280,55 @@ async def test_a_ban_of_the_console_and_an_edited_file_are_merged(tmp_path: Path
             while not path.exists() or "192.0.2.1" not in path.read_text("utf-8"):
                 await trio.sleep(0.01)
         assert [each.subject for each in server.bans] == ["192.0.2.1"]
-        await reload_after(server, path, path.read_text("utf-8") + "192.0.2.2\n")
+        with trio.fail_after(10):  # a save that is under way replaces what is written meanwhile
+            while len(server.bans) < 2:
+                await reload_after(server, path, "192.0.2.1\n192.0.2.2\n")
         assert [each.subject for each in server.bans] == ["192.0.2.1", "192.0.2.2"]
+
+
+async def test_a_ban_of_the_console_keeps_what_was_edited_and_not_reloaded_yet(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "bans"
+    path.write_text("# mine\n192.0.2.1\n192.0.2.2\n", "utf-8")
+    async with Server().open() as server:
+        server.keep_bans(path)
+        path.write_text("# mine\n192.0.2.2\n192.0.2.3 because by hand\n", "utf-8")
+        server.ban(ban("192.0.2.4"))
+        with trio.fail_after(10):
+            while "192.0.2.4" not in path.read_text("utf-8"):
+                await trio.sleep(0.01)
+        edited = "# mine\n192.0.2.2\n192.0.2.3 because by hand\n192.0.2.4\n"
+        assert path.read_text("utf-8") == edited
+        assert {each.subject for each in server.bans} == {"192.0.2.1", "192.0.2.2", "192.0.2.4"}
+        await server.reload()
+        assert {each.subject for each in server.bans} == {"192.0.2.2", "192.0.2.3", "192.0.2.4"}
+        server.unban("192.0.2.3")
+        with trio.fail_after(10):
+            while "192.0.2.3" in path.read_text("utf-8"):
+                await trio.sleep(0.01)
+        assert path.read_text("utf-8") == "# mine\n192.0.2.2\n192.0.2.4\n"
+
+
+TARGETS = st.sampled_from(["192.0.2.1", "192.0.2.2", "192.0.2.0/24", "name bob", "name Bob"])
+SAMPLES = st.lists(
+    st.builds(ban, TARGETS, st.sampled_from(["", "spam"])),
+    unique_by=lambda each: each.subject.lower(),
+)
+
+
+@given(SAMPLES, SAMPLES, SAMPLES)
+def test_merged_bans_have_the_changes_of_both_sides(
+    before: list[Ban], ours: list[Ban], theirs: list[Ban]
+) -> None:
+    def by_target(bans: list[Ban]) -> dict[str, Ban]:
+        return {each.subject.lower(): each for each in bans}
+
+    old, mine, yours = by_target(before), by_target(ours), by_target(theirs)
+    merged = by_target(merge_bans(ours, before, theirs))
+    for target in {*old, *mine, *yours}:
+        is_changed = mine.get(target) != old.get(target)
+        assert merged.get(target) == (mine if is_changed else yours).get(target)
 
 
 async def test_a_ban_that_could_not_be_saved_stays(tmp_path: Path) -> None:
