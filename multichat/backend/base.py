@@ -38,6 +38,8 @@ from multichat.protocol.ids import MessageIds
 from multichat.protocol.messages import Directed, Nonce, SaidBlock
 
 __all__ = [
+    "MAX_BANS",
+    "MAX_TOPICS",
     "NOBODY",
     "Backend",
     "Claim",
@@ -49,6 +51,11 @@ __all__ = [
     "RoomLog",
     "Skipped",
 ]
+
+# All are in memory.  As many topics as accounts; more bans than anybody types or reads: they take
+# 5 MiB, and their file 1 MiB.
+MAX_TOPICS = 10_000
+MAX_BANS = 10_000
 
 # The number of no client: the operator's, and that of a recipient who is gone.
 NOBODY = 0
@@ -398,11 +405,14 @@ class Backend(ABC):
         """Store the *topic* of *room*, case-folded, or delete it if it is empty.
 
         It was set by *client*, called *name*; 0 if it was the operator.  Raises `StorageFailed`.
-        Shared: others get it as `TopicChanged`.
+        Shared: others get it as `TopicChanged`; raises `InvalidRequest` if `MAX_TOPICS` have one.
         """
 
     def add_ban(self, ban: BanRecord) -> None:
-        """Store a ban; never waits or fails.  Shared."""
+        """Store a ban; never waits or fails.
+
+        If there are `MAX_BANS`, this node gets `BanRefused`.  Shared.
+        """
         raise NotImplementedError
 
     def remove_ban(self, target: str) -> None:

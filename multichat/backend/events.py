@@ -18,6 +18,7 @@ __all__ = [
     "AvailabilityChanged",
     "BanAdded",
     "BanRecord",
+    "BanRefused",
     "BanRemoved",
     "ClientGone",
     "ClientPut",
@@ -143,6 +144,13 @@ class BanRemoved(_Event, frozen=True, tag=True):
     target: str
 
 
+class BanRefused(_Event, frozen=True, tag=True):
+    """Our ban of that *target* is not stored, because there are *limit* already."""
+
+    target: str
+    limit: int
+
+
 class DisconnectAsked(_Event, frozen=True, tag=True):
     """An operator on another node disconnects one of our clients; *code* is that of a goodbye."""
 
@@ -182,6 +190,7 @@ Event: TypeAlias = (
     | TopicChanged
     | BanAdded
     | BanRemoved
+    | BanRefused
     | DisconnectAsked
     | Announced
     | DirectReceived

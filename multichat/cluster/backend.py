@@ -11,12 +11,12 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import ERROR, WARNING
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import trio
 
-from multichat.backend.base import Backend, Claim, DirectFate, RoomLog
+from multichat.backend.base import MAX_BANS, MAX_TOPICS, Backend, Claim, DirectFate, RoomLog
 from multichat.backend.events import (
     AvailabilityChanged,
     BanRecord,
@@ -50,11 +50,13 @@ from multichat.cluster.errors import (
     FateUnknown,
     Rejected,
 )
+from multichat.cluster.keys import NODES
 from multichat.cluster.library import VERSION_CALL, LibraryTooNew, load_command
 from multichat.cluster.link import Link, MessagesDropped
 from multichat.cluster.pipeline import Message
-from multichat.cluster.room_logs import LogConfig, RoomLogs
+from multichat.cluster.room_logs import AWAY, LogConfig, RoomLogs
 from multichat.errors import (
+    InvalidRequest,
     JournalFailed,
     MultichatError,
     NameTaken,
@@ -106,8 +108,8 @@ class ClusterConfig:
     retention: Retention = field(default_factory=Retention)
     unavailable_seconds: float = 3.0
     max_accounts: int = 10_000
-    max_topics: int = 10_000
-    max_bans: int = 10_000
+    max_topics: int = MAX_TOPICS
+    max_bans: int = MAX_BANS
 
 
 class _Session(msgspec.Struct, frozen=True):
@@ -120,6 +122,14 @@ class _Session(msgspec.Struct, frozen=True):
 
 _decode_session = msgspec.json.Decoder(_Session).decode
 _decode_nonce: msgspec.json.Decoder[Nonce] = msgspec.json.Decoder(Nonce)
+
+
+class _Trouble(NamedTuple):
+    """What is wrong with the engine: for the operator, for clients, and *since* when."""
+
+    reason: str
+    told: str
+    since: float
 
 
 class ValkeyBackend(Backend):
@@ -150,6 +160,7 @@ class ValkeyBackend(Backend):
         self._stop = trio.Event()
         self._era = 0
         self._primary = ""  # whose warnings were logged
+        self._complained = ""
         self._loading: dict[str, PendingWrite] = {}
 
     def change_password(self, password: str) -> None:
@@ -300,6 +311,10 @@ class ValkeyBackend(Backend):
         self._link = link
         self._scope = trio.CancelScope()
         self._rooms.connected(link, self._directory.run)
+        if is_first:
+            nodes = await link.call("HLEN", NODES)
+            text = f"This is node {self.node} of a cluster, which has {nodes} now"
+            self._log.line("start", text)
         nursery.start_soon(self._serve, link, self._scope)
         if not is_first and self._available:  # else the server logs it
             self._log.line("STATE", f"Connected to the cluster again: {link.engine}")
@@ -345,23 +360,32 @@ class ValkeyBackend(Backend):
         while True:
             await trio.sleep(_WATCH_SECONDS)
             now = trio.current_time()
-            trouble, since = self._trouble(now)
-            if not trouble:
+            self._complain()
+            trouble = self._trouble(now)
+            if not trouble.reason:
                 self._back()
-            elif now - since >= self._config.unavailable_seconds and self._available:
+            elif now - trouble.since >= self._config.unavailable_seconds and self._available:
                 self._available = False
                 self._changed.set()
-                self._directory.leave(trouble)
-                self._directory.tell(AvailabilityChanged(False, trouble))
+                self._directory.leave(trouble.told)
+                self._directory.tell(AvailabilityChanged(False, trouble.reason))
 
-    def _trouble(self, now: float) -> tuple[str, float]:
-        """Return what is wrong with the engine, and since when; an empty string if nothing is."""
-        link = self._link
+    def _trouble(self, now: float) -> _Trouble:
+        """Return what is wrong with the engine; its reason is empty if nothing is."""
+        link, directory = self._link, self._directory
         if link is None:
-            return self._reason, now - self._connection.away_seconds
+            return _Trouble(self._reason, AWAY, now - self._connection.away_seconds)
         if (waited := link.unanswered_seconds) > _SLOW_SECONDS:
-            return "the engine does not answer", now - waited
-        return self._directory.refused, now - self._config.unavailable_seconds
+            return _Trouble("the engine does not answer", AWAY, now - waited)
+        since = now - self._config.unavailable_seconds
+        return _Trouble(directory.refused, directory.told, since)
+
+    def _complain(self) -> None:
+        """Log what the engine has refused for a reason that only its operator can understand."""
+        for complaint in dict.fromkeys((self._directory.complaint, self._rooms.complaint)):
+            if complaint and complaint != self._complained:
+                self._complained = complaint
+                self._log.line("STATE", f"The cluster: {complaint}", ERROR)
 
     def _back(self) -> None:
         if not self._available:
@@ -492,7 +516,7 @@ class ValkeyBackend(Backend):
         try:
             await self._directory.decide(SetTopic(room, topic, client, name, most))
         except Rejected:
-            raise StorageFailed(f"too many rooms have a topic (limit: {most})") from None
+            raise InvalidRequest(f"too many rooms have a topic (limit: {most})") from None
 
     def add_ban(self, ban: BanRecord) -> None:
         """Store a ban for all nodes."""

@@ -23,7 +23,14 @@ from typing import Any, TypeAlias
 import trio
 
 from multichat.backend.base import DirectFate
-from multichat.backend.events import ClientRecord, DirectReceived, Event, NodeFenced, Replaced
+from multichat.backend.events import (
+    BanRefused,
+    ClientRecord,
+    DirectReceived,
+    Event,
+    NodeFenced,
+    Replaced,
+)
 from multichat.cluster.batches import Batch, Batches, Dropped
 from multichat.cluster.changes import (
     Announce,
@@ -120,10 +127,9 @@ class _Decision:
             raise (PerhapsMade if self._is_sent else StorageFailed)(self._failure)
         if self._result[0] == "ok":
             return self._result[1:]
-        code, rest = str(self._result[1]), self._result[2:]
-        if code == "error":
-            raise StorageFailed(str(rest[0]) if rest else code)
-        raise Rejected(code, rest)
+        if (refusal := _refusal(self._result)) is not None:
+            raise StorageFailed(refusal.meaning.told)
+        raise Rejected(str(self._result[1]), self._result[2:])
 
 
 _Waiting: TypeAlias = _Decision | DirectReceived
@@ -162,7 +168,9 @@ class Directory:
         )
         self._away = ""
         self._owes_whole = False  # some reports were refused
-        self.refused = ""  # why the engine takes nothing just now
+        self.refused = ""  # why the engine takes nothing just now, and what clients are told
+        self.told = ""
+        self.complaint = ""  # what is wrong with the engine, for its operator
 
     # --- Events -----------------------------------------------------------------------------------
 
@@ -418,9 +426,9 @@ class Directory:
 
     async def _wait_refused(self, error: EngineRefused) -> None:
         """Wait while the engine takes nothing, as when its memory is full, and then repeat all."""
-        self.refused = str(error)
+        self.refused, self.told = str(error), error.meaning.told
         is_full = error.code == "OOM"
-        self._fail(self._batches.drop_waiting(also_sent=not is_full), self.refused)
+        self._fail(self._batches.drop_waiting(also_sent=not is_full), self.told)
         link, self._link = self._link, None  # nothing is sent meanwhile
         while self._awaited:  # they were refused, too
             _, request = self._awaited.popleft()
@@ -428,7 +436,7 @@ class Directory:
                 await request.reply()
         if is_full and link is not None:
             await self._relieve(link)  # which says what is not made, or was before
-            self._fail(self._batches.drop_waiting(), self.refused)
+            self._fail(self._batches.drop_waiting(), self.told)
         await trio.sleep(_REFUSED_SECONDS)
         self._link = link
         self._batches.repeat()
@@ -446,7 +454,6 @@ class Directory:
             except EngineRefused:
                 self._batches.not_sent(batch)
                 break
-            results = [[*each[:2], self.refused] if _is_full(each) else each for each in results]
             if (answered := self._batches.answered(batch)) is not None:
                 self._answered(answered, results)
             for (change, _), result in zip(batch.changes, results, strict=True):
@@ -461,6 +468,8 @@ class Directory:
     def _answered(self, batch: Batch[_Waiting], results: list[list[Any]]) -> None:
         for (change, waiting), result in zip(batch.changes, results, strict=True):
             is_done = result[0] == "ok"
+            if (refusal := _refusal(result)) is not None and not refusal.is_known:
+                self.complaint = str(refusal)
             if is_done and isinstance(change, SendDirect):
                 self._directs.sent(change, result)
             if isinstance(waiting, _Decision):
@@ -475,6 +484,8 @@ class Directory:
                     self.tell(waiting)
             elif isinstance(change, PutClient) and not is_done and result[1] == "fenced":
                 self._replaced(Replaced(change.record.client, change.record.generation))
+            elif isinstance(change, PutBan) and result[1:2] == ["too-many-bans"]:
+                self.tell(BanRefused(change.ban.target, change.most))
 
     async def _renew(self, link: Link) -> None:
         while True:
@@ -492,7 +503,7 @@ class Directory:
                     return
                 except EngineRefused as error:
                     if not self._ends(link, error):
-                        self.refused = str(error)
+                        self.refused, self.told = str(error), error.meaning.told
                     break
 
     def _ends(self, link: Link, error: EngineRefused) -> bool:
@@ -557,9 +568,9 @@ class Directory:
         return await link.call("FCALL", function, 0, self.node, self.run, *arguments)
 
 
-def _is_full(result: Sequence[Any]) -> bool:
-    """Return whether the engine refused a change because its memory is full."""
-    return result[1:2] == ["error"] and str(result[-1]).startswith("OOM ")
+def _refusal(result: Sequence[Any]) -> EngineRefused | None:
+    """Return the error of the engine in the *result* of a change, if that is what it is."""
+    return EngineRefused.parse(str(result[-1])) if result[:2] == ["refused", "error"] else None
 
 
 def _new_run() -> str:

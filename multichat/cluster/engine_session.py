@@ -41,7 +41,7 @@ class EngineSession:
         except (EngineAway, FateUnknown) as error:
             raise self.failed(f"{error.reason}; run the command again") from None
         except EngineRefused as error:
-            raise self.failed(str(error)) from None
+            raise self.failed(error.meaning.reason) from None
 
     async def call(self, call: Call[T]) -> T:
         """Call a function of the library."""
@@ -49,7 +49,7 @@ class EngineSession:
         try:
             return call.read(reply)
         except EngineRefused as error:
-            raise self.failed(str(error)) from None
+            raise self.failed(error.meaning.reason) from None
 
     async def load_library(self, *, write: bool) -> bool:
         """Return whether the engine has the library; with *write* load it if it has none."""

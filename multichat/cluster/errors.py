@@ -3,9 +3,10 @@
 Text that came from the engine is cleaned and shortened before it is part of a message.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -13,12 +14,14 @@ from multichat.errors import MultichatError, StorageFailed
 from multichat.protocol.framing import clean
 
 __all__ = [
+    "NO_RESP3",
     "BadReply",
     "EngineAway",
     "EngineBusy",
     "EngineRefused",
     "EngineUnavailable",
     "FateUnknown",
+    "Meaning",
     "NotOurs",
     "PerhapsMade",
     "Rejected",
@@ -71,12 +74,68 @@ class FateUnknown(MultichatError):
         self.reason = reason
 
 
+class Meaning(NamedTuple):
+    """What an error of the engine means: for the operator, and for clients.
+
+    *reason* follows the engine's address and begins with "it" or "its"; it says what to do.  *told*
+    has no words of the engine.  *lasting* means that a retry cannot succeed without the operator.
+    """
+
+    reason: str
+    told: str = "the engine of the cluster refuses it"
+    lasting: bool = False
+
+
+NO_RESP3 = Meaning("it does not speak RESP3: Valkey, or Redis 7 or later, is needed", lasting=True)
+
+# By the code of the error.
+_MEANINGS = {
+    "OOM": Meaning(
+        "its memory is full: raise its maxmemory, or keep less with --keep-mib",
+        "the engine of the cluster is full",
+    ),
+    "MISCONF": Meaning(
+        "it cannot write to its disk: see its log",
+        "the engine of the cluster cannot store anything",
+    ),
+    "NOREPLICAS": Meaning(
+        "its connected replicas are too few: see its min-replicas-to-write",
+        "the engine of the cluster cannot store anything",
+    ),
+    "BUSY": Meaning(
+        "it is busy with a script or a function: see FUNCTION STATS there",
+        "the engine of the cluster does not keep up",
+    ),
+    "NOAUTH": Meaning("it asks for a password: give --cluster-password-file", lasting=True),
+    "WRONGPASS": Meaning("it does not accept the user and password", lasting=True),
+    "NOPROTO": NO_RESP3,
+    "LOADING": Meaning("it is loading its data"),
+    "READONLY": Meaning("it is a replica now"),
+    "MASTERDOWN": Meaning("it is a replica without its primary"),
+    "DENIED": Meaning(
+        "it admits only its own machine (protected-mode): set a password there", lasting=True
+    ),
+}
+
+
 class EngineRefused(MultichatError):
-    """The engine replied with an error: *code* is its first word, such as OOM; *text* the rest."""
+    """The engine replied with an error: *code* is its first word, such as OOM; *text* the rest.
+
+    *is_known* says that what it means is known; otherwise the operator has to see its words.
+    """
 
     def __init__(self, code: str, text: str) -> None:
-        super().__init__(f"the engine refuses: {text or code}")
         self.code, self.text = code, text
+        self.is_known = code in _MEANINGS
+        self.meaning = _MEANINGS.get(code) or self._meaning()
+        super().__init__(_SUBJECT.sub(lambda it: _SUBJECTS[it[0]], self.meaning.reason))
+
+    def _meaning(self) -> Meaning:
+        if self.code == "NOPERM":
+            return Meaning(f"its user lacks a right: {self.text}", lasting=True)
+        if "unknown command" in self.text and "HELLO" in self.text.upper():
+            return NO_RESP3
+        return Meaning(f"it says: {self.code} {self.text}".rstrip())
 
     @classmethod
     def parse(cls, line: str) -> Self:
@@ -85,11 +144,19 @@ class EngineRefused(MultichatError):
         return cls(code, text)
 
 
+# How a reason continues where the engine's address is not named before.
+_SUBJECTS = {"it ": "the engine ", "its ": "the engine's "}
+_SUBJECT = re.compile("^its? ")
+
+
 class NotOurs(EngineRefused):
     """The engine's answer is outside our format: another program's functions have our names."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__("ERR", f"its answer is not ours: {shorten(reason)}")
+        super().__init__("ERR", reason)
+
+    def _meaning(self) -> Meaning:
+        return Meaning(f"its answer is not ours: {shorten(self.text)}")
 
 
 @contextmanager

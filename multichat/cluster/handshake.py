@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from multichat.cluster.errors import EngineRefused
+from multichat.cluster.errors import NO_RESP3, EngineRefused
 from multichat.cluster.resp import Value, Word
 
 __all__ = ["EngineInfo", "NotUsable", "hello", "judge", "judge_error"]
@@ -96,7 +96,7 @@ def judge(where: str, replies: Sequence[Value]) -> EngineInfo:
             raise judge_error(reply)
     greeting, info = replies[0], replies[-1]
     if not isinstance(greeting, dict) or not isinstance(info, bytes):
-        raise NotUsable(_NO_RESP3, lasting=True)
+        raise NotUsable(NO_RESP3.reason, lasting=True)
     if greeting.get(b"mode") == b"sentinel":
         raise NotUsable("it is a Sentinel: write valkey+sentinel://HOST:PORT/NAME", lasting=True)
     fields = _fields(info)
@@ -138,32 +138,10 @@ def judge(where: str, replies: Sequence[Value]) -> EngineInfo:
     )
 
 
-_NO_RESP3 = "it does not speak RESP3: Valkey, or Redis 7 or later, is needed"
-
-# By the code of the error: what it means for the whole connection, and whether that is lasting.
-_MEANINGS = {
-    "NOAUTH": ("it asks for a password: give --cluster-password-file", True),
-    "WRONGPASS": ("it does not accept the user and password", True),
-    "NOPROTO": (_NO_RESP3, True),
-    "LOADING": ("it is loading its data", False),
-    "READONLY": ("it is a replica now", False),
-    "MASTERDOWN": ("it is a replica without its primary", False),
-    "DENIED": ("it admits only its own machine (protected-mode): set a password there", True),
-}
-
-
 def judge_error(error: EngineRefused) -> NotUsable:
     """Return what an *error* means for the whole connection."""
-    code = error.code
-    if code in _MEANINGS:
-        reason, lasting = _MEANINGS[code]
-    elif code == "NOPERM":
-        reason, lasting = f"its user lacks a right: {error.text}", True
-    elif "unknown command" in error.text and "HELLO" in error.text.upper():
-        reason, lasting = _NO_RESP3, True
-    else:
-        reason, lasting = f"it says: {code} {error.text}", False
-    return NotUsable(reason, lasting=lasting, code=code)
+    meaning = error.meaning
+    return NotUsable(meaning.reason, lasting=meaning.lasting, code=error.code)
 
 
 def _fields(info: bytes) -> dict[str, str]:

@@ -47,11 +47,11 @@ from multichat.errors import NotRead, StorageFailed
 from multichat.journal.base import PendingWrite
 from multichat.protocol.ids import message_id
 
-__all__ = ["LogConfig", "RoomLogs"]
+__all__ = ["AWAY", "LogConfig", "RoomLogs"]
 
 T = TypeVar("T")
 
-_AWAY = "the engine of the cluster is away"
+AWAY = "the engine of the cluster is away"
 _FENCED = "this server was taken for dead by the others"
 _REPLACED = "the session was resumed on another server"
 _FULL = "the engine of the cluster does not keep up"
@@ -144,6 +144,7 @@ class RoomLogs:
         self._link: Link | None = None
         self._linked = trio.Event()  # replaced when the link is lost
         self._is_fenced = False
+        self.complaint = ""  # what is wrong with the engine, for its operator
         self._refused = ""  # why the engine has just refused a call that may be done
         self._away_since = 0.0
         self._logs: dict[str, EngineLog] = {}
@@ -267,7 +268,7 @@ class RoomLogs:
         else:
             away = self._link.unanswered_seconds
         if away >= self.config.away_seconds:
-            return _AWAY
+            return AWAY
         return _FULL if self._appends.is_full else ""
 
     # --- Appending --------------------------------------------------------------------------------
@@ -415,8 +416,15 @@ class RoomLogs:
         if answer.status == Status.KNOWN:
             sent.succeed()
         else:
-            sent.fail(_REPLACED if answer.status == Status.FENCED else answer.epoch)
+            sent.fail(_REPLACED if answer.status == Status.FENCED else self._told(answer.epoch))
         self.check(sent.log)
+
+    def _told(self, failure: str) -> str:
+        """Return what clients are told of the *failure* of one block."""
+        error = EngineRefused.parse(failure)
+        if not error.is_known:
+            self.complaint = str(error)
+        return error.meaning.told
 
     def _take_refusal(self, purpose: _Purpose | None, error: EngineRefused) -> None:
         match purpose:
@@ -430,7 +438,7 @@ class RoomLogs:
                 if "Function not found" in error.text and self._link is not None:
                     self._link.end("the engine has lost its functions")  # the next one loads them
                     return
-                reason = str(error)
+                reason = error.meaning.told
                 if self._appends.may_be_done(purpose) and error.code not in _NEVER_DONE:
                     self._appends.repeat(purpose)
                     self._refused = reason
@@ -447,7 +455,7 @@ class RoomLogs:
                 self._reading.discard(log)  # `_watch` repeats it
             case _Tails(logs):
                 for log in logs:
-                    log.fail_loads(str(error))
+                    log.fail_loads(error.meaning.told)
 
     def _note_epoch(self, epoch: str) -> None:
         self.epoch = max(self.epoch, epoch)
@@ -536,7 +544,7 @@ class RoomLogs:
                 if link is not None:
                     return call.read(await link.call(*call.words))
             except EngineRefused as error:
-                raise NotRead(str(error)) from None
+                raise NotRead(error.meaning.told) from None
             except (EngineAway, FateUnknown):
                 pass
             if link is self._link:  # `disconnected` comes

@@ -4,7 +4,7 @@ They are in the file that the operator named, if any, and with other nodes at th
 """
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from logging import ERROR
 from pathlib import Path
@@ -94,11 +94,22 @@ class BanKeeper:
             self._save_soon()
         return lifted
 
+    def load(self, records: Iterable[BanRecord]) -> None:
+        """Put in force what the backend has at the start; whoever gave those bans has logged them.
+
+        One that cannot be added is logged.
+        """
+        for record in records:
+            self._put(record, lambda ban: self._bans.add(ban, time.time()))
+
     def put(self, record: BanRecord) -> None:
         """Add a ban of another node; one that cannot be added is logged."""
+        self._put(record, self._add)
+
+    def _put(self, record: BanRecord, add: Callable[[Ban], object]) -> None:
         try:
             target = parse_target(record.target)
-            self._add(Ban(target=target, until=record.until, reason=record.reason))
+            add(Ban(target=target, until=record.until, reason=record.reason))
         except LocalProtocolError as error:
             self._log.line("STATE", f"A ban of another node is not in force: {error}", ERROR)
 
@@ -108,6 +119,16 @@ class BanKeeper:
             self._remove(target)
         except LocalProtocolError as error:
             self._log.line("STATE", f"A ban was not lifted: {error}", ERROR)
+
+    def take_back(self, target: str, limit: int) -> str:
+        """Remove our ban of *target*, which the backend does not store, and return what to say.
+
+        It has *limit* bans already.
+        """
+        self.take(target)
+        text = f"the ban of {target} was taken back: the cluster has {limit}; lift one with /unban"
+        self._log.line("STATE", f"{text[0].upper()}{text[1:]}", ERROR)
+        return text
 
     def keep_in(self, path: Path) -> None:
         """Load the bans from the file at *path*, and save all changes to it from now on.

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeAlias
 
+from multichat.backend.base import MAX_BANS
 from multichat.errors import InvalidBan, InvalidBanFile, InvalidName, TooManyBans
 from multichat.protocol.commands import FOREVER, NAME_WORD, split_target
 from multichat.protocol.framing import clean
@@ -47,9 +48,6 @@ __all__ = [
 Network: TypeAlias = IPv4Network | IPv6Network
 Target: TypeAlias = Network | str
 """The target of a ban: a network, of one address or more, or the name of a client."""
-
-# More than anybody types or reads; they take 5 MiB, and their file 1 MiB.
-MAX_BANS = 10_000
 
 # What a provider gives to one customer (RFC 6177), who could evade a ban of less.
 _IPV6_LENGTH = 64

@@ -15,7 +15,7 @@ from functools import partial
 import msgspec
 import trio
 
-from multichat.backend.base import Backend
+from multichat.backend.base import MAX_TOPICS, Backend
 from multichat.errors import InvalidName, InvalidRequest, TooManyRooms
 from multichat.protocol.address import is_loopback
 from multichat.protocol.framing import clean
@@ -41,9 +41,6 @@ from multichat.server.remote_clients import RemoteClient, RemoteRoom
 from multichat.server.room import Room
 
 __all__ = ["OpenRooms"]
-
-# As many as accounts: all are in memory.
-_MAX_TOPICS = 10_000
 
 
 class OpenRooms:
@@ -228,8 +225,8 @@ class OpenRooms:
         topic = clean(topic)
         if len(topic) > MAX_TOPIC_CHARACTERS:
             raise InvalidRequest(f"a topic has at most {MAX_TOPIC_CHARACTERS} characters")
-        if topic and room.key not in self._topics and len(self._topics) >= _MAX_TOPICS:
-            raise InvalidRequest(f"too many rooms have a topic (limit: {_MAX_TOPICS})")
+        if topic and room.key not in self._topics and len(self._topics) >= MAX_TOPICS:
+            raise InvalidRequest(f"too many rooms have a topic (limit: {MAX_TOPICS})")
         number, name = (0, SERVER_NAME) if by is None else (by.number, by.name)
         with trio.CancelScope(shield=True):  # it may be stored: the room must have it, too
             await self._backend.save_topic(room.key, topic, number, name)

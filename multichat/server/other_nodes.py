@@ -1,6 +1,7 @@
 """Applies what other nodes did, in order: one task of the server, one synchronous step an event."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from logging import WARNING
 
@@ -10,6 +11,7 @@ from multichat.backend.events import (
     Announced,
     AvailabilityChanged,
     BanAdded,
+    BanRefused,
     BanRemoved,
     ClientGone,
     ClientPut,
@@ -59,8 +61,7 @@ class OtherNodes:
         """Load the clients of other nodes and the bans from the backend, which is open."""
         for record in self._backend.clients:
             self._registry.elsewhere.put(record)
-        for ban in self._backend.bans:
-            self._bans.put(ban)
+        self._bans.load(self._backend.bans)
 
     async def follow(self) -> None:
         """Apply what happens until cancelled; one task calls this, once."""
@@ -100,6 +101,8 @@ class OtherNodes:
                 self._bans.put(ban)
             case BanRemoved(target):
                 self._bans.take(target)
+            case BanRefused(target, limit):
+                self._tell_operators(self._bans.take_back(target, limit))
             case DisconnectAsked(client, code, reason):
                 own = registry.find(client)
                 if own is not None and code in GOODBYES:
@@ -122,6 +125,16 @@ class OtherNodes:
         self._registry.leave(client, TAKEN_OVER, last_words=words, code="replaced", taken_over=True)
         if session is not None:
             self._registry.session_store.drop(session)
+
+    def _tell_operators(self, text: str) -> None:
+        notice = messages.Notice(text)
+        for client in self._registry.clients:
+            if self._registry.accounts.is_operator(client.account):
+                self._start_soon(partial(self._tell, client, notice))
+
+    async def _tell(self, client: Client, notice: messages.Notice) -> None:
+        with suppress(NotDelivered):
+            await tell(client, notice, self._config)
 
     def _tell_all(self, text: str) -> None:
         async def tell_all() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ from multichat.backend.events import (
     AvailabilityChanged,
     BanAdded,
     BanRecord,
+    BanRefused,
     BanRemoved,
     ClientGone,
     ClientPut,
@@ -375,6 +377,34 @@ async def test_a_ban_on_a_node_that_was_taken_for_dead_reaches_the_others(
         assert [each.target for each in b.backend.bans] == ["name eve"]
 
 
+async def test_a_ban_that_is_one_too_many_is_refused_to_the_node_that_gave_it(
+    engine: Engine,
+) -> None:
+    config = replace(cluster_config(engine, "a"), max_bans=1)
+    async with run_node(config) as a, run_node(cluster_config(engine, "b")) as b:
+        a.backend.add_ban(BanRecord(target="name bob"))
+        a.backend.add_ban(BanRecord(target="name eve"))
+        assert await a.wait_for(BanRefused) == BanRefused("name eve", 1)
+        await b.wait_for(BanAdded)
+        assert [each.target for each in b.backend.bans] == ["name bob"]
+        assert not any(isinstance(each, BanAdded | BanRefused) for each in (*a.heard, *b.heard))
+
+
+async def test_an_error_of_the_engine_that_nobody_foresaw_is_logged_once(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with run_node(cluster_config(engine, "a")) as a:
+        await engine.call("SET", "multichat:names:keys", "no hash")
+        for client in (1, 2):
+            with pytest.raises(StorageFailed, match="the engine of the cluster refuses it"):
+                await a.claim(client, "alice")
+        with trio.fail_after(WAIT_SECONDS):
+            while "WRONGTYPE" not in caplog.text:
+                await trio.sleep(0.05)
+        await trio.sleep(0.5)
+        assert caplog.text.count("The cluster: the engine says: WRONGTYPE") == 1
+
+
 async def test_with_a_full_engine_nodes_live_and_clients_leave(engines: Engines) -> None:
     engine = await engines.start()
     async with run_node(cluster_config(engine, "a", lease=1.0)) as a:
@@ -385,7 +415,10 @@ async def test_with_a_full_engine_nodes_live_and_clients_leave(engines: Engines)
         with pytest.raises(EngineError, match="OOM"):
             await engine.call("SET", "more", "x")
         a.put(2)
-        await a.wait_for(AvailabilityChanged, lambda event: not event.available)
+        changed = await a.wait_for(AvailabilityChanged, lambda event: not event.available)
+        assert changed.reason.startswith("the engine's memory is full: raise its maxmemory")
+        with pytest.raises(StorageFailed, match="the engine of the cluster is full"):
+            await a.claim(3, "alice")
         a.backend.forget_session(_SESSION.digest)
         a.backend.remove_client(1, 1, "quit", keep_seconds=None)
         with trio.fail_after(WAIT_SECONDS):

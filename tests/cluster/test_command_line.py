@@ -1,5 +1,6 @@
 """`serve --cluster`: how it starts, what it warns of, and the one line with which it fails."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -58,6 +59,13 @@ async def test_an_engine_without_aof_or_with_evictions_is_warned_of(
     async with node(tmp_path, careful.url) as server:
         assert await works(server)
         assert "[WARNING]" not in server.out
+        first = re.search(r"\[start\] This is node (\w+) of a cluster, which has (\d+)", server.out)
+        async with node(tmp_path, careful.url) as other:
+            second = re.search(r"This is node (\w+) of a cluster, which has (\d+)", other.out)
+        assert first
+        assert second
+        assert (first[2], second[2]) == ("1", "2")
+        assert first[1] != second[1]
 
 
 async def test_a_password_comes_from_a_file_or_the_environment(

@@ -181,7 +181,7 @@ async def test_a_repeated_message_that_the_engine_refuses_waits_until_its_fate_i
         await until_refused(engine, 4)
         assert waiting.pending is not None
         assert not waiting.pending.resolved
-        with pytest.raises(StorageFailed, match="no memory"):
+        with pytest.raises(StorageFailed, match="engine of the cluster is full"):
             await said(here, "two", 2)
         await engine.call("DEL", "full")
         with trio.fail_after(WAIT_SECONDS):
@@ -224,7 +224,7 @@ async def test_an_answer_that_is_not_ours_ends_the_link_and_is_asked_for_again(
         await engine.call("SET", "strange", 1)
         load = a.logs.load("ops")
         assert load is not None
-        with trio.fail_after(WAIT_SECONDS), pytest.raises(StorageFailed, match="not ours"):
+        with trio.fail_after(WAIT_SECONDS), pytest.raises(StorageFailed, match="refuses it"):
             await load.wait()
         await engine.call("DEL", "strange")
         assert (await a.open("ops")).log.next == 0

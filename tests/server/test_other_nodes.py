@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
@@ -10,6 +11,7 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
+from multichat.backend.events import BanRefused
 from multichat.backend.local import LocalBackend
 from multichat.journal.base import SavedSession, SessionRecord
 from multichat.journal.memory import MemoryJournal
@@ -20,6 +22,7 @@ from multichat.server.session_store import SessionStore
 from multichat.testing import MemoryServer
 from tests.support import nodes
 from tests.support.hub import Hub
+from tests.support.log import LogRecorder
 from tests.support.nodes import nodes_on
 from tests.support.programs import JsonClient, join
 from tests.support.websockets import join_websocket
@@ -502,6 +505,39 @@ async def test_operators_reach_clients_of_other_nodes(autojump_clock: Clock) -> 
         assert one.server.unban("carol")
         await trio.sleep(1)
         assert (await dave.ask("name", name="carol"))["type"] == "renamed"
+
+
+async def test_a_ban_that_the_backend_refuses_is_taken_back_and_its_operators_are_told(
+    log: LogRecorder, autojump_clock: Clock
+) -> None:
+    hub, config = Hub(), replace(CONFIG, operators=("boss",))
+    async with two_nodes(hub, config) as (one, _):
+        await one.server.admin.account(f"add boss {SECRET}")
+        root = await join(one, login={"name": "boss", "passphrase": SECRET})
+        bob = await join(one)
+        assert "eve" in (await root.ask("ban", what="name eve"))["text"]
+        assert len(one.server.bans) == 1
+        hub.tell(BanRefused("name eve", 10_000), only="one")
+        expected = "the ban of name eve was taken back: the cluster has 10000; lift one with /unban"
+        assert (await root.hear("notice"))["text"] == expected
+        assert one.server.bans == []
+        assert await events_of(bob) == []
+    assert any("[ERROR]" in line and expected[1:] in line for line in log.lines)
+
+
+async def test_bans_of_the_backend_are_not_logged_again_at_a_start(
+    log: LogRecorder, autojump_clock: Clock
+) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (one, _):
+        one.server.ban(Ban(target="eve"))
+        await trio.sleep(1)
+    banned = [line for line in log.lines if "Banned" in line]
+    async with two_nodes(hub) as (one, _):
+        assert [each.target for each in one.server.bans] == ["eve"]
+        eve = await join(one)
+        assert (await eve.ask("name", name="eve"))["code"] == "banned"
+    assert [line for line in log.lines if "Banned" in line] == banned
 
 
 async def test_a_topic_set_on_one_node_is_known_on_all(autojump_clock: Clock) -> None:
