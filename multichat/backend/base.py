@@ -38,8 +38,6 @@ from multichat.protocol.ids import MessageIds
 from multichat.protocol.messages import Directed, Nonce, SaidBlock
 
 __all__ = [
-    "MAX_BANS",
-    "MAX_TOPICS",
     "NOBODY",
     "Backend",
     "Claim",
@@ -51,11 +49,6 @@ __all__ = [
     "RoomLog",
     "Skipped",
 ]
-
-# All are in memory.  As many topics as accounts; more bans than anybody types or reads: they take
-# 5 MiB, and their file 1 MiB.
-MAX_TOPICS = 10_000
-MAX_BANS = 10_000
 
 # The number of no client: the operator's, and that of a recipient who is gone.
 NOBODY = 0

@@ -13,6 +13,8 @@ from multichat.protocol.fields import Name, Topic
 from multichat.protocol.messages import Directed
 
 __all__ = [
+    "MAX_BANS",
+    "MAX_TOPICS",
     "AccountChanged",
     "Announced",
     "AvailabilityChanged",
@@ -31,6 +33,11 @@ __all__ = [
     "Replaced",
     "TopicChanged",
 ]
+
+# All are in memory.  As many topics as accounts; more bans than anybody types or reads: they take
+# 5 MiB, and their file 1 MiB.
+MAX_TOPICS = 10_000
+MAX_BANS = 10_000
 
 
 class ClientRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import msgspec
 import trio
 
-from multichat.backend.base import MAX_BANS, MAX_TOPICS, Backend, Claim, DirectFate, RoomLog
+from multichat.backend.base import Backend, Claim, DirectFate, RoomLog
 from multichat.backend.events import (
+    MAX_BANS,
+    MAX_TOPICS,
     AvailabilityChanged,
     BanRecord,
     ClientRecord,

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeAlias
 
-from multichat.backend.base import MAX_BANS
+from multichat.backend.events import MAX_BANS
 from multichat.errors import InvalidBan, InvalidBanFile, InvalidName, TooManyBans
 from multichat.protocol.commands import FOREVER, NAME_WORD, split_target
 from multichat.protocol.framing import clean

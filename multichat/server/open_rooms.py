@@ -15,7 +15,8 @@ from functools import partial
 import msgspec
 import trio
 
-from multichat.backend.base import MAX_TOPICS, Backend
+from multichat.backend.base import Backend
+from multichat.backend.events import MAX_TOPICS
 from multichat.errors import InvalidName, InvalidRequest, TooManyRooms
 from multichat.protocol.address import is_loopback
 from multichat.protocol.framing import clean
