@@ -119,22 +119,25 @@ class Control:
     async def _serve(self, stream: trio.abc.Stream) -> None:
         decoder = LineDecoder(self._limits.max_line_bytes)
         deadline = trio.current_time() + self._limits.idle_seconds
-        while data := await self._receive(stream, deadline):
-            for part in decoder.feed(data):
+        while (data := await self._receive(stream, deadline)) is not None:
+            # At the end the last request may be without its LF; half of one is no JSON.
+            for part in decoder.feed(data) if data else decoder.finish():
                 for line in [part] if isinstance(part, LineTooLong) else part.split("\n"):
                     await self._pace.wait()
                     await self._send(stream, await self._answer(line))
                     deadline = trio.current_time() + self._limits.idle_seconds
+            if not data:
+                return
 
-    async def _receive(self, stream: trio.abc.Stream, deadline: float) -> bytes | bytearray:
-        """Return what arrives, or nothing at the end, after *deadline* or if it is evicted."""
+    async def _receive(self, stream: trio.abc.Stream, deadline: float) -> bytes | bytearray | None:
+        """Return what arrives, or nothing at the end; None after *deadline* or if it is evicted."""
         with trio.CancelScope(deadline=deadline) as scope:
             self._idle[scope] = None
             try:
                 return await stream.receive_some(_READ_BYTES)
             finally:
                 self._idle.pop(scope, None)
-        return b""
+        return None
 
     async def _send(self, stream: trio.abc.Stream, answer: ControlAnswer) -> None:
         with self._pace.measure():

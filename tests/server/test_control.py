@@ -468,6 +468,19 @@ async def _flood(client: ScriptedClient, requests: int) -> None:
     await client.lines(requests)
 
 
+async def test_the_last_request_may_be_without_its_line_end(desk: Desk) -> None:
+    for sent, codes in (
+        ('{"command":"bans"}', [None]),
+        ('{"command":"bans"}\n{"command":"kick"', [None, "usage"]),
+        ("", []),
+    ):
+        client = desk.connect()
+        await client.stream.send_all(sent.encode())
+        await client.finish()
+        answers = [json.loads(line) for line in await client.rest()]
+        assert [answer.get("code") for answer in answers] == codes
+
+
 async def test_clients_of_the_admin_socket_that_leave_at_any_time_harm_nobody(
     desk: Desk, log: LogRecorder
 ) -> None:
