@@ -295,8 +295,6 @@ def serve(
     commands.
     """
     _check_environment(context)
-    if metrics is not None:
-        check_extra(described(context, "metrics"))
     if keep_days is not None and not 0 < keep_days <= _MAX_DAYS:
         raise UsageMistake(
             f"{described(context, 'keep_days')} must be more than 0 and at most {_MAX_DAYS}"
@@ -329,9 +327,15 @@ def serve(
     if not re.fullmatch("0?[0-7]{3}", unix_mode):
         given = described(context, "unix_mode")
         raise UsageMistake(f"{given} must be a mode such as 0600, not {unix_mode!r}")
-    source = context.get_parameter_source("port")
-    is_port_given = source is not None and source.name != "DEFAULT"
-    tcp_port = port if is_port_given or unix is None else None
+    from multichat.cli.activation import own_listeners
+    from multichat.net.activation import take_passed_sockets
+
+    passed = take_passed_sockets()
+    own = own_listeners(
+        context, passed, port=port, unix=unix, web=web, admin=admin, metrics=metrics
+    )
+    if passed.metrics or metrics is not None:
+        check_extra(described(context, "metrics"))
     import logging
 
     from multichat.log import Log, open_log
@@ -385,16 +389,17 @@ def serve(
             server.keep_bans(ban_file)
         run = partial(
             server.run,
-            tcp_port,
+            own.port,
             host=host,
             tls=tls,
-            unix=unix,
+            unix=own.unix,
             unix_mode=int(unix_mode, 8),
-            web=web,
+            web=own.web,
             web_host=web_host,
-            admin=admin,
-            metrics=metrics,
+            admin=own.admin,
+            metrics=own.metrics,
             metrics_host=metrics_host or LOOPBACK,
+            passed=passed,
         )
         console = _console(server, writer, stack)
         trio.run(partial(serve_until_signal, server, run, hang_ups, console, manager=manager))

@@ -69,6 +69,9 @@ _CREDENTIALS = struct.Struct("3i")
 
 _AF_UNIX = getattr(socket, "AF_UNIX", None)
 
+# How an IPv6 socket names a peer that uses IPv4.
+_MAPPED = "::ffff:"
+
 _REASONS = {
     errno.ECONNRESET: "connection reset",
     errno.EPIPE: "connection reset",
@@ -249,10 +252,21 @@ def peer_address(stream: trio.abc.Stream) -> str:
     """
     if (below := _socket_of(stream)) is not None and below.socket.family != _AF_UNIX:
         try:
-            return format_address(below.socket.getpeername())
+            return format_address(_unmapped(below.socket.getpeername()))
         except OSError:
             pass
     return ""
+
+
+def _unmapped(name: object) -> object:
+    """Return the address *name* with an IPv4 address as such, if it came over an IPv6 socket.
+
+    Such a socket is one that the service manager has opened.
+    """
+    match name:
+        case (str(host), port, *_) if host.startswith(_MAPPED) and "." in host:
+            return host.removeprefix(_MAPPED), port
+    return name
 
 
 def is_disconnected(stream: trio.abc.Stream) -> bool:

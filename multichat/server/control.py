@@ -11,16 +11,14 @@ protocol, and `multichat.server.admin_requests` for the commands.
 3. Commands that change something are logged, without the text of messages and without secrets.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
 from multichat.errors import LineTooLong, MultichatError, ReloadFailed, lone_exception
 from multichat.log import Log
-from multichat.net.listeners import listen_unix, unlink_at_end
 from multichat.protocol.commands import (
     ADMIN_COMMANDS,
     Command,
@@ -43,9 +41,6 @@ from multichat.server.admin_requests import Answer, Task, run_command
 __all__ = ["Control", "ControlLimits", "open_control"]
 
 _READ_BYTES = 64 * 1024
-
-# Only its owner can connect.
-_MODE = 0o600
 
 # They change nothing, and are asked for every second.
 _NOT_LOGGED = ("/who", "/rooms", "/stats", "/bans", "/help")
@@ -234,18 +229,19 @@ def _without_secrets(command: Command, rest: str, log: Log) -> str:
 
 @asynccontextmanager
 async def open_control(
-    path: Path, admin: AdminCommands, log: Log, limits: ControlLimits | None = None
+    listeners: Sequence[trio.SocketListener],
+    admin: AdminCommands,
+    log: Log,
+    limits: ControlLimits | None = None,
 ) -> AsyncGenerator[None]:
-    """Serve the admin socket at *path* until the block ends, which removes it.
+    """Serve the admin sockets of *listeners*, which only their owner can use, until the block ends.
 
-    A stale socket of a server that has ended is replaced.  Connections that are still open at the
-    end are closed, whatever they wait for.  Raises `ListenFailed` if the socket is in use, or if
-    *path* is anything but a socket.
+    Closes the listeners.  Connections that are still open at the end are closed, whatever they wait
+    for.
     """
-    listener = await listen_unix(path, _MODE)
     control = Control(admin, log, limits)
-    with unlink_at_end(path), lone_exception():
-        async with listener, trio.open_nursery() as nursery:
-            await nursery.start(trio.serve_listeners, control.handle, [listener])
+    with lone_exception():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(trio.serve_listeners, control.handle, list(listeners))
             yield
             nursery.cancel_scope.cancel(reason="the server has ended")

@@ -20,7 +20,8 @@ import trio
 from multichat.errors import lone_exception
 from multichat.log import Log
 from multichat.net import transport
-from multichat.net.listeners import FairListener, is_reachable_remotely, listen_tcp
+from multichat.net.activation import describe
+from multichat.net.listeners import FairListener, is_reachable_remotely
 from multichat.net.turns import Meter, Turns, current_meter
 from multichat.server.config import ServerConfig
 from multichat.server.health import health_response
@@ -43,16 +44,15 @@ METRICS = "/metrics"
 
 @asynccontextmanager
 async def open_metrics(
-    server: "Server", turns: Turns, log: Log, port: int, host: str | Sequence[str]
+    server: "Server", turns: Turns, log: Log, listeners: Sequence[trio.SocketListener]
 ) -> AsyncGenerator[str]:
-    """Serve the metrics of *server* on *port* of each *host* while the block runs.
+    """Serve the metrics of *server* on *listeners* while the block runs; closes them.
 
-    Logs and yields their URL.  *turns* are the server's.  Raises `ListenFailed`, and `ImportError`
-    without the package `prometheus-client`.
+    Logs and yields their URL.  *turns* are the server's.  Raises `ImportError` without the package
+    `prometheus-client`.
     """
     served = MetricsPort(server, turns, log)
-    listeners = await listen_tcp(port, host)
-    address = transport.format_address(listeners[0].socket.getsockname())
+    address = describe(listeners[0].socket)
     url = f"http://{address}{METRICS}"
     log.line("start", f"Metrics at {url}")
     if any(map(is_reachable_remotely, listeners)):

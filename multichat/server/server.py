@@ -29,13 +29,9 @@ from multichat.errors import (
 from multichat.journal.base import Journal
 from multichat.journal.memory import MemoryJournal
 from multichat.log import Log
+from multichat.net.activation import PassedSockets
 from multichat.net.fair_share import Shares
-from multichat.net.listeners import (
-    FairListener,
-    listen_tcp,
-    listen_unix,
-    unlink_at_end,
-)
+from multichat.net.listeners import FairListener
 from multichat.net.turns import Turns
 from multichat.protocol.address import DEFAULT_PORT
 from multichat.protocol.framing import clean
@@ -58,6 +54,7 @@ from multichat.server.control import open_control
 from multichat.server.ending import Ending
 from multichat.server.filters import Filters
 from multichat.server.join_hook import OnJoin
+from multichat.server.listening import Listeners, Places, open_listeners
 from multichat.server.live_settings import LiveSettings
 from multichat.server.other_nodes import OtherNodes
 from multichat.server.passphrases import Hasher
@@ -200,6 +197,7 @@ class Server:
         admin: Path | None = None,
         metrics: int | None = None,
         metrics_host: str | Sequence[str] = "127.0.0.1",
+        passed: PassedSockets = PassedSockets(),  # noqa: B008 - immutable
         task_status: trio.TaskStatus["Server"] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve clients on TCP *port*, a *unix* socket, or both, until `shutdown` is called; once.
@@ -212,7 +210,8 @@ class Server:
         *host* is an address or name, or several; None is every interface, IPv4 and IPv6.  With
         port 0 the system chooses one for the first address, and further hosts share it.  With
         *tls*, clients on that port must use TLS.  The socket at *unix* has *unix_mode* and is
-        removed at the end.  Passes the server to `task_status` once connections are accepted.
+        removed at the end.  It serves the listeners that were *passed*, too, and closes them.
+        Passes the server to `task_status` once connections are accepted.
 
         After `shutdown` it stops accepting, delivers the messages under way, and says goodbye to
         all clients, which get what is queued within the grace period; a client that lags gets the
@@ -221,28 +220,28 @@ class Server:
 
         Raises `ListenFailed` if the system refuses to listen.
         """
-        if port is None and unix is None and web is None:
-            raise ValueError("no port or Unix socket to listen on")
+        places = Places(
+            port=port,
+            host=host,
+            unix=unix,
+            unix_mode=unix_mode,
+            web=web,
+            web_host=web_host,
+            admin=admin,
+            metrics=metrics,
+            metrics_host=metrics_host,
+            passed=passed,
+        )
         self.settings.tls = tls
+        given = web_host or host or ()
+        self._web_names = (given,) if isinstance(given, str) else tuple(given)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.open())
-            listeners: list[trio.SocketListener] = []
-            if unix is not None:
-                listeners.append(await listen_unix(unix, unix_mode))
-                stack.callback(listeners[0].socket.close)
-                stack.enter_context(unlink_at_end(unix))
-            tcp = [] if port is None else await listen_tcp(port, host)
-            for each in tcp:
-                stack.callback(each.socket.close)
-            pages = [] if web is None else await listen_tcp(web, web_host or host)
-            given = web_host or host or ()
-            self._web_names = (given,) if isinstance(given, str) else tuple(given)
-            if admin is not None:
-                await stack.enter_async_context(open_control(admin, self.admin, self._log))
-            is_encrypted = tls is not None
-            starting = Starting(
-                tcp=tcp, unix=unix, web=pages, admin=admin, is_encrypted=is_encrypted
-            )
+            listeners = await stack.enter_async_context(open_listeners(places))
+            if listeners.admin:
+                control = open_control(listeners.admin, self.admin, self._log)
+                await stack.enter_async_context(control)
+            starting = Starting(listeners, is_encrypted=tls is not None)
             self.port, self.addresses = starting.port, starting.addresses
             self.web_url = starting.web_url(self.config.web.url)
             # So that the chat port can tell browsers.
@@ -251,38 +250,30 @@ class Server:
             log_start(self._log, starting, self.config, self._backend.location, self.web_url)
             if advice := self.settings.certificate_advice():
                 self._log.line("start", advice, WARNING)
-            if metrics is not None:
+            if listeners.metrics:
                 from multichat.server.metrics_port import open_metrics  # imports h11 and others
 
-                opened = open_metrics(self, self._turns, self._log, metrics, metrics_host)
+                opened = open_metrics(self, self._turns, self._log, listeners.metrics)
                 self.metrics_url = await stack.enter_async_context(opened)
             self._start_soon(partial(trio.to_thread.run_sync, load_tables))
-            await self._serve(tcp, listeners, pages, task_status)
+            await self._serve(listeners, task_status)
 
-    async def _serve(
-        self,
-        tcp: list[trio.SocketListener],
-        local: list[trio.SocketListener],
-        pages: list[trio.SocketListener],
-        task_status: trio.TaskStatus["Server"],
-    ) -> None:
+    async def _serve(self, listeners: Listeners, task_status: trio.TaskStatus["Server"]) -> None:
         ending = self.ending
         async with trio.open_nursery() as clients:  # ends last
             async with trio.open_nursery() as web_acceptors:  # a balancer asks whether we are ready
                 async with trio.open_nursery() as acceptors:  # stops first
                     accept = partial(trio.serve_listeners, handler_nursery=clients)
-                    for nursery, handle, listeners in (
-                        (acceptors, self._with_tls(self._connections.handle), tcp),
-                        (acceptors, self._connections.handle, local),
-                        # Made now: its imports and files take a tenth of a second.
-                        *(
-                            [(web_acceptors, self._with_tls(self._web.handle), pages)]
-                            if pages
-                            else ()
-                        ),
-                    ):
-                        if listeners:
-                            fair = [FairListener(each, self._turns) for each in listeners]
+                    served = [
+                        (acceptors, self._with_tls(self._connections.handle), listeners.tcp),
+                        (acceptors, self._connections.handle, listeners.unix),
+                    ]
+                    if listeners.web:  # made now: its imports and files take a tenth of a second
+                        handle_web = self._with_tls(self._web.handle)
+                        served.append((web_acceptors, handle_web, listeners.web))
+                    for nursery, handle, opened in served:
+                        if opened:
+                            fair = [FairListener(each, self._turns) for each in opened]
                             await nursery.start(accept, handle, fair)
                     task_status.started(self)
                     await ending.begun.wait()

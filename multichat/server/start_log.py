@@ -1,53 +1,47 @@
 """What a server logs when it starts: where it listens, and what its operator should know."""
 
 import socket
-from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from logging import WARNING
-from pathlib import Path
 
 import trio
 
 from multichat.log import Log
-from multichat.net import transport
+from multichat.net.activation import describe, is_unix
 from multichat.net.listeners import is_reachable_remotely
 from multichat.server.config import CONNECTIONS_PER_MIB, ServerConfig
+from multichat.server.listening import Listeners
 
 __all__ = ["Starting", "log_start"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Starting:
-    """A server that starts: its listeners on *tcp* ports and for the *web*, and its Unix sockets.
+    """A server that starts, with these *listeners*."""
 
-    *unix* is for clients, *admin* for the operator's commands.
-    """
-
-    tcp: Sequence[trio.SocketListener]
-    web: Sequence[trio.SocketListener] = ()
-    unix: Path | None = None
-    admin: Path | None = None
+    listeners: Listeners
     is_encrypted: bool = False
 
     @property
     def port(self) -> int:
         """The first TCP port; 0 without one."""
-        return int(self.tcp[0].socket.getsockname()[1]) if self.tcp else 0
+        tcp = self.listeners.tcp
+        return int(tcp[0].socket.getsockname()[1]) if tcp else 0
 
     @property
     def addresses(self) -> list[str]:
         """Where clients can connect."""
-        found = [transport.format_address(each.socket.getsockname()) for each in self.tcp]
-        return found if self.unix is None else [*found, str(self.unix)]
+        return [_where(each) for each in (*self.listeners.tcp, *self.listeners.unix)]
 
     def web_url(self, configured: str | None) -> str:
         """Return where people find the page; *configured* is what the operator says."""
-        if not self.web:
-            return ""
-        if configured is not None:
+        tcp = [each for each in self.listeners.web if not is_unix(each.socket)]
+        if configured is not None and self.listeners.web:
             return configured
-        host, port, *_ = self.web[0].socket.getsockname()
+        if not tcp:  # a Unix socket is behind a proxy, which knows
+            return ""
+        host, port, *_ = tcp[0].socket.getsockname()
         if ip_address(host.partition("%")[0]).is_unspecified:  # every interface
             host = socket.gethostname()
         scheme, default = ("https", 443) if self.is_encrypted else ("http", 80)
@@ -59,29 +53,33 @@ def log_start(
     log: Log, starting: Starting, config: ServerConfig, journal: str | None, web_url: str
 ) -> None:
     """Log how a server starts; *journal* is where messages are stored, *web_url* its page."""
-    where = f"port {starting.port}" if starting.tcp else str(starting.unix or web_url)
+    listeners = starting.listeners
+    where = f"port {starting.port}" if listeners.tcp else web_url
+    if not listeners.tcp and listeners.unix:
+        where = _where(listeners.unix[0])
     fields = {"event": "starting", "port": starting.port or None}
     log.line("start", f"Starting multi-chat server on {where}", fields=fields)
     for address in starting.addresses:
         fields = {"event": "listening", "address": address}
         log.line("start", f"Listening on {address}", fields=fields)
+    for each in listeners.web:
+        # The URL that was not configured says where.
+        if web_url in ("", config.web.url) or is_unix(each.socket):
+            log.line("start", f"Listening on {_where(each)} for the web page")
     if web_url:
-        if web_url == config.web.url:  # which does not tell where it listens
-            for each in starting.web:
-                address = transport.format_address(each.socket.getsockname())
-                log.line("start", f"Listening on {address} for the web page")
         log.line("start", f"Web page at {web_url}")
-    if starting.admin is not None:
-        log.line("start", f"Listening on {starting.admin} for the operator's commands")
+    for each in listeners.admin:
+        log.line("start", f"Listening on {_where(each)} for the operator's commands")
     if journal:
         log.line("start", f"Storing messages in {journal}")
     if (connections := config.max_connections) < config.max_clients:
         needed = f"--memory {-(-config.max_clients // CONNECTIONS_PER_MIB)}"
         text = f"Memory for {connections} connections: {config.max_clients} need {needed}"
         log.line("start", text)
-    if starting.is_encrypted or not any(map(is_reachable_remotely, (*starting.tcp, *starting.web))):
+    reachable = [*listeners.tcp, *listeners.web]
+    if starting.is_encrypted or not any(map(is_reachable_remotely, reachable)):
         return
-    if config.web.webhook_tokens and any(map(is_reachable_remotely, starting.web)):
+    if config.web.webhook_tokens and any(map(is_reachable_remotely, listeners.web)):
         warning = "Webhook tokens are sent in plain text beyond this machine: add --tls-cert"
         log.line("start", warning, WARNING)
     if config.password is None:
@@ -91,3 +89,7 @@ def log_start(
     else:
         warning = "The password is sent in plain text beyond this machine: add --tls-cert"
         log.line("start", warning, WARNING)
+
+
+def _where(listener: trio.SocketListener) -> str:
+    return describe(listener.socket)

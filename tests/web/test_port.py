@@ -7,6 +7,7 @@ import trio
 import trio.testing
 
 from multichat.server.config import ServerConfig
+from multichat.server.listening import Listeners
 from multichat.server.start_log import Starting
 from multichat.testing import MemoryServer, memory_server
 from multichat.web.config import WebConfig
@@ -48,10 +49,10 @@ def test_the_page_is_where_people_can_open_it(
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "box")
     listener = cast("trio.SocketListener", _Listener(*name))
-    starting = Starting(tcp=(), web=[listener], is_encrypted=encrypted)
+    starting = Starting(Listeners(web=[listener]), is_encrypted=encrypted)
     assert starting.web_url(None) == url
     assert starting.web_url("https://chat.example/") == "https://chat.example/"
-    assert Starting(tcp=()).web_url("https://chat.example/") == ""
+    assert Starting(Listeners()).web_url("https://chat.example/") == ""
 
 
 async def raw(server: MemoryServer, data: bytes) -> bytes:

@@ -1,0 +1,153 @@
+"""Socket activation: listeners that the service manager has opened, and passes to this process.
+
+By the protocol of systemd they are the descriptors from 3 on.  LISTEN_FDS is their number, if
+LISTEN_PID is this process, and LISTEN_FDNAMES are their names, which say what each is for.  Our
+copies of them are closed as other listeners are, and the service manager keeps its own: meanwhile
+connections wait.  The file of such a Unix socket is never removed here.
+"""
+
+import os
+import socket
+import stat
+from collections.abc import MutableMapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import trio
+
+from multichat.errors import ListenFailed
+from multichat.net.transport import format_address
+from multichat.protocol.framing import clean
+
+__all__ = ["PassedSockets", "describe", "is_unix", "take_passed_sockets"]
+
+_FDS = "LISTEN_FDS"
+_PID = "LISTEN_PID"
+_NAMES = "LISTEN_FDNAMES"
+
+_FIRST = 3
+
+# What systemd calls a descriptor without FileDescriptorName=, and older versions without a unit.
+_UNNAMED = "unknown"
+_UNIT = ".socket"
+
+_PASSED = "what systemd passes"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PassedSockets:
+    """Listening sockets by what they are for; the owner closes them, with `close` at the latest."""
+
+    chat: tuple[socket.socket, ...] = ()
+    web: tuple[socket.socket, ...] = ()
+    admin: tuple[socket.socket, ...] = ()
+    metrics: tuple[socket.socket, ...] = ()
+
+    def close(self) -> None:
+        """Close all; idempotent."""
+        for purpose in fields(self):
+            for each in getattr(self, purpose.name):
+                each.close()
+
+    @property
+    def chat_tcp(self) -> tuple[socket.socket, ...]:
+        """Those of the chat that are no Unix sockets."""
+        return tuple(each for each in self.chat if not is_unix(each))
+
+    @property
+    def chat_unix(self) -> tuple[socket.socket, ...]:
+        """Those of the chat that are Unix sockets."""
+        return tuple(filter(is_unix, self.chat))
+
+
+_PURPOSES = tuple(each.name for each in fields(PassedSockets))
+
+
+def is_unix(listener: socket.socket | trio.socket.SocketType) -> bool:
+    """Return whether *listener* is a Unix socket."""
+    return not isinstance(listener.getsockname(), tuple)
+
+
+def take_passed_sockets(
+    environ: MutableMapping[str, str] = os.environ, pid: int | None = None
+) -> PassedSockets:
+    """Return the sockets that *environ* says were passed to this process, *pid*; none by default.
+
+    Removes the variables from *environ*, and lets no child process inherit the sockets.  What was
+    passed to another process is left alone.  Raises `ListenFailed` if a descriptor or a name is
+    not as it should be; then all that were passed are open.
+    """
+    count, owner = environ.pop(_FDS, ""), environ.pop(_PID, "")
+    names = environ.pop(_NAMES, None)
+    if not count or owner != str(os.getpid() if pid is None else pid):
+        return PassedSockets()
+    if not count.isdecimal():
+        raise ListenFailed(_PASSED, None, f"{_FDS} is not a number")
+    fds = range(_FIRST, _FIRST + int(count))
+    words = [_UNNAMED] * len(fds) if names is None else names.split(":")
+    if len(words) != len(fds):
+        reason = f"{_NAMES} has {len(words)} names, but {_FDS} is {len(fds)}"
+        raise ListenFailed(_PASSED, None, reason)
+    found: dict[str, list[socket.socket]] = {name: [] for name in _PURPOSES}
+    for fd, name in zip(fds, words, strict=True):
+        is_default = name == _UNNAMED or name.endswith(_UNIT)
+        purpose = _PURPOSES[0] if is_default else name
+        if purpose not in found:
+            known = ", ".join(_PURPOSES)
+            reason = f"FileDescriptorName={clean(name)} is none of {known}"
+            raise ListenFailed(f"descriptor {fd}", None, reason)
+        found[purpose].append(_listener(fd, purpose))
+    return PassedSockets(**{name: tuple(sockets) for name, sockets in found.items()})
+
+
+def _listener(fd: int, purpose: str) -> socket.socket:
+    """Return the descriptor as a socket that listens for *purpose*; raises `ListenFailed`."""
+    what = f"descriptor {fd} ({purpose})"
+    try:
+        os.set_inheritable(fd, False)
+        passed = socket.socket(fileno=fd)
+    except OSError:
+        raise ListenFailed(what, None, "it is no socket") from None
+    reason = _mistake(passed, purpose)
+    if reason:
+        passed.detach()  # it is not ours
+        raise ListenFailed(what, None, reason)
+    if not is_unix(passed):  # accepted connections inherit this option
+        passed.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    return passed
+
+
+def _mistake(passed: socket.socket, purpose: str) -> str:
+    families = (socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", None))
+    if passed.family not in families:
+        return "it is neither a TCP nor a Unix socket"
+    if passed.type != socket.SOCK_STREAM:
+        return "it is a socket for datagrams: use ListenStream="
+    if not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return "it is a connection, and does not listen: set Accept=no"
+    if purpose == "admin":
+        if not is_unix(passed):
+            return "it is no Unix socket: anybody on the network could be the operator"
+        name = passed.getsockname()
+        if not name or isinstance(name, bytes):
+            return (
+                "it is an abstract socket, which everybody on the machine can use: give it a path"
+            )
+        if _is_open_to_others(Path(name)):
+            return f"it can be used by others, at {name}: set SocketMode=0600"
+    return ""
+
+
+def _is_open_to_others(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
+    except OSError:  # nobody can connect to it
+        return False
+
+
+def describe(listener: socket.socket | trio.socket.SocketType) -> str:
+    """Return where *listener* listens: `0.0.0.0:9000`, a path, or `@` and an abstract name."""
+    name = listener.getsockname()
+    if isinstance(name, bytes):
+        return "@" + name[1:].decode("utf-8", "backslashreplace")
+    return format_address(name)
