@@ -12,9 +12,10 @@ from pathlib import Path
 
 import trio
 
+from multichat.client.backoff import backoff
 from multichat.client.chat import Chat
 from multichat.client.options import ChatOptions, list_of_rooms
-from multichat.client.reconnect import Redial, backoff
+from multichat.client.reconnect import Redial
 from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.errors import BadCertificate, ConnectFailed, Remedy
 from multichat.net import transport

@@ -9,19 +9,19 @@ import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from random import random
 from typing import NamedTuple, TypeAlias
 
 import trio
 
+from multichat.client.backoff import backoff
 from multichat.client.connection import MAX_WAIT_SECONDS, Connection, Standstill
 from multichat.client.event_queue import Condition, EventQueue, memory_of
 from multichat.client.handshake import abort_after_goodbye, keep_alive, negotiate
 from multichat.client.negotiation import make_hello, plain_hello
 from multichat.client.options import ChatOptions
 from multichat.client.outbox import Pending
+from multichat.client.progress import Progress
 from multichat.client.session import ClientSession
-from multichat.client.timeouts import ClientTimeouts
 from multichat.errors import (
     ConnectFailed,
     ConnectionLost,
@@ -44,7 +44,7 @@ from multichat.protocol.messages import (
 from multichat.protocol.names import fold_name
 from multichat.protocol.text_codec import TEXT
 
-__all__ = ["Link", "Redial", "Retry", "backoff"]
+__all__ = ["Link", "Redial", "Retry"]
 
 # A connection that is lost sooner does not reset the backoff: otherwise a client that is
 # disconnected immediately would reconnect four times a second for ever.
@@ -65,18 +65,6 @@ class Retry(NamedTuple):
 
     number: int
     at: float
-
-
-def backoff(timeouts: ClientTimeouts, random: Callable[[], float] = random) -> Iterator[float]:
-    """Yield the seconds to wait before each attempt.
-
-    The backoff is exponential with jitter, so that a thousand clients do not reconnect at once.
-    *random* returns a number in [0, 1).
-    """
-    seconds = timeouts.first_retry
-    while True:
-        yield seconds * (1 + random()) / 2
-        seconds = min(2 * seconds, timeouts.longest_retry)
 
 
 class Link:
@@ -469,7 +457,7 @@ class Link:
         if timeouts.blocked == math.inf:
             while not self.finished:
                 await self.changed.wait()
-        standing, since_end, progress = Standstill(), Standstill(), _Progress()
+        standing, since_end, progress = Standstill(), Standstill(), Progress()
         while self.failure is None:
             limit = timeouts.progress if self.finished else timeouts.blocked
             if self.session.welcome is not None:  # it may wait for slow clients
@@ -571,26 +559,3 @@ class Link:
             self.connection.try_send(JSON.encode_request(Quit()))
         self._tasks.cancel(reason="the chat was closed")
         await trio.aclose_forcefully(self.connection.stream)
-
-
-class _Progress:
-    """Measures how much of the sent data has arrived.
-
-    In JSON that is the number of answered requests, and of bytes that the server has received since
-    the last answer: receiving the same bytes again on the next connection is not progress.  In the
-    text protocol it is the number of bytes that the server has received and, once it has all, also
-    of those that it has sent.
-    """
-
-    def __init__(self) -> None:
-        self._answered = self._most_bytes = 0
-
-    def value(self, session: ClientSession, connection: Connection) -> tuple[int, int]:
-        """Return a value that changes when there is progress."""
-        if session.codec is TEXT:
-            is_delivered = not connection.undelivered_bytes
-            return 0, connection.moved_bytes if is_delivered else connection.delivered_bytes
-        if session.answered != self._answered:
-            self._answered, self._most_bytes = session.answered, 0
-        self._most_bytes = max(self._most_bytes, connection.delivered_bytes)
-        return self._answered, self._most_bytes

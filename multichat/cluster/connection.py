@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from multichat.client.reconnect import backoff
+from multichat.client.backoff import backoff
 from multichat.cluster.address import ClusterAddress, format_host
 from multichat.cluster.errors import EngineAway, EngineUnavailable
 from multichat.cluster.link import (

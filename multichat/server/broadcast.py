@@ -14,7 +14,7 @@ from multichat.protocol.messages import Notice, SaidBlock
 if TYPE_CHECKING:
     from multichat.server.log_rate import ClientLog
     from multichat.server.member import Member
-    from multichat.server.session_store import Submission
+    from multichat.server.stored_session import Submission
 
 __all__ = ["MAX_BATCH_BYTES", "Batch", "Block", "Counts", "Delivery", "Receipt", "encode_blocks"]
 

@@ -17,7 +17,7 @@ from multichat.protocol.names import fold_name
 from multichat.protocol.text_codec import TEXT
 from multichat.server.log_rate import ClientLog
 from multichat.server.member import Member
-from multichat.server.session_store import StoredSession
+from multichat.server.stored_session import StoredSession
 
 if TYPE_CHECKING:
     from multichat.server.room import Room

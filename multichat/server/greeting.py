@@ -25,7 +25,7 @@ from multichat.server.client import Client
 from multichat.server.filters import passed
 from multichat.server.member import Member
 from multichat.server.registry import Refusal, Registry
-from multichat.server.session_store import StoredSession
+from multichat.server.stored_session import StoredSession
 
 __all__ = ["WantedRoom", "greet", "start_from", "wanted_rooms"]
 

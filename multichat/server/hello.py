@@ -25,7 +25,7 @@ from multichat.server.config import Joining, Renaming, ServerConfig
 from multichat.server.filters import Filters
 from multichat.server.greeting import WantedRoom, greet, wanted_rooms
 from multichat.server.registry import Registry
-from multichat.server.session_store import StoredSession
+from multichat.server.stored_session import StoredSession
 
 __all__ = ["HelloHandler", "Unavailable", "filtered"]
 

@@ -42,7 +42,7 @@ from multichat.server.member import Member
 from multichat.server.private_messages import tell
 from multichat.server.rate_limit import ClientRateLimit
 from multichat.server.registry import Registry
-from multichat.server.session_store import check_at, checks_of
+from multichat.server.stored_session import check_at, checks_of
 
 __all__ = ["MessagePipeline"]
 

@@ -51,8 +51,9 @@ from multichat.server.passphrases import Hasher
 from multichat.server.refusals import DISCONNECT_CODES
 from multichat.server.remote_clients import RemoteClient, RemoteClients
 from multichat.server.room import Room
-from multichat.server.session_store import SessionStore, StoredSession
+from multichat.server.session_store import SessionStore
 from multichat.server.shedding import Shedding
+from multichat.server.stored_session import StoredSession
 from multichat.web.config import WEBHOOK_NAME
 
 __all__ = ["Refusal", "Registry"]
@@ -145,10 +146,7 @@ class Registry:
             return self._clients.get(who)
         if len(who) > _MAX_LOOKUP_CHARACTERS:
             return None
-        if (client := self._names.find(who)) is not None:
-            return client
-        unnamed = _UNNAMED.fullmatch(who)
-        return self._clients.get(int(unnamed[1])) if unnamed else None
+        return self._names.find(who) or self._clients.get(_number_in(who))
 
     def find_elsewhere(self, who: str | int) -> RemoteClient | None:
         """Return the client with that number or name on another node; None if there is none."""
@@ -156,10 +154,7 @@ class Registry:
             return self.elsewhere.find(who)
         if len(who) > _MAX_LOOKUP_CHARACTERS:
             return None
-        if (client := self._names.find_elsewhere(who)) is not None:
-            return client
-        unnamed = _UNNAMED.fullmatch(who)
-        return self.elsewhere.find(int(unnamed[1])) if unnamed else None
+        return self._names.find_elsewhere(who) or self.elsewhere.find(_number_in(who))
 
     def encode_who(self, room_name: str, to: Client, nonce: Nonce | None = None) -> bytes:
         """Return the encoded answer to *to*'s `Who`.  The room need not exist.
@@ -576,6 +571,12 @@ class Registry:
         async with trio.open_nursery() as nursery:
             for room in self.rooms:
                 nursery.start_soon(room.wait_delivered)
+
+
+def _number_in(who: str) -> int:
+    """Return the number in what may be the default name of a client; -1 if it has none."""
+    unnamed = _UNNAMED.fullmatch(who)
+    return int(unnamed[1]) if unnamed else -1
 
 
 def _alone(members: Iterable[Member]) -> int:

@@ -58,8 +58,8 @@ from multichat.server.recent_messages import Ring, RingBudget
 from multichat.server.remote_clients import RemoteClient
 from multichat.server.replay import Replayer
 from multichat.server.room_feed import RoomFeed
-from multichat.server.session_store import StoredSession, Submission
 from multichat.server.slow_clients import SlowClients
+from multichat.server.stored_session import StoredSession, Submission
 
 __all__ = ["Author", "Room"]
 

@@ -18,7 +18,7 @@ from multichat.errors import StorageFailed
 from multichat.protocol.ids import message_id, message_number
 from multichat.protocol.messages import SayBlock
 from multichat.server.broadcast import Delivery, Receipt
-from multichat.server.session_store import StoredSession, Submission
+from multichat.server.stored_session import StoredSession, Submission
 
 __all__ = ["RoomFeed"]
 

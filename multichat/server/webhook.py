@@ -29,7 +29,7 @@ from multichat.server.log_rate import ClientLog
 from multichat.server.origin import Origin
 from multichat.server.registry import Registry
 from multichat.server.room import Author
-from multichat.server.session_store import StoredSession, checks_of
+from multichat.server.stored_session import StoredSession, checks_of
 from multichat.server.token_bucket import TokenBucket
 from multichat.web.http import HttpError, Request, Response
 from multichat.web.webhook import Posted, Tokens, answer, retry_after

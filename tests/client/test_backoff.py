@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multichat.client.backoff import backoff
 from multichat.client.descriptions import describe_event, describe_retry
 from multichat.client.outbox import Outbox
 from multichat.client.position import EVERYTHING, Position
-from multichat.client.reconnect import backoff
 from multichat.client.timeouts import ClientTimeouts
 from multichat.protocol.messages import (
     MAX_UNACCEPTED,

@@ -7,7 +7,8 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
-from multichat.server.session_store import SessionStore, StoredSession
+from multichat.server.session_store import SessionStore
+from multichat.server.stored_session import StoredSession
 from multichat.testing import memory_server
 from tests.simulation.journal import Disk, Faults, FaultyJournal
 from tests.support.programs import join

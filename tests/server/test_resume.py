@@ -21,7 +21,8 @@ from multichat.journal.sqlite.journal import Durability, Retention, SqliteJourna
 from multichat.protocol.ids import message_id
 from multichat.protocol.messages import MAX_UNACCEPTED, Accepted, Nonce, SaidBlock
 from multichat.server.config import ReplayLimits
-from multichat.server.session_store import SessionStore, Submission
+from multichat.server.session_store import SessionStore
+from multichat.server.stored_session import Submission
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from tests.support.journals import HeldJournal, HeldRoom, running, tidy
 from tests.support.log import LogRecorder

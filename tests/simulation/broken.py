@@ -41,8 +41,9 @@ from multichat.server.recent_messages import Ring
 from multichat.server.registry import Registry
 from multichat.server.replay import Replayer
 from multichat.server.room import Room
-from multichat.server.session_store import SessionStore, StoredSession
+from multichat.server.session_store import SessionStore
 from multichat.server.slow_clients import SlowClients
+from multichat.server.stored_session import StoredSession
 
 from .journal import Disk, FaultyJournal
 
@@ -295,7 +296,7 @@ def miscount_what_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multichat.server.session_store.MAX_UNACCEPTED", 0)
+    monkeypatch.setattr("multichat.server.stored_session.MAX_UNACCEPTED", 0)
 
 
 def restore_no_nonces(monkeypatch: pytest.MonkeyPatch) -> None:

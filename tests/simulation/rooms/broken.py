@@ -13,7 +13,7 @@ from multichat.server.presence_announcer import PresenceAnnouncer
 from multichat.server.registry import Registry
 from multichat.server.room import Room
 from multichat.server.session import Session
-from multichat.server.session_store import StoredSession
+from multichat.server.stored_session import StoredSession
 from tests.simulation.broken import (
     Break,
     accept_in_vain,
