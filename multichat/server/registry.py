@@ -488,7 +488,7 @@ class Registry:
     def _replay_notices(self, client: Client) -> None:
         """Send the notices that waited until *client* is live in a room that it has left."""
         if client.notices and not client.lagging():
-            client.room.start_replay(client.current, client.room.next)
+            client.room.replay_rest(client.current)
 
     def refuse_room(self, client: Client, room_name: str, *, is_current: bool = True) -> None:
         """Note that *client* cannot enter a room; see `Client.refused_room`.

@@ -366,7 +366,7 @@ class Room:
         if first > self.next:
             for members in self._by_codec.values():
                 for member in list(members.values()):
-                    self.start_replay(member, self.next)
+                    self.replay_rest(member)
 
     def _jump(self, fed: Lost | Skipped) -> None:
         """Continue where the log does: it has lost messages, or deleted some before they came."""
@@ -431,7 +431,7 @@ class Room:
             if member.lag is None:
                 if member.send_queue.try_send(client.codec.encode(changed)) is not _FULL:
                     continue
-                self.start_replay(member, self.next)
+                self.replay_rest(member)
             client.keep_notice(changed)
 
     async def _deliver(self, batches: Iterator[Batch], delivery: Delivery) -> Receipt:
@@ -559,6 +559,12 @@ class Room:
         self._stop_delivery(member)
         member.lag = Lag(position)
         member.client.on_lag()
+
+    def replay_rest(self, member: Member) -> None:
+        """Replay to *member* what it has not got, also what the room waits for it to take."""
+        self.stop_waiting_for(member)
+        if member.lag is None:
+            self.start_replay(member, self.next)
 
     def replay_from(self, member: Member, position: int) -> None:
         """Replay to *member* from number *position* on; see `start_replay`.

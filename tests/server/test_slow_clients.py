@@ -619,3 +619,23 @@ async def test_the_grace_period_begins_when_the_client_leaves(
         said = [*(f"[Client 1] {i}" for i in range(3)), "[Client 3] in its turn"]
         assert await stalled.lines(4) == said
         assert not any("goodbye" in line for line in await deaf.rest())
+
+
+async def test_a_topic_while_the_room_waits_for_a_slow_client_skips_no_message(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network, trio.open_nursery() as nursery:
+        sender, _ = await network.join(), await network.join()
+        slow = await network.join(lockstep=True)
+        await slow.send('/json {"rooms":{"lobby":{}}}')
+        assert json.loads(await slow.line())["type"] == "welcome"
+        texts = [str(number) for number in range(4)]
+        nursery.start_soon(say_all, sender, texts)
+        await trio.sleep(1)  # the room waits for it
+        topics = [f"topic {number}" for number in range(3)]
+        for topic in topics:
+            await network.server.admin.topic(f"lobby {topic}")
+        with trio.fail_after(60):
+            events = [json.loads(await slow.line()) for _ in range(4 + 3)]
+        assert [each["text"] for each in events if each["type"] == "said"] == texts
+        assert [each["text"] for each in events if each["type"] == "topic"] == topics

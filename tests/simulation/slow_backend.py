@@ -46,6 +46,9 @@ _RENEW_SECONDS = 3.0
 # How long a private message waits for its fate: see docs/cluster.md.
 _DIRECT_SECONDS = 15.0
 
+# What a node reports again after it was taken for dead: nothing else tells the others of it.
+_ALWAYS_REPORTED = ("add_ban", "remove_ban")
+
 # How long a node follows a log that it has closed, at least.
 _LOADED_SECONDS = 10.0
 
@@ -94,6 +97,7 @@ class SlowBackend(Backend):
         self._loading: dict[str, list[SaidBlock]] = {}
         self._needed_at: dict[str, float] = {}
         self._send_events, self._events = trio.open_memory_channel[Event](1_000_000)
+        self._owed: list[Ask] = []  # what a run that was fenced had to report
         self._settled: dict[str, DirectFate] = {}  # of private messages, by the engine's id
         self._something_settled = trio.Event()
         self._was_available = True
@@ -171,6 +175,10 @@ class SlowBackend(Backend):
     def _answered(self, call: Call) -> None:
         waiting, answer = self._waiting.pop(call.number), call.answer
         if isinstance(waiting, _Answer):
+            if isinstance(answer, Fenced) and call.request.method in _ALWAYS_REPORTED:
+                self._owed.append(call.request)
+                if call.run < self._run:
+                    self._report_owed()
             waiting.answer = StorageFailed("fenced") if isinstance(answer, Fenced) else answer
             if waiting.claimed is not None and answer is True:
                 self._tell(waiting.claimed)
@@ -204,7 +212,13 @@ class SlowBackend(Backend):
             return
         if isinstance(item, NodeFenced):
             self._run += 1
+            self._report_owed()
         self._tell(item)
+
+    def _report_owed(self) -> None:
+        owed, self._owed = self._owed, []
+        for each in owed:
+            self._ask(each.method, *each.arguments)
 
     def _put(self, stored: Stored) -> None:
         said, key, proposal = stored.said, stored.room, None

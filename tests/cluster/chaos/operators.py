@@ -218,7 +218,7 @@ class Office:
 
     async def _differences(self, ports: Sequence[int]) -> list[str]:
         holders = [each.client for each in self.owners if each.has_it]
-        found = [] if len(holders) == 1 else [f"{len(holders)} clients have {ACCOUNT}: {holders}"]
+        found = [f"{len(holders)} clients have {ACCOUNT}: {holders}"] if len(holders) > 1 else []
         seen = []
         for port in ports:
             try:

@@ -24,6 +24,7 @@ __all__ = [
     "Line",
     "NodesHistory",
     "Present",
+    "Rest",
     "Talking",
     "nodes_violations",
 ]
@@ -62,6 +63,15 @@ class Present:
     client: int
     name: str
     rooms: frozenset[str]
+    account: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rest:
+    """The bans and topics of a node, or of the engine, when everything was quiet."""
+
+    bans: frozenset[str]
+    topics: dict[str, str]
 
 
 @dataclass
@@ -96,6 +106,9 @@ class NodesHistory:
     ends: dict[str, int] = field(default_factory=dict)
     present: list[Present] = field(default_factory=list)
     away: list[tuple[int, float, float]] = field(default_factory=list)
+    rests: dict[str, Rest] = field(default_factory=dict)  # by whose they are
+    accounts: frozenset[str] = frozenset()
+    firm_bans: set[str] = field(default_factory=set)  # of nodes that lived on, and never lifted
     problems: list[str] = field(default_factory=list)
     left_behind: list[str] = field(default_factory=list)
     log: list[tuple[float, int, str]] = field(default_factory=list)
@@ -142,6 +155,8 @@ class Talking:
         self.listed: dict[str, dict[int, str]] = {}  # the last answer to `who`, by room
         self.goodbye = ""
         self.heard = 0  # messages of others
+        self.told_privately: list[str] = []
+        self.direct_fates: list[tuple[Request, str]] = []  # private messages, and `accepted` or why
         self.fenced: dict[str, Any] | None = None
         talk = history.talks[id(visit)]
         self._follow(talk)
@@ -164,7 +179,12 @@ class Talking:
                     self._problem("fates_are_decided_once", f"got {event}, once too often")
                 self._hear(event)
         self.unanswered = [
-            each for each in talk.requests if each.index not in answered and each.kind != "quit"
+            each
+            for each in talk.requests
+            if each.index not in answered
+            and each.kind != "quit"
+            # Without a nonce only a private message that is not delivered is answered.
+            and not (each.kind == "direct" and each.nonce is None)
         ]
 
     # --- Rooms ------------------------------------------------------------------------------------
@@ -234,6 +254,8 @@ class Talking:
                 self._check_accepted(request, event)
             case "say" | "act":
                 self.refused[request.nonce] += 1
+            case "direct":
+                self.direct_fates.append((request, code or kind))
             case "enter" | "join" if kind == "joined":
                 self._entered(request, event, rest)
             case "exit" if kind == "left":
@@ -275,6 +297,8 @@ class Talking:
         match event["type"]:
             case "said":
                 self._hear_said(event, room)
+            case "direct":
+                self.told_privately.append(event["text"])
             case "missed" if room in self.open:
                 self._skip(self.open[room], event["count"])
             case "renamed" if event["client"] == self.client:
@@ -438,6 +462,64 @@ def _repeated(history: NodesHistory, talking: Talking) -> set[object]:
     return {nonce for nonce, count in times.items() if count > 1}
 
 
+def private_messages_come_once(history: NodesHistory) -> Iterator[str]:
+    """A private message comes once, or not if its sender was told so each time that it sent it."""
+    heard = Counter(text for talking in history.talkings for text in talking.told_privately)
+    sent: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
+    with_nonce: set[str] = set()
+    for talking in history.talkings:
+        for request in history.talks[id(talking.visit)].requests:
+            if request.kind == "direct":
+                sent[request.fields["text"]] += 1
+                if request.nonce is not None:
+                    with_nonce.add(request.fields["text"])
+        for request, fate in talking.direct_fates:
+            text = request.fields["text"]
+            refused[text] += fate not in ("accepted", "delivery-unknown")
+            if fate == "accepted" and not heard[text] and _stayed(history, request.fields["to"]):
+                to = request.fields["to"]
+                yield f"{talking.visit} had {text!r} accepted, which client {to} lacks"
+    for text, count in heard.items():
+        if count > 1:
+            yield f"{text!r} came {count} times"
+        if text in with_nonce and 0 < sent[text] <= refused[text]:
+            yield f"{text!r} came, and was refused"
+
+
+def _stayed(history: NodesHistory, client: object) -> bool:
+    """Whether that client has had one connection only, up to the end."""
+    talkings = [each for each in history.talkings if each.client == client]
+    visits = [each for each in history.visits for one in talkings if each.plan is one.visit.plan]
+    there = {id(each.visit) for each in history.present}
+    return len(visits) == 1 and id(visits[0]) in there
+
+
+def bans_and_topics_are_the_same_everywhere(history: NodesHistory) -> Iterator[str]:
+    """When everything is quiet, all nodes have the bans and topics that the engine has."""
+    if (engine := history.rests.get("the engine")) is None:
+        return
+    for whose, rest in history.rests.items():
+        if rest.bans != engine.bans:
+            yield f"{whose} has the bans {sorted(rest.bans)}, the engine {sorted(engine.bans)}"
+        if rest.topics != engine.topics:
+            yield f"{whose} has the topics {rest.topics}, the engine {engine.topics}"
+    if missing := history.firm_bans - engine.bans:
+        yield f"the bans {sorted(missing)} were lost"
+
+
+def registered_names_have_one_holder(history: NodesHistory) -> Iterator[str]:
+    """When everything is quiet, nobody has the name of an account but the one that is logged in."""
+    holders: dict[str, Present] = {}
+    for each in history.present:
+        name = each.name.casefold()
+        if name in history.accounts and each.account != name:
+            yield f"client {each.client} is called {each.name}, which is registered"
+        if each.account and holders.setdefault(each.account, each) is not each:
+            other = holders[each.account].client
+            yield f"clients {other} and {each.client} are both logged in to {each.account}"
+
+
 def numbers_are_unique(history: NodesHistory) -> Iterator[str]:
     """No two clients have one number, whichever nodes they are connected to."""
     whose: dict[int, int] = {}
@@ -562,6 +644,9 @@ NODES_INVARIANTS: tuple[Check, ...] = (
     only_members_hear,
     storage_fails_only_without_engine,
     sender_order,
+    private_messages_come_once,
+    bans_and_topics_are_the_same_everywhere,
+    registered_names_have_one_holder,
     numbers_are_unique,
     sessions_hold,
     names_are_unique,

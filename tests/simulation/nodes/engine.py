@@ -569,6 +569,16 @@ class SharedEngine(Engine):
         self._history.rooms = {key: room.lines for key, room in self._rooms.items()}
 
     @property
+    def accounts(self) -> Mapping[str, AccountRecord]:
+        """The accounts, by key."""
+        return self._accounts
+
+    @property
+    def bans(self) -> frozenset[str]:
+        """The targets of the bans."""
+        return frozenset(self._bans)
+
+    @property
     def topics(self) -> Mapping[str, str]:
         """The topics of the rooms."""
         return self._topics

@@ -15,7 +15,7 @@ from tests.simulation.plan import Ending, Reading
 from tests.simulation.returning import LeftBehind, Return, Since, Token
 from tests.simulation.rooms.plan import CHEAP, Guest, Speaks
 
-__all__ = ["LEASE_SECONDS", "NodesPlan", "make_nodes_plan"]
+__all__ = ["LEASE_SECONDS", "Act", "NodesPlan", "make_nodes_plan"]
 
 _ROOMS = ("lobby", "den", "attic")
 
@@ -28,13 +28,26 @@ _QUIET_SECONDS = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
+class Act:
+    """At *seconds* the operator of *node* does this: a `topic` for a room, a `ban`, or an `unban`.
+
+    *what* is the room, or the target of the ban.
+    """
+
+    seconds: float
+    node: int
+    kind: str
+    what: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class NodesPlan:
     """One run.
 
     *links* has the faults of each node's link, *away* when the engine is away for all nodes: that
-    takes none of them for dead.  *kills* and *freezes* are times and nodes, a freeze
-    with the seconds that it lasts.  After *seconds* nothing fails any more; *quiet_seconds* later
-    the clients that are still there leave.
+    takes none of them for dead.  *kills* and *freezes* are times and nodes, a freeze with the
+    seconds that it lasts; *acts* are what operators do.  After *seconds* nothing fails any more;
+    *quiet_seconds* later the clients that are still there leave.
     """
 
     seed: int
@@ -48,6 +61,7 @@ class NodesPlan:
     seconds: float
     quiet_seconds: float
     eager: bool
+    acts: tuple[Act, ...] = ()
     hash_seconds: float = 0.0
 
     @property
@@ -64,6 +78,8 @@ _INCLINATIONS: tuple[tuple[tuple[str, int], ...], ...] = (
     (("say", 3), ("rename", 4), ("who", 2), ("enter", 1)),
     (("enter", 3), ("exit", 3), ("history", 3), ("who", 3), ("ping", 1), ("rooms", 1)),
     (("ping", 1), ("enter", 1)),
+    (("whisper", 6), ("say", 2), ("rename", 1)),
+    (("register", 2), ("login", 4), ("logout", 1), ("rename", 3), ("say", 2), ("whisper", 1)),
 )
 
 
@@ -101,7 +117,23 @@ def make_nodes_plan(seed: int) -> NodesPlan:
         seconds=seconds,
         quiet_seconds=_QUIET_SECONDS,
         eager=rng.random() < 0.5,
+        acts=_make_acts(rng, seconds, nodes),
     )
+
+
+def _make_acts(rng: Random, seconds: float, nodes: int) -> tuple[Act, ...]:
+    """Generate topics for a few rooms, and bans, of which some are lifted again."""
+    acts = []
+    for number in range(rng.choice([0, 2, 8])):
+        at, target = rng.uniform(0, seconds), f"name villain{number}"
+        acts.append(
+            Act(seconds=at, node=rng.randrange(nodes), kind="topic", what=rng.choice(_ROOMS))
+        )
+        acts.append(Act(seconds=at, node=rng.randrange(nodes), kind="ban", what=target))
+        if rng.random() < 0.3:
+            later = rng.uniform(at, seconds)
+            acts.append(Act(seconds=later, node=rng.randrange(nodes), kind="unban", what=target))
+    return tuple(sorted(acts, key=lambda act: act.seconds))
 
 
 def _away(rng: Random, seconds: float) -> tuple[tuple[float, float], ...]:

@@ -18,7 +18,9 @@ import trio
 import trio.testing
 
 from multichat import Server
+from multichat.errors import MultichatError
 from multichat.net.fair_share import NO_PAUSES
+from multichat.server.bans import Ban, parse_target
 from multichat.server.client import Client
 from multichat.server.passphrases import is_passphrase
 from tests.simulation.history import Visit
@@ -41,10 +43,10 @@ from tests.simulation.surroundings import (
 )
 from tests.simulation.wire import Connection, Kernel
 
-from .checker import NodesHistory, Present, nodes_violations
+from .checker import NodesHistory, Present, Rest, nodes_violations
 from .clients import NodesClient
 from .engine import SharedEngine
-from .plan import NodesPlan
+from .plan import Act, NodesPlan
 
 __all__ = ["NodesOutcome", "simulate_nodes"]
 
@@ -188,6 +190,8 @@ class _World:
                     world.start_soon(self._kill, *kill)
                 for freeze in plan.freezes:
                     world.start_soon(self._freeze, *freeze)
+                for act in plan.acts:
+                    world.start_soon(self._act, act)
                 for person in plan.people:
                     world.start_soon(self._live, person)
                 await self._end()
@@ -229,16 +233,22 @@ class _World:
                         self.history.left_behind.append(f"{count} {what} of node {node.number}")
 
     def _note_present(self) -> None:
-        self.history.ends = self._engine.ends()
+        history, engine = self.history, self._engine
+        history.ends, history.accounts = engine.ends(), frozenset(engine.accounts)
+        history.rests["the engine"] = Rest(bans=engine.bans, topics=dict(engine.topics))
         for node in self._nodes:
             if node.server is None:
                 continue
+            bans = frozenset(ban.subject for ban in node.server.bans)
+            topics = dict(node.server._registry.rooms._topics)
+            history.rests[f"node {node.number}"] = Rest(bans=bans, topics=topics)
             for client in node.server._registry.clients:
                 present = Present(
                     visit=self.visits[client],
                     client=client.number,
                     name=client.name,
                     rooms=frozenset(client.memberships),
+                    account=client.account,
                 )
                 self.history.present.append(present)
 
@@ -289,6 +299,30 @@ class _World:
         await trio.sleep(duration)
         if node.starts == starts and node.is_up:
             node.freeze(frozen=False)
+
+    async def _act(self, act: Act) -> None:
+        """Do what an operator does, unless the node is down or frozen then."""
+        await trio.sleep_until(act.seconds)
+        node = self._nodes[act.node]
+        server, starts, firm = node.server, node.starts, self.history.firm_bans
+        if server is None or not node.is_up or node.is_frozen:
+            return
+        token = _node.set(node.number)
+        try:
+            if act.kind == "topic":
+                with contextlib.suppress(MultichatError):
+                    await server.admin.topic(f"{act.what} set at {act.seconds:.3f}")
+            elif act.kind == "ban":
+                server.ban(Ban(target=parse_target(act.what)))
+                firm.add(act.what)
+            else:
+                server.unban(act.what)
+                firm.discard(act.what)
+        finally:
+            _node.reset(token)
+        await self._is_quiet.wait()
+        if node.starts != starts:  # it may have ended before it could report that
+            firm.discard(act.what)
 
     # --- People -----------------------------------------------------------------------------------
 
