@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 import trio
 
-from multichat.client.backoff import backoff
+from multichat.client.backoff import Delays
 from multichat.client.connection import MAX_WAIT_SECONDS, Connection, Standstill
 from multichat.client.event_queue import Condition, EventQueue, memory_of
 from multichat.client.handshake import abort_after_goodbye, keep_alive, negotiate
@@ -52,9 +52,6 @@ _STEADY_SECONDS = 1.0
 
 # How often progress is checked within a time limit.
 _CHECKS = 20
-
-# The longest time that a server may ask us to wait before we reconnect.
-_MAX_AFTER_SECONDS = 300.0
 
 Redial: TypeAlias = Callable[[], Awaitable[trio.abc.Stream]]
 """A function that connects to the same server again; raises `ConnectFailed`."""
@@ -109,7 +106,7 @@ class Link:
         self.tell_waiting: Callable[[Refused], object] | None = None
         self._retried: Refused | None = None  # why the last connection is tried again
         self._connected_at = 0.0
-        self._backoff = backoff(self._timeouts)
+        self._delays = Delays(self._timeouts)
         self._down_reason = ""  # why there is no connection
         self._sending = 0  # calls of the program that are sending
         self._begun = self._ended = self._has_received = False
@@ -222,11 +219,9 @@ class Link:
             self.tell_waiting = None
         reason = self.connection.lost().reason if goodbye is None else goodbye.reason
         if self.connected and trio.current_time() >= self._connected_at + _STEADY_SECONDS:
-            self._backoff = backoff(self._timeouts)
+            self._delays.reset()
         self.connected = False
-        seconds = next(self._backoff)
-        if goodbye is not None and goodbye.after is not None:
-            seconds = max(seconds, min(goodbye.after, _MAX_AFTER_SECONDS))
+        seconds = self._delays.lost(trio.current_time(), goodbye)
         while self.can_reconnect:
             failures = 0 if self.retry is None else self.retry.number
             self.retry = Retry(failures + 1, trio.current_time() + seconds)
@@ -239,7 +234,7 @@ class Link:
                 reason, self._retried = error.reason, None
                 if error.lasting:
                     self.failure = error
-                seconds = next(self._backoff)
+                seconds = self._delays.failed(trio.current_time())
             else:
                 self.session.reconnect()
                 self.connection = Connection(stream, changed=self.changed, timeouts=self._timeouts)

@@ -2,14 +2,14 @@
 
 import json
 from collections import deque
-from itertools import islice
+from itertools import cycle, islice, pairwise
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.client.backoff import backoff
+from multichat.client.backoff import Delays, backoff
 from multichat.client.descriptions import describe_event, describe_retry
 from multichat.client.outbox import Outbox
 from multichat.client.position import EVERYTHING, Position
@@ -18,6 +18,7 @@ from multichat.protocol.messages import (
     MAX_UNACCEPTED,
     PROTOCOL,
     Disconnected,
+    Goodbye,
     Hello,
     Limits,
     Reconnected,
@@ -63,6 +64,54 @@ def test_every_delay_is_positive_and_below_the_maximum(dice: list[float]) -> Non
     throws = iter(dice)
     for seconds in islice(backoff(TIMEOUTS, lambda: next(throws)), len(dice)):
         assert FIRST / 2 <= seconds <= LONGEST
+
+
+DRAINING = Goodbye.of("draining", "the server is about to shut down", after=20.0)
+
+
+def attempts(delays: Delays, goodbye: Goodbye | None, count: int) -> list[float]:
+    """Return when the first attempts are made, if all fail."""
+    times = [delays.lost(0.0, goodbye)]
+    while len(times) < count:
+        times.append(times[-1] + delays.failed(times[-1]))
+    return times
+
+
+def test_after_a_drain_another_node_is_tried_at_once_and_the_server_when_it_is_back() -> None:
+    times = attempts(Delays(TIMEOUTS, lambda: 0.5), DRAINING, 10)
+    assert times[0] < FIRST
+    early = [each for each in times if each < 20]
+    assert early == pytest.approx([0.1875 * (2**i - 1) for i in range(1, len(early) + 1)])
+    back, again = [each for each in times if each >= 20][:2]
+    assert back == pytest.approx(20.5)  # with jitter of a second
+    assert again == pytest.approx(20.5 + 0.1875)  # and the backoff begins again
+
+
+def test_clients_of_a_server_that_was_drained_come_back_over_a_second() -> None:
+    back = []
+    for number in range(100):
+        times = attempts(Delays(TIMEOUTS, lambda n=number: n / 100), DRAINING, 10)  # type: ignore[misc]
+        back.append(next(each for each in times if each >= 20))
+    assert min(back) < 20.1
+    assert max(back) > 20.9
+    assert max(back) <= 21
+
+
+@given(st.floats(0, 1e9), st.lists(st.floats(0, 1, exclude_max=True), min_size=1))
+def test_no_attempt_after_a_drain_waits_longer_than_without_it(
+    after: float, dice: list[float]
+) -> None:
+    throws = cycle(dice)
+    delays = Delays(TIMEOUTS, lambda: next(throws))
+    times = attempts(delays, Goodbye.of("draining", "x", after=after), 40)
+    assert all(0 <= late - early <= LONGEST for early, late in pairwise(times))
+
+
+def test_other_goodbyes_say_before_when_no_attempt_is_made() -> None:
+    full = Goodbye.of("full", "the server is full", after=20.0)
+    assert attempts(Delays(TIMEOUTS, lambda: 0.5), full, 1) == [20.0]
+    endless = Goodbye.of("full", "the server is full", after=1e9)
+    assert attempts(Delays(TIMEOUTS, lambda: 0.5), endless, 1) == [300.0]
 
 
 def test_a_loss_and_a_reconnect_are_one_line_each_and_failed_attempts_none() -> None:

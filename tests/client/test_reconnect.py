@@ -463,7 +463,7 @@ async def test_a_goodbye_may_set_the_delay(
     after: float, least: float, autojump_clock: MockClock
 ) -> None:
     async with conversation() as (chat, network, peer):
-        await peer.tell("goodbye", reason="x", code="draining", reconnect=True, after=after)
+        await peer.tell("goodbye", reason="x", code="full", reconnect=True, after=after)
         await peer.finish()
         started = trio.current_time()
         peer = await network.peer()
@@ -471,6 +471,26 @@ async def test_a_goodbye_may_set_the_delay(
         await peer.welcome()
         assert isinstance(await anext(chat), Disconnected)
         assert isinstance(await anext(chat), Reconnected)
+
+
+@pytest.mark.parametrize("is_back", [True, False], ids=["another node", "one server"])
+async def test_a_client_of_a_server_that_drains_comes_back_as_soon_as_there_is_one(
+    is_back: bool, autojump_clock: MockClock
+) -> None:
+    async with conversation() as (chat, network, peer):
+        await peer.tell("goodbye", reason="x", code="draining", reconnect=True, after=60)
+        await peer.finish()
+        started = trio.current_time()
+        if not is_back:
+            network.down = REFUSED
+            await trio.sleep(59)
+            network.down = None
+        peer = await network.peer()
+        took = trio.current_time() - started
+        assert took < 0.3 if is_back else 59 <= took <= 61
+        await peer.welcome()
+        while not isinstance(await anext(chat), Reconnected):
+            pass
 
 
 async def test_a_goodbye_instead_of_a_welcome_is_final(autojump_clock: MockClock) -> None:

@@ -69,6 +69,7 @@ export class Session {
     this._goodbye = null;
     this._hello = null;
     this._isUnreached = false; // the last connection could not be made
+    this._backAt = null; // when a server that drains may be back
   }
 
   /** A connection is being made. */
@@ -177,8 +178,17 @@ export class Session {
     this.reason = goodbye ? goodbye.reason : isLost ? "the connection is lost" : "the server cannot be reached";
     this._isUnreached = !goodbye && !isLost;
     const after = Math.min(goodbye?.after ?? 0, this._timeouts.longestAfter);
-    this.retryAt = now + Math.max(after, backoff(this._failures, this._random, this._timeouts));
+    if (isLost) this._backAt = goodbye?.code === "draining" ? now + after : null;
+    const delay = backoff(this._failures, this._random, this._timeouts);
     this._failures += 1;
+    if (goodbye?.code !== "draining") this.retryAt = now + Math.max(after, delay);
+    else this.retryAt = now + delay; // another node may be there at once
+    if (this._backAt !== null && this.retryAt >= this._backAt) {
+      // Then the server may be back, however long the backoff has become; not all at one moment.
+      this.retryAt = Math.min(this.retryAt, Math.max(now, this._backAt) + this._random());
+      this._backAt = null;
+      this._failures = 0;
+    }
   }
 
   /**

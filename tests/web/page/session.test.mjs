@@ -74,6 +74,18 @@ test("the goodbye decides whether and when to come back", () => {
   };
   assert.equal(goodbye({ code: "shutdown", reconnect: true, after: 7 }).retryAt, 7);
   assert.equal(goodbye({ code: "idle", reconnect: true, after: 1e9 }).retryAt, 300);
+  // Of a cluster, another node may be there at once; of one server, it is back then.
+  const drained = goodbye({ code: "draining", reconnect: true, after: 20 });
+  const tries = [];
+  while (tries.length < 8) {
+    tries.push(drained.retryAt);
+    drained.connecting(drained.retryAt);
+    drained.closed(drained.retryAt);
+  }
+  assert.ok(tries[0] <= 1);
+  const back = tries.findIndex((time) => time >= 20);
+  assert.ok(tries[back] <= 21);
+  assert.ok(tries[back + 1] <= tries[back] + 1);
   for (const code of ["kicked", "banned", "replaced", "quit"]) {
     const session = goodbye({ code, reconnect: false });
     assert.equal(session.state, STATES.ended);
