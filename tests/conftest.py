@@ -147,6 +147,16 @@ def short_path() -> Iterator[Path]:
 @pytest.fixture
 def port() -> Iterator[int]:
     """A port without a listener, which the system does not assign by itself."""
+    yield from kept_port()
+
+
+@pytest.fixture
+def web_port() -> Iterator[int]:
+    """Another one."""
+    yield from kept_port()
+
+
+def kept_port() -> Iterator[int]:
     with socket.socket() as kept:
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the listener does
         kept.bind((LOOPBACK, 0))

@@ -25,6 +25,7 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "Install it": (
             f"{SERVICE}::test_the_service_runs_with_nothing_that_it_does_not_need",
             f"{SERVICE}::test_the_owner_of_a_secret_is_the_service_alone",
+            f"{SERVICE}::test_sockets_outlive_the_server",
         ),
         "What the service may do": (
             f"{SERVICE}::test_the_service_runs_with_nothing_that_it_does_not_need",
@@ -45,6 +46,7 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "The log": (f"{SERVICE}::test_logrotate_takes_no_line_from_the_log",),
         "Restart it": (
             f"{SERVICE}::test_a_restart_ends_and_begins_in_order",
+            "test_operation::test_nobody_notices_what_an_operator_does_under_systemd",
             "server/test_authentication::test_a_new_password_locks_nobody_out_who_has_a_session",
             f"{SERVICE}::test_a_drain_may_take_longer_than_systemd_would_wait",
             "test_units::test_the_service_may_stop_for_as_long_as_the_server_takes",
@@ -100,6 +102,7 @@ def test_commands_are_run_or_said_to_be_not() -> None:
     """Each block of commands of the guide is one that a test runs, or its section says so."""
     used = (TESTS / "test_service.py").read_text("utf-8")
     used += (TESTS / "support" / "services.py").read_text("utf-8")
+    used += (TESTS / "operation" / "under_systemd.py").read_text("utf-8")
     for section, text in sections("service.md").items():
         for name, block in re.findall(
             r"(?:^<!-- run in systemd: ([a-z]+) -->\n)?^```(?:sh|ini|toml)\n(.*?)^```$",

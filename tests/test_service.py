@@ -69,7 +69,6 @@ async def test_a_server_that_was_killed_is_started_again_with_what_it_had(
             await service.signal(signal.SIGKILL)
             await client.rest()
         await service.wait_for("Starting multi-chat server", 2)
-        await service.wait_listening()
         again = await service.client()
         async with again.stream:
             await again.send("/history")
@@ -107,11 +106,32 @@ async def test_the_owner_of_a_secret_is_the_service_alone(tmp_path: Path, port: 
         assert kept.stat().st_mode & 0o777 == 0o400
 
 
+async def test_sockets_outlive_the_server(tmp_path: Path, port: int, web_port: int) -> None:
+    async with installed(tmp_path, port, web_port=web_port) as service:
+        await service.start()
+        await service.do("web")
+        await service.do("unix")
+        await service.wait_for("] hello from this machine")
+        socket = service.systemd.run_path("/run/multichat/chat.sock")
+        assert socket.stat().st_mode & 0o777 == 0o660
+        with trio.fail_after(WAIT_SECONDS):
+            await service.systemd.run("systemctl", "stop", SERVICE)
+            assert socket.exists()
+            for number, path in ((port, b"/ping\n"), (web_port, b"GET /ready HTTP/1.0\r\n\r\n")):
+                # Nobody listens but systemd, which starts the server for it.
+                stream = await trio.open_tcp_stream("127.0.0.1", number)
+                async with stream:
+                    await stream.send_all(path)
+                    answer = await stream.receive_some()
+                assert answer.startswith(b"[Server] pong" if number == port else b"HTTP/1.1 200")
+        assert service.log.count("Starting multi-chat server") == 3  # the page's restart is one
+
+
 async def test_a_renewed_certificate_is_served_without_disconnecting_anybody(
     tmp_path: Path, port: int
 ) -> None:
     # What openssl asks has the host of the guide.
-    expiry = block("expiry").removeprefix("$ ").replace("chat.example:9000", f"127.0.0.1:{port}")
+    expiry = block("expiry").replace("chat.example:9000", f"127.0.0.1:{port}")
     async with installed(tmp_path, port, 'tls-cert = "chat.pem"') as service:
         await service.do("hook")
         lineage = service.systemd.path("/etc/letsencrypt/live/chat.example")
@@ -207,7 +227,6 @@ async def test_a_backup_is_restored_as_the_guide_says(tmp_path: Path, port: int)
             await service.wait_for("] lost")
         await service.signal(signal.SIGKILL)  # so that there is a -wal
         await service.do("restore")
-        await service.wait_listening()
         history = await service.do("history")
         assert "kept" in history
         assert "lost" not in history
@@ -229,7 +248,6 @@ async def test_a_restart_ends_and_begins_in_order(tmp_path: Path, port: int) -> 
                 *_, last = await client.rest()
         assert json.loads(last)["reconnect"] is True
         await service.wait_for("Starting multi-chat server", 2)
-        await service.wait_listening()
         assert "before" in await service.do("history")
         assert await service.systemd.show(SERVICE, "NRestarts") == "0"
 
@@ -240,7 +258,6 @@ async def test_a_server_that_hangs_is_started_again(tmp_path: Path, port: int) -
         await service.start()
         await service.signal(signal.SIGSTOP)
         await service.wait_for("Starting multi-chat server", 2)
-        await service.wait_listening()
         assert await service.systemd.show(SERVICE, "NRestarts") == "1"
 
 

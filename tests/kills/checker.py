@@ -13,13 +13,27 @@ import json
 import random
 import select
 import socket
+import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, Self
 
-__all__ = ["LOOPBACK", "Client", "Member", "Rooms", "Wrong", "check_room"]
+__all__ = [
+    "LOOPBACK",
+    "Client",
+    "Dial",
+    "Link",
+    "Member",
+    "NotNow",
+    "Rooms",
+    "SocketLink",
+    "Wrong",
+    "check_room",
+    "dial_tcp",
+]
 
 LOOPBACK = "127.0.0.1"
 
@@ -42,16 +56,70 @@ class Wrong(Exception):
     """The server broke a guarantee."""
 
 
+class NotNow(OSError):
+    """The server was reached, and asks to connect again later."""
+
+
 class _Cut(Exception):
     """The connection was lost."""
 
 
-class _Lines:
-    """The JSON lines of one connection."""
+class Link(Protocol):
+    """A connection of any kind to the server."""
 
-    def __init__(self, port: int, patience: float = _ANSWER_SECONDS) -> None:
-        self.socket = socket.create_connection((LOOPBACK, port), _ANSWER_SECONDS)
-        self._patience = patience
+    def send(self, data: bytes) -> None:
+        """Send whole lines; raises `OSError`."""
+
+    def receive(self, seconds: float) -> bytes | None:
+        """Return what has arrived, empty at the end, or None if nothing does; raises `OSError`."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+Dial = Callable[[], Link]
+"""Connects; raises `OSError`."""
+
+
+class SocketLink:
+    """A connection over a socket, maybe with TLS."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        connection.settimeout(_ANSWER_SECONDS)
+
+    def send(self, data: bytes) -> None:
+        """Send *data*."""
+        self._socket.sendall(data)
+
+    def receive(self, seconds: float) -> bytes | None:
+        """Return what has arrived."""
+        # A TLS record may be decrypted already, which `select` does not see.
+        decrypted = isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()
+        if not decrypted and not select.select([self._socket], [], [], seconds)[0]:
+            return None
+        return self._socket.recv(1 << 18)
+
+    def close(self) -> None:
+        """Close it."""
+        self._socket.close()
+
+
+def dial_tcp(port: int) -> SocketLink:
+    """Connect to a TCP port of loopback."""
+    return SocketLink(socket.create_connection((LOOPBACK, port), _ANSWER_SECONDS))
+
+
+class _Lines:
+    """The JSON lines of one connection.
+
+    With a *password* the hello is sent as our clients do it: before the password, which the token
+    of a session in it makes right, and after it.
+    """
+
+    def __init__(self, dial: Dial, patience: float = _ANSWER_SECONDS, password: str = "") -> None:
+        self._link = dial()
+        self._patience, self._password = patience, password
         self._rest = b""
         self._early: list[dict[str, Any]] = []
 
@@ -60,25 +128,33 @@ class _Lines:
 
     def _send(self, data: bytes) -> None:
         try:
-            self.socket.sendall(data)
+            self._link.send(data)
         except OSError as error:
             raise _Cut from error
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._link.close()
+
     def hello(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Send a hello; return the welcome."""
-        self._send(f"/json {json.dumps(fields)}\n".encode())
+        hello = f"/json {json.dumps(fields)}\n"
+        asked = f"{hello}/auth {self._password}\n" if self._password else ""
+        self._send(f"{asked}{hello}".encode())
         return self.answer("welcome")
 
     def answer(self, kind: str) -> dict[str, Any]:
         """Wait for an event of a *kind* and return it; other events are returned by `receive`."""
         until = time.monotonic() + self._patience
         while time.monotonic() < until:
-            early = self.receive(1.0)
-            for number, event in enumerate(early):
+            # Also among what came with an earlier answer.
+            for number, event in enumerate(self._early):
                 if event["type"] == kind:
-                    self._early += early[:number] + early[number + 1 :]
+                    del self._early[number]
                     return event
-            self._early += early
+            self._early += self.receive(1.0)
         if self._patience < _ANSWER_SECONDS:
             raise _Cut
         raise Wrong(f"no answer `{kind}` in {_ANSWER_SECONDS:g} s")
@@ -91,11 +167,11 @@ class _Lines:
     def receive(self, seconds: float) -> list[dict[str, Any]]:
         """Return the events of a read; none if nothing arrives within *seconds*."""
         try:
-            if not select.select([self.socket], [], [], seconds)[0]:
-                return []
-            data = self.socket.recv(1 << 18)
+            data = self._link.receive(seconds)
         except OSError as error:
             raise _Cut from error
+        if data is None:
+            return []
         if not data:
             raise _Cut
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -166,12 +242,12 @@ class Client:
         try:
             while not self._everything.over.is_set():
                 try:
-                    everything = self._everything
-                    lines = _Lines(dice.choice(everything.ports), everything.patience)
-                except OSError:
+                    lines = self._everything.open_lines(self, dice)
+                except OSError as error:
+                    self._everything.not_connected += not isinstance(error, NotNow)
                     time.sleep(_RETRY_SECONDS)
                     continue
-                with lines.socket:
+                with lines:
                     try:
                         self._greet(lines)
                         self._talk(lines, dice)
@@ -296,8 +372,10 @@ class Client:
 class Rooms:
     """*rooms* rooms, each with *writers* and *readers*, on *port*, from one *seed*.
 
-    With *others*, each connection is to one of these ports and *port*.  A client that has heard
-    nothing for *patience* seconds, not even answers to its pings, connects again.
+    With *others*, each connection is to one of these ports and *port*.  With *dials*, each client
+    has one of these ways to connect instead.  *password* is sent with each hello.  *not_connected*
+    counts the attempts to connect that failed.  A client that has heard nothing for *patience*
+    seconds, not even answers to its pings, connects again.
 
     Each client is in *rooms_each* of them, so that a room has as many times the members.  Writers
     start when `begun` is set, and send nothing new after `hushed`.
@@ -314,9 +392,13 @@ class Rooms:
         rooms_each: int = 1,
         others: Sequence[int] = (),
         patience: float = _ANSWER_SECONDS,
+        dials: Sequence[Dial] = (),
+        password: str = "",
     ) -> None:
         self.port, self.seed = port, seed
         self.ports, self.patience = (port, *others), patience
+        self.dials, self.password = dials, password
+        self.not_connected = 0
         self.begun, self.hushed, self.over = (threading.Event() for _ in range(3))
         self.clients = [
             Client(
@@ -332,6 +414,14 @@ class Rooms:
         self._threads = [
             threading.Thread(target=client.run, daemon=True) for client in self.clients
         ]
+
+    def open_lines(self, client: Client, dice: random.Random) -> _Lines:
+        """Connect *client*; raises `OSError`."""
+        if self.dials:
+            dial = self.dials[self.clients.index(client) % len(self.dials)]
+        else:
+            dial = partial(dial_tcp, dice.choice(self.ports))
+        return _Lines(dial, self.patience, self.password)
 
     def start(self) -> None:
         """Start all members."""
@@ -402,8 +492,8 @@ class Rooms:
     def _history(self, room: str) -> list[tuple[str, str]]:
         """Return the complete history of *room*, as replayed to a new client."""
         count = sum(each.said for each in self.members if each.room == room)
-        lines = _Lines(self.port)
-        with lines.socket:
+        dial = self.dials[0] if self.dials else partial(dial_tcp, self.port)
+        with _Lines(dial, password=self.password) as lines:
             fields = {"protocol": 1, "room": room, "replay": _EVERYTHING}
             last = lines.hello(fields)["last"]
             events = lines.take_early()

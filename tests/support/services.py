@@ -30,10 +30,10 @@ _DROP_IN = f"[Service]\nStandardOutput=append:{_LOG}\nStandardError=inherit\n"
 
 
 def block(name: str) -> str:
-    """Return the commands of the guide with that name, without the prompt of root."""
+    """Return the commands of the guide with that name, without the prompts."""
     pattern = rf"^<!-- run in systemd: {re.escape(name)} -->\n```\w+\n(.*?)^```$"
     [found] = re.findall(pattern, GUIDE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    return re.sub("^# ", "", found, flags=re.MULTILINE)
+    return re.sub(r"^[#$] ", "", found, flags=re.MULTILINE)
 
 
 class Service:
@@ -49,27 +49,14 @@ class Service:
         return await self.systemd.shell(block(name), Path(_CLONE))
 
     async def start(self) -> None:
-        """Start it as the guide says, and wait until it listens."""
+        """Start it as the guide says."""
         await self.do("start")
-        await self.wait_listening()
 
     async def override(self, *lines: str) -> None:
         """Change its unit by these lines; before it is started."""
         folder = self.systemd.path("/etc/systemd/system") / f"{SERVICE}.d"
         (folder / "override.conf").write_text("\n".join(("[Service]", *lines, "")), "utf-8")
         await self.systemd.run("systemctl", "daemon-reload")
-
-    async def wait_listening(self) -> None:
-        """Wait until it accepts connections."""
-        with trio.fail_after(WAIT_SECONDS):
-            while True:
-                try:
-                    stream = await trio.open_tcp_stream("127.0.0.1", self.port)
-                except OSError:
-                    await trio.sleep(0.05)
-                else:
-                    await stream.aclose()
-                    return
 
     async def process(self) -> int:
         """Return the id of its process, as systemd inside counts."""
@@ -121,15 +108,24 @@ class Service:
 
 
 @asynccontextmanager
-async def installed(folder: Path, port: int, *settings: str) -> AsyncIterator[Service]:
-    """Install the service, with these lines more in its settings; does not start it."""
+async def installed(
+    folder: Path, port: int, *settings: str, web_port: int | None = None
+) -> AsyncIterator[Service]:
+    """Install the service, with these lines more in its settings; does not start it.
+
+    With *web_port*, with the page.
+    """
     async with running_systemd(folder) as systemd:
         clone = systemd.path(f"{_CLONE}/deploy")
         shutil.copytree(DEPLOY, clone)
         for path in clone.iterdir():
-            text = path.read_text("utf-8").replace("9000", str(port))
+            text = path.read_text("utf-8")
+            for documented, here in (("9000", port), ("8080", web_port)):
+                text = text.replace(
+                    f"ListenStream={documented}\n", f"ListenStream=127.0.0.1:{here}\n"
+                )
             if path.name == "config.toml":
-                text += "".join(f"{line}\n" for line in ('host = ["127.0.0.1"]', *settings))
+                text += "".join(f"{line}\n" for line in settings)
             path.write_text(text, "utf-8")
         drop_in = systemd.path("/etc/systemd/system") / f"{SERVICE}.d" / "test.conf"
         drop_in.parent.mkdir()

@@ -1,0 +1,1 @@
+"""A service that is looked after while people chat; see `tests.operation.run`."""

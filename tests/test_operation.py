@@ -1,0 +1,19 @@
+"""A service is looked after while people chat; `python -m tests.operation` shows it."""
+
+from pathlib import Path
+
+import pytest
+
+from .operation.run import SETTINGS, operate
+from .operation.under_systemd import under_systemd
+from .support.processes import program
+
+pytestmark = pytest.mark.process
+
+
+async def test_nobody_notices_what_an_operator_does_under_systemd(
+    tmp_path: Path, port: int, web_port: int
+) -> None:
+    program("logrotate")
+    async with under_systemd(tmp_path, port, web_port, *SETTINGS) as service:
+        await operate(service, tmp_path)
