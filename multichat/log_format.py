@@ -66,8 +66,11 @@ class Lines:
         """Return *about* and what is known of all lines."""
         known = {**about, "tag": self.before[1 : self.before.index("]")]}
         for name, value in self.fields.items():
-            if value is not None and value is not False and value != "":
-                known[name] = clean(value) if isinstance(value, str) else value
+            if isinstance(value, str):
+                if value:
+                    known[name] = value if value.isprintable() else clean(value)
+            elif value is not None and value is not False:
+                known[name] = value
         return known
 
     def __str__(self) -> str:

@@ -33,6 +33,10 @@ __all__ = [
 _MAX_REASON = 300
 
 
+# How the engine ends its reply to a command that it does not know.
+_QUOTES_ARGUMENTS = ", with args beginning with:"
+
+
 class EngineUnavailable(MultichatError):
     """No usable connection to the engine: unreachable, another program, or it does not admit us.
 
@@ -139,8 +143,11 @@ class EngineRefused(MultichatError):
 
     @classmethod
     def parse(cls, line: str) -> Self:
-        """Return the error for the *line* of an error reply."""
-        code, _, text = shorten(line).partition(" ")
+        """Return the error for the *line* of an error reply.
+
+        Without the arguments, which the engine may quote: they may be messages or passphrases.
+        """
+        code, _, text = shorten(line.partition(_QUOTES_ARGUMENTS)[0]).partition(" ")
         return cls(code, text)
 
 

@@ -52,6 +52,14 @@ async def test_a_request_is_sent_without_waiting_and_in_order(engine: Engine) ->
         assert await requests[0].reply() == 1
 
 
+async def test_an_error_quotes_no_arguments(engine: Engine) -> None:
+    async with linked(engine) as link:
+        for words in (("NOSUCH", "a message"), ("FCALL", "nosuch", "0", "a message")):
+            with pytest.raises(EngineRefused) as caught:
+                await link.call(*words)
+            assert "a message" not in str(caught.value) + caught.value.text
+
+
 async def test_an_error_is_that_of_its_request_alone(engine: Engine) -> None:
     async with linked(engine) as link:
         bad, good = link.request("LPUSH"), link.request("PING")
