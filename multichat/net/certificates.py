@@ -32,6 +32,10 @@ __all__ = [
 # Authorities that renew automatically do so 30 days before the end: two weeks later, that fails.
 EXPIRES_SOON = timedelta(days=14)
 
+# OpenSSL opens them twice, for the certificates and for the key: of a pair that is replaced in
+# between, the key does not fit.  More often than this, nobody replaces them.
+_READINGS = 3
+
 # A chain has four certificates of 2 KiB.
 _MAX_BYTES = 1024 * 1024
 
@@ -127,8 +131,27 @@ def server_tls(certificate: Path, key: Path | None = None) -> ServerTls:
     """Return a TLS context for a server with *certificate*, a PEM file with the whole chain.
 
     The private *key* may be in the same file.  TLS 1.2 or later.  Reads files, at most 1 MiB of
-    each, and never waits for a FIFO.  Raises `BadCertificate`.
+    each, and never waits for a FIFO; if they are replaced meanwhile, reads them again.  Raises
+    `BadCertificate`.
     """
+    files = (certificate,) if key is None else (certificate, key)
+    contents = list(map(_read, files))
+    for _ in range(_READINGS):
+        loaded: ServerTls | BadCertificate
+        try:
+            loaded = _load(certificate, key)
+        except BadCertificate as error:
+            loaded = error
+        before, contents = contents, list(map(_read, files))
+        if contents == before:
+            break
+    if isinstance(loaded, BadCertificate):
+        raise loaded
+    loaded.certificate, loaded.validity = certificate, read_validity(contents[0])
+    return loaded
+
+
+def _load(certificate: Path, key: Path | None) -> ServerTls:
     context = ServerTls()
     # As `ssl.create_default_context` does, so that a developer can decrypt a recording.
     if (secrets := os.environ.get("SSLKEYLOGFILE")) and not sys.flags.ignore_environment:
@@ -138,13 +161,10 @@ def server_tls(certificate: Path, key: Path | None = None) -> ServerTls:
     def refuse_to_ask() -> str:
         raise BadCertificate(key or certificate, "it asks for a passphrase")
 
-    # OpenSSL would wait for a FIFO's writer, and no signal would interrupt that.
-    pem, *_ = [_read(path) for path in (certificate, key) if path is not None]
     try:
         context.load_cert_chain(certificate, key, refuse_to_ask)
     except OSError as error:
         raise BadCertificate(certificate, _why(error, key)) from error
-    context.certificate, context.validity = certificate, read_validity(pem)
     return context
 
 
@@ -158,7 +178,7 @@ def _read(path: Path) -> bytes:
 def _why(error: OSError, key: Path | None) -> str:
     reason = (getattr(error, "reason", None) or "").lower().replace("_", " ")
     if reason == "key values mismatch":
-        return f"the key {key} belongs to another certificate"
+        return f"the key {'in it' if key is None else key} belongs to another certificate"
     return (
         "no certificate and key in PEM form"
         if reason in ("", "pem lib", "no start line")

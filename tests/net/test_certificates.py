@@ -152,6 +152,33 @@ async def test_a_certificate_that_clients_refuse_is_replaced_by_any(
     assert settings.change_certificate(tls(tmp_path, ca, -1, 90)) == ""
 
 
+def test_a_pair_that_is_replaced_while_it_is_read_is_read_again(
+    tmp_path: Path, ca: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    old, new = (
+        ca.issue_cert("x", not_before=NOON, not_after=NOON + timedelta(days=days))
+        for days in (1, 2)
+    )
+    load = ServerTls.load_cert_chain
+    done: list[str] = []
+
+    def replace_meanwhile(self: ServerTls, *arguments: object) -> None:
+        if not done:
+            done.append("replaced")
+            chain.write_bytes(b"".join(each.bytes() for each in new.cert_chain_pems))
+            with pytest.raises(OSError, match="KEY_VALUES_MISMATCH"):
+                load(self, *arguments)  # type: ignore[arg-type]
+            key.write_bytes(new.private_key_pem.bytes())
+            raise OSError("key values mismatch")
+        load(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ServerTls, "load_cert_chain", replace_meanwhile)
+    old.cert_chain_pems[0].write_to_path(str(chain))
+    key.write_bytes(old.private_key_pem.bytes())
+    assert server_tls(chain, key).validity == Validity(NOON, NOON + timedelta(days=2))
+
+
 @pytest.mark.parametrize("name", ["certificate", "key"])
 def test_a_huge_file_is_not_read(name: str, tmp_path: Path, ca: trustme.CA) -> None:
     huge, good = tmp_path / "huge", tmp_path / "good.pem"
