@@ -14,8 +14,9 @@ import pytest
 from multichat.server.refusals import DISCONNECT_CODES, RefusedFor
 from multichat.testing import memory_server
 from tests.support.metrics import Metrics, metrics_of
+from tests.support.processes import module
 
-yaml: Any = pytest.importorskip("yaml")
+yaml = module("yaml")
 
 ROOT = Path(__file__).parents[1]
 ALERTS = ROOT / "deploy" / "alerts.yaml"

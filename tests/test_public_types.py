@@ -9,6 +9,7 @@ import pytest
 
 import multichat
 import multichat.testing
+from tests.support.processes import module
 
 PROGRAM = Path(__file__).with_name("user_program.py")
 
@@ -25,7 +26,7 @@ def test_the_program_uses_every_public_name() -> None:
 @pytest.mark.process
 def test_the_program_is_typed_strictly(tmp_path: Path) -> None:
     """Run outside of the project, without its configuration."""
-    pytest.importorskip("mypy")
+    module("mypy")
     program = tmp_path / "program.py"
     program.write_bytes(PROGRAM.read_bytes())
     checked = subprocess.run(

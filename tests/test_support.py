@@ -4,12 +4,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 
-from .support.processes import WAIT_SECONDS, program
+from .support.processes import WAIT_SECONDS, module, program
 
 pytestmark = pytest.mark.process
 
@@ -50,7 +51,6 @@ UNIT_TEST = """
 import os, subprocess
 import pytest
 
-@pytest.mark.unit
 def test_it():
     {}
 """
@@ -59,7 +59,6 @@ import os
 import re
 import pytest
 
-@pytest.mark.unit
 def test_it():
     ours = {key: os.environ[key] for key in os.environ if key.startswith("MULTICHAT_")}
     assert ours == {"MULTICHAT_CONFIG": os.devnull, "MULTICHAT_KILL_SEED": "7"}
@@ -137,3 +136,15 @@ def test_commands_do_not_see_the_environment_of_the_developer(tmp_path: Path) ->
     environment = {**os.environ, "MULTICHAT_ROOM": "den", "MULTICHAT_KILL_SEED": "7"}
     result = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("find", [program, module])
+def test_what_is_missing_skips_a_test_and_fails_it_under_ci(
+    find: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception):
+        find("no_such_thing")
+    monkeypatch.setenv("CI", "1")
+    with pytest.raises(pytest.fail.Exception):
+        find("no_such_thing")

@@ -53,7 +53,7 @@ from multichat.cluster.errors import (
     Rejected,
 )
 from multichat.cluster.keys import NODES
-from multichat.cluster.library import VERSION_CALL, LibraryTooNew, load_command
+from multichat.cluster.library import LibraryRefused, check_library, load_library
 from multichat.cluster.link import Link, MessagesDropped
 from multichat.cluster.pipeline import Message
 from multichat.cluster.room_logs import AWAY, LogConfig, RoomLogs
@@ -253,7 +253,7 @@ class ValkeyBackend(Backend):
                     await self._prepare(nursery, event.link)
                 except (EngineAway, FateUnknown):
                     continue
-                except (EngineRefused, LibraryTooNew, msgspec.MsgspecError) as error:
+                except (EngineRefused, LibraryRefused, msgspec.MsgspecError) as error:
                     raise JournalFailed(self.location, str(error)) from None
                 except NodeInUse:
                     reason = f"another node is called {self.node}, or was until some seconds ago"
@@ -292,7 +292,7 @@ class ValkeyBackend(Backend):
     async def _prepare_again(self, nursery: trio.Nursery, link: Link) -> None:
         try:
             await self._prepare(nursery, link)
-        except (EngineRefused, LibraryTooNew, NodeInUse, msgspec.MsgspecError) as error:
+        except (EngineRefused, LibraryRefused, NodeInUse, msgspec.MsgspecError) as error:
             why = "another node has the name of this one" if isinstance(error, NodeInUse) else error
             self._reason = str(why)
             self._log.line("STATE", f"The cluster cannot be used: {why}", ERROR)
@@ -300,13 +300,16 @@ class ValkeyBackend(Backend):
 
     async def _prepare(self, nursery: trio.Nursery, link: Link) -> None:
         """Load the library, join, and catch up; then the link is used."""
-        await self._load_library(link)
+        loaded = await load_library(link, self.node)
         await link.subscribe(CHANNEL).reply()
         primary = f"{link.engine.run_id}/{link.engine.replication_id}"
         is_first = not self._era
         call = begin_era(primary, era=self._era, epoch=self._rooms.epoch)
         self._era = call.read(await link.call(*call.words))
         await self._directory.connect(link)
+        await check_library(link)
+        if loaded:
+            self._log.line("start" if is_first else "STATE", f"The cluster: {loaded}", WARNING)
         for warning in link.engine.warnings if primary != self._primary else ():
             self._log.line("start" if is_first else "STATE", f"The cluster: {warning}", WARNING)
         self._primary = primary
@@ -320,14 +323,6 @@ class ValkeyBackend(Backend):
         nursery.start_soon(self._serve, link, self._scope)
         if not is_first and self._available:  # else the server logs it
             self._log.line("STATE", f"Connected to the cluster again: {link.engine}")
-
-    async def _load_library(self, link: Link) -> None:
-        try:
-            found = VERSION_CALL.read(await link.call(*VERSION_CALL.words))
-        except EngineRefused:  # it has none
-            found = None
-        if (command := load_command(found)) is not None:
-            await link.call(*command)
 
     async def _serve(self, link: Link, scope: trio.CancelScope) -> None:
         with scope:

@@ -11,7 +11,12 @@ from multichat.cluster.address import ClusterAddress
 from multichat.cluster.calls import Call, Tail, tails
 from multichat.cluster.connection import Connection, ConnectionConfig, Lost, Ready, Retrying
 from multichat.cluster.errors import EngineAway, EngineRefused, EngineUnavailable, FateUnknown
-from multichat.cluster.library import VERSION_CALL, LibraryTooNew, load_command
+from multichat.cluster.library import (
+    LibraryRefused,
+    find_library,
+    load_command,
+    load_library,
+)
 from multichat.cluster.link import Link
 from multichat.errors import JournalFailed
 
@@ -54,18 +59,18 @@ class EngineSession:
     async def load_library(self, *, write: bool) -> bool:
         """Return whether the engine has the library; with *write* load it if it has none."""
         try:
-            found = VERSION_CALL.read(await self._link.call(*VERSION_CALL.words))
-        except EngineRefused:
-            found = None
+            if write:
+                await load_library(self._link)
+                return True
+            found = await find_library(self._link)
+            load_command(found)
         except (EngineAway, FateUnknown) as error:
             raise self.failed(error.reason) from None
-        try:
-            command = load_command(found)
-        except LibraryTooNew as error:
+        except EngineRefused as error:
+            raise self.failed(error.meaning.reason) from None
+        except LibraryRefused as error:
             raise self.failed(str(error)) from None
-        if write and command is not None:
-            await self.command(*command)
-        return write or found is not None
+        return found is not None
 
     async def tails(self, rooms: Sequence[str]) -> dict[str, Tail]:
         """Return the tail of the log of each room."""

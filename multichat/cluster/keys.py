@@ -4,7 +4,7 @@ The function library makes most names itself: see the list at the top of `librar
 `directory.lua` for the directory's.
 """
 
-__all__ = ["LOG", "NODES", "PREFIX", "channel_room", "room_channel"]
+__all__ = ["LOG", "NODES", "PREFIX", "channel_room", "lease_of", "room_channel"]
 
 PREFIX = "multichat:"
 
@@ -15,6 +15,11 @@ LOG = f"{PREFIX}log"
 NODES = f"{PREFIX}nodes"
 
 _ROOM_CHANNEL = f"{PREFIX}room:"
+
+
+def lease_of(node: str) -> str:
+    """Return the key that exists while *node* runs."""
+    return f"{PREFIX}lease:{node}"
 
 
 def room_channel(room: str) -> str:

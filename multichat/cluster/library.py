@@ -1,8 +1,11 @@
 """The function library of the engine: its text, and whether an engine has to load it.
 
-Assembles `library.lua` and what follows it into one library.  A node calls
-`VERSION_CALL` on each new connection, and sends what `load_command` returns for the answer: an
-engine that was replaced may have lost the library.  Does no I/O but reading its own files.
+Assembles `library.lua` and what follows it into one library.  A node calls `load_library` on each
+new connection: an engine that was replaced may have lost the library.
+
+Invariant: a node begins to use an engine only while that has the text which the node brings.  A
+change of the text after a release MUST raise the version; another text of the same version is
+loaded only if no other node runs.
 """
 
 from functools import cache
@@ -11,9 +14,23 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from multichat.cluster.calls import Call
+from multichat.cluster.errors import EngineRefused
+from multichat.cluster.keys import NODES, lease_of
+from multichat.cluster.link import Link
 from multichat.errors import MultichatError
 
-__all__ = ["VERSION_CALL", "LibraryTooNew", "Version", "library_text", "load_command"]
+__all__ = [
+    "VERSION_CALL",
+    "LibraryDiffers",
+    "LibraryRefused",
+    "LibraryTooNew",
+    "Version",
+    "check_library",
+    "find_library",
+    "library_text",
+    "load_command",
+    "load_library",
+]
 
 # What `library.lua` says; a library with a higher number may do something else for the same call.
 _VERSION = 1
@@ -21,7 +38,11 @@ _VERSION = 1
 _FILES = ("library.lua", "sessions.lua", "directory.lua", "import.lua")
 
 
-class LibraryTooNew(MultichatError):
+class LibraryRefused(MultichatError):
+    """The engine has functions with which this program cannot work."""
+
+
+class LibraryTooNew(LibraryRefused):
     """The engine has a newer function library than this program."""
 
     def __init__(self, version: int) -> None:
@@ -30,6 +51,16 @@ class LibraryTooNew(MultichatError):
             " upgrade this node as well"
         )
         self.version = version
+
+
+class LibraryDiffers(LibraryRefused):
+    """Other nodes use another text of the library under the same version."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"other nodes use it, or did until some seconds ago, with other functions of the same "
+            f"version {_VERSION}: run the same multichat on all nodes"
+        )
 
 
 @cache
@@ -62,10 +93,11 @@ VERSION_CALL = Call("multichat_version", (), _version, writes=False)
 """Asks for the version; the engine answers with an error if it has no library."""
 
 
-def load_command(found: Version | None) -> tuple[str, ...] | None:
+def load_command(found: Version | None, *, in_use: bool = False) -> tuple[str, ...] | None:
     """Return the command that loads the library, or None if the one that was *found* will do.
 
-    *found* is None if there is none.  Raises `LibraryTooNew`.
+    *found* is None if there is none, *in_use* says that other nodes run.  Raises `LibraryTooNew`,
+    or `LibraryDiffers` if they use another text of the same version.
     """
     text = library_text()
     if found is not None:
@@ -73,4 +105,49 @@ def load_command(found: Version | None) -> tuple[str, ...] | None:
             raise LibraryTooNew(found.number)
         if found.number == _VERSION and f"DIGEST = '{found.digest}'" in text:
             return None
+        if found.number == _VERSION and in_use:
+            raise LibraryDiffers
     return ("FUNCTION", "LOAD", "REPLACE", text)
+
+
+async def load_library(link: Link, node: str = "") -> str:
+    """Load the library for *node* unless the engine has it; return what to log, if anything.
+
+    Raises `LibraryTooNew`, `LibraryDiffers`, and what a link raises.
+    """
+    found = await find_library(link)
+    command = load_command(found)
+    if command is None:
+        return ""
+    if found is not None and found.number == _VERSION:
+        command = load_command(found, in_use=await _is_in_use(link, node))
+    await link.call(*(command or ()))
+    if found is None:
+        return ""
+    return f"loaded our functions, version {_VERSION}, in place of version {found.number}"
+
+
+async def check_library(link: Link) -> None:
+    """Raise `LibraryTooNew` or `LibraryDiffers` unless the engine has our text.
+
+    For a node that has joined: until then, another that started at the same time did not know of
+    it, and may have loaded its own.
+    """
+    if load_command(await find_library(link), in_use=True) is not None:
+        raise LibraryDiffers
+
+
+async def find_library(link: Link) -> Version | None:
+    """Return the version that the engine has; None if it has none.  Raises what a link raises."""
+    try:
+        return VERSION_CALL.read(await link.call(*VERSION_CALL.words))
+    except EngineRefused:  # it has none
+        return None
+
+
+async def _is_in_use(link: Link, node: str) -> bool:
+    """Return whether another node than *node* runs, or did until its lease ends."""
+    for each in await link.call("HKEYS", NODES):
+        if each != node.encode() and await link.call("EXISTS", lease_of(each.decode())):
+            return True
+    return False

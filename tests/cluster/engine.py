@@ -6,7 +6,6 @@ pytest is killed.
 """
 
 import importlib.util
-import os
 import platform
 import shutil
 import signal
@@ -27,7 +26,7 @@ import pytest
 import trio
 import trustme
 
-from tests.support.processes import ENDS_WITH_US, LOOPBACK, WAIT_SECONDS
+from tests.support.processes import ENDS_WITH_US, LOOPBACK, WAIT_SECONDS, missing
 
 __all__ = ["Engine", "EngineConfig", "EngineError", "Engines", "Kind", "certificates"]
 
@@ -42,10 +41,7 @@ class Kind(Enum):
         """Return the path of its program; without it, skip the test, or fail it under CI."""
         path = self._find()
         if path is None:
-            message = f"no {self.value}-server: install {_SOURCES[self]}"
-            if os.environ.get("CI"):
-                pytest.fail(message)
-            pytest.skip(message)
+            missing(f"no {self.value}-server: install {_SOURCES[self]}")
         return path
 
     def _find(self) -> str | None:

@@ -26,7 +26,13 @@ from multichat.backend.events import (
 )
 from multichat.cluster.changes import PutClient, Settings, pack
 from multichat.cluster.directory import CHANNEL, Directory, DirectoryConfig
-from multichat.cluster.library import load_command
+from multichat.cluster.library import (
+    LibraryDiffers,
+    check_library,
+    library_text,
+    load_command,
+    load_library,
+)
 from multichat.errors import JournalFailed, NameTaken, StorageFailed, lone_exception
 from multichat.journal.base import AccountRecord, SavedNonce, SavedSession, SessionRecord
 from tests.support.processes import WAIT_SECONDS
@@ -375,6 +381,48 @@ async def test_a_ban_on_a_node_that_was_taken_for_dead_reaches_the_others(
         a.backend.add_ban(ban)
         assert await b.wait_for(BanAdded) == BanAdded(ban)
         assert [each.target for each in b.backend.bans] == ["name eve"]
+
+
+def _other_library() -> str:
+    """Return a library of our version with another text, as a changed multichat brings it."""
+    text = library_text()
+    return re.sub(r"DIGEST = '\w+'", "DIGEST = 'another text'", text)
+
+
+async def test_nodes_with_other_functions_of_the_same_version_never_share_an_engine(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    load = ("FUNCTION", "LOAD", "REPLACE")
+    async with run_node(cluster_config(engine, "a")):
+        await engine.call(*load, _other_library())
+        with (
+            pytest.raises(JournalFailed, match="run the same multichat on all nodes"),
+            lone_exception(),
+        ):
+            async with run_node(cluster_config(engine, "b")):
+                pass
+        await engine.call(*load, library_text())
+        async with run_node(cluster_config(engine, "b")):
+            pass
+    # Once nobody uses them, they are replaced, which the log says.
+    await engine.call(*load, _other_library())
+    assert "loaded our functions" not in caplog.text
+    async with run_node(cluster_config(engine, "c")):
+        assert "loaded our functions, version 1, in place of version 1" in caplog.text
+    found = (await engine.call("FCALL_RO", "multichat_version", 0))[1]
+    assert found != b"another text"
+
+
+async def test_of_two_that_start_at_once_with_other_functions_one_is_refused(
+    engine: Engine,
+) -> None:
+    """Neither knows of the other when it loads its functions: it looks again when it has joined."""
+    async with linked(engine) as link:
+        assert await load_library(link, "a") == ""
+        await check_library(link)
+        await engine.call("FUNCTION", "LOAD", "REPLACE", _other_library())
+        with pytest.raises(LibraryDiffers):
+            await check_library(link)
 
 
 async def test_a_ban_that_is_one_too_many_is_refused_to_the_node_that_gave_it(

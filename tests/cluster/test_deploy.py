@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from multichat.testing import ScriptedClient
-from tests.support.processes import BIN, LOOPBACK, WAIT_SECONDS, Command, program
+from tests.support.processes import BIN, LOOPBACK, WAIT_SECONDS, Command, module, program
 from tests.support.sockets import open_client
 from tests.support.web import upgrade
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.process
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CONTAINERFILE = (DEPLOY / "Containerfile").read_text("utf-8")
 BALANCER = (DEPLOY / "haproxy.cfg").read_text("utf-8")
-yaml: Any = pytest.importorskip("yaml")
+yaml = module("yaml")
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 NODES = ("chat-1", "chat-2")

@@ -4,7 +4,6 @@ A `Visitor` is one page of one person.  It collects what the browser complains a
 fails for it: errors of scripts, and everything that the content security policy has blocked.
 """
 
-import os
 import random
 import re
 import shutil
@@ -22,7 +21,7 @@ from typing import Any, Self
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
-from tests.support.processes import ENDS_WITH_US, LOOPBACK, MULTICHAT, WAIT_SECONDS
+from tests.support.processes import ENDS_WITH_US, LOOPBACK, MULTICHAT, WAIT_SECONDS, missing
 
 __all__ = [
     "CHROMIUM",
@@ -60,10 +59,7 @@ def chromium() -> Iterator[Browser]:
     """Start chromium; without it, skip the test, or fail it under CI."""
     path = shutil.which(CHROMIUM)
     if path is None:
-        message = f"{CHROMIUM} is not installed"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        missing(f"{CHROMIUM} is not installed")
     with sync_playwright() as playwright:
         # Without a sandbox, because tests may run as root in a container.
         argv = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]

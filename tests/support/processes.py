@@ -1,5 +1,7 @@
 """Runs the installed commands in processes, for end-to-end tests."""
 
+import importlib
+import importlib.util
 import os
 import re
 import shutil
@@ -10,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, NoReturn, Self
 
 import pytest
 import trio
@@ -27,11 +29,22 @@ def program(name: str) -> str:
     """Return the path of the program *name*; without it, skip the test, or fail it under CI."""
     path = shutil.which(name)
     if path is None:
-        message = f"{name} is not installed"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        missing(f"{name} is not installed")
     return path
+
+
+def missing(what: str) -> NoReturn:
+    """Skip the test, or the module that is imported; fail it under CI, which has all of it."""
+    if os.environ.get("CI"):
+        pytest.fail(what)
+    pytest.skip(what, allow_module_level=True)
+
+
+def module(name: str) -> Any:
+    """Return the module called *name*; without it, see `missing`."""
+    if importlib.util.find_spec(name) is None:
+        missing(f"{name} is not installed")
+    return importlib.import_module(name)
 
 
 # If available, this program makes the kernel kill a command when pytest is killed.

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from .processes import WAIT_SECONDS, Command, program
+from .processes import WAIT_SECONDS, Command, missing, program
 
 __all__ = ["BACK_PATHS", "Systemd", "running_systemd"]
 
@@ -150,7 +150,7 @@ def _check_possible() -> str:
         program(name)
     systemd = Path("/usr/lib/systemd/systemd")
     if not systemd.exists():
-        pytest.skip("systemd is not installed")
+        missing("systemd is not installed")
     trial = "mount --make-rprivate / && mount -t cgroup2 cgroup2 /mnt"
     argv = ["unshare", "-p", "-f", "-m", "-u", "-i", "-C", "--mount-proc", "sh", "-c", trial]
     if os.geteuid() != 0 or subprocess.run(argv, capture_output=True).returncode:
