@@ -61,7 +61,10 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "journal/test_sqlite::test_an_older_file_is_migrated_step_by_step",
             "journal/test_sqlite::test_a_newer_journal_is_refused",
         ),
-        "In a container": ("cluster/test_deploy::test_every_service_is_known_here",),
+        "In a container": (
+            "cluster/test_deploy::test_every_service_is_known_here",
+            "cluster/test_deploy::test_the_check_of_health_of_the_image_fails_when_the_event_loop_stands_still",
+        ),
     },
     "troubleshooting.md": dict.fromkeys(
         (

@@ -8,6 +8,8 @@ import json
 import re
 import signal
 import socket
+import sys
+import tomllib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -16,8 +18,18 @@ from typing import Any
 import pytest
 import trio
 
+from multichat import ServerConfig
+from multichat.server.config import DRAIN_SECONDS
 from multichat.testing import ScriptedClient
-from tests.support.processes import BIN, LOOPBACK, WAIT_SECONDS, Command, module, program
+from tests.support.processes import (
+    BIN,
+    LOOPBACK,
+    WAIT_SECONDS,
+    Command,
+    module,
+    program,
+    serve,
+)
 from tests.support.sockets import open_client
 from tests.support.web import upgrade
 
@@ -146,7 +158,44 @@ def test_every_service_is_known_here() -> None:
     for source in re.findall(r"^COPY (.*) \S+$", CONTAINERFILE, re.MULTILINE):
         assert all((DEPLOY.parent / each).exists() for each in source.split())
     stopping = int(SERVICES[NODES[0]]["stop_grace_period"].removesuffix("s"))
-    assert stopping > 25  # seconds: `--drain`, `--grace`, and the engine's farewell
+    config = ServerConfig()
+    ending = DRAIN_SECONDS + config.grace_seconds + config.timeouts.linger
+    assert stopping > ending + 10  # the engine's farewell
+
+
+[HEALTH] = re.findall(r"^HEALTHCHECK .*?CMD (\[.*?\])$", CONTAINERFILE, re.MULTILINE | re.DOTALL)
+
+
+def test_the_image_has_what_its_check_of_health_and_its_volume_need() -> None:
+    name, option, source = json.loads(HEALTH)
+    assert (name, option) == ("python", "-c")
+    assert "http://127.0.0.1:8080/live" in source
+    [command] = re.findall(r"^CMD (\[.*\])$", CONTAINERFILE, re.MULTILINE)
+    assert json.loads(command) == ["serve", "9000", "--web", "8080"]
+    [volume] = re.findall(r"^VOLUME (.*)$", CONTAINERFILE, re.MULTILINE)
+    assert f"install -d -o multichat -g multichat -m 0700 {volume}" in CONTAINERFILE
+    extras = re.findall(r'".\[(.*)\]"', CONTAINERFILE)[0].split(",")
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    assert set(extras) <= set(project["optional-dependencies"])
+
+
+async def test_the_check_of_health_of_the_image_fails_when_the_event_loop_stands_still(
+    tmp_path: Path,
+) -> None:
+    async with serve(tmp_path, "--web", "0") as server:
+        port = await server.web_port()
+
+        async def status(seconds: int) -> int:
+            source = json.loads(HEALTH)[2].replace("8080", str(port))
+            source = source.replace("timeout=4", f"timeout={seconds}")
+            argv = [sys.executable, "-c", source]
+            return (await trio.run_process(argv, check=False, capture_stderr=True)).returncode
+
+        assert await status(WAIT_SECONDS) == 0
+        server.signal(signal.SIGSTOP)
+        assert await status(1) == 1
+        server.signal(signal.SIGCONT)
+        assert await status(WAIT_SECONDS) == 0
 
 
 @asynccontextmanager

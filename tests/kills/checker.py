@@ -27,7 +27,6 @@ __all__ = [
     "Dial",
     "Link",
     "Member",
-    "NotNow",
     "Rooms",
     "SocketLink",
     "Wrong",
@@ -54,10 +53,6 @@ _EVERYTHING = 2**31 - 1
 
 class Wrong(Exception):
     """The server broke a guarantee."""
-
-
-class NotNow(OSError):
-    """The server was reached, and asks to connect again later."""
 
 
 class _Cut(Exception):
@@ -244,7 +239,7 @@ class Client:
                 try:
                     lines = self._everything.open_lines(self, dice)
                 except OSError as error:
-                    self._everything.not_connected += not isinstance(error, NotNow)
+                    self._everything.not_connected.append(error)
                     time.sleep(_RETRY_SECONDS)
                     continue
                 with lines:
@@ -374,7 +369,7 @@ class Rooms:
 
     With *others*, each connection is to one of these ports and *port*.  With *dials*, each client
     has one of these ways to connect instead.  *password* is sent with each hello.  *not_connected*
-    counts the attempts to connect that failed.  A client that has heard nothing for *patience*
+    are the errors of attempts to connect.  A client that has heard nothing for *patience*
     seconds, not even answers to its pings, connects again.
 
     Each client is in *rooms_each* of them, so that a room has as many times the members.  Writers
@@ -398,7 +393,7 @@ class Rooms:
         self.port, self.seed = port, seed
         self.ports, self.patience = (port, *others), patience
         self.dials, self.password = dials, password
-        self.not_connected = 0
+        self.not_connected: list[OSError] = []
         self.begun, self.hushed, self.over = (threading.Event() for _ in range(3))
         self.clients = [
             Client(

@@ -4,10 +4,10 @@ import socket
 import ssl
 from pathlib import Path
 
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from tests.kills.checker import LOOPBACK, NotNow, SocketLink
+from tests.kills.checker import LOOPBACK, SocketLink
 
 __all__ = ["WebSocketLink", "dial_tls", "dial_unix", "dial_websocket"]
 
@@ -76,10 +76,6 @@ def dial_websocket(port: int, context: ssl.SSLContext) -> WebSocketLink:
             ping_interval=None,
             open_timeout=_SECONDS,
         )
-    except InvalidStatus as error:
-        if error.response.status_code == 503:  # it drains, and still answers to checks of health
-            raise NotNow(str(error)) from error
-        raise ConnectionRefusedError(str(error)) from error
-    except WebSocketException as error:
+    except WebSocketException as error:  # as from a server that drains, and answers 503
         raise ConnectionResetError(str(error)) from error
     return WebSocketLink(opened)

@@ -165,8 +165,10 @@ class _Run:
                 await _in_thread(rooms.check)
         finally:
             await _in_thread(rooms.stop)
-        if rooms.not_connected:
-            raise Wrong(f"{rooms.not_connected} times a client could not connect")
+        # A connection may end while it begins; but there is always somebody who listens.
+        nobody = (ConnectionRefusedError, FileNotFoundError, TimeoutError)
+        if refused := [each for each in rooms.not_connected if isinstance(each, nobody)]:
+            raise Wrong(f"{len(refused)} times a client could not connect: {refused[0]!r}")
         self.tell(f"each message arrived once, in one order: {rooms.statistics()}; {heard}")
         await service.stop()
         self._check_log(rooms, persons)
