@@ -200,6 +200,7 @@ def test_options_named_in_documents_exist(page: Path) -> None:
     known |= {"--write", "--chat", "--max-conns", "--from"}  # ours to nox, ncat's, uvx's
     known |= {"--data-binary", "--build", "--now", "--upgrade"}  # of curl, docker, systemctl, pip
     known |= {"--deploy-hook", "--standalone", "--stop-timeout", "--signal"}  # of certbot, docker
+    known |= {"--systemd"}  # of the run as a service
     known |= {
         "--appendonly",
         "--appendfsync",

@@ -46,6 +46,7 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "The log": (f"{SERVICE}::test_logrotate_takes_no_line_from_the_log",),
         "Restart it": (
             f"{SERVICE}::test_a_restart_ends_and_begins_in_order",
+            "test_operation::test_nobody_notices_what_an_operator_does",
             "test_operation::test_nobody_notices_what_an_operator_does_under_systemd",
             "server/test_authentication::test_a_new_password_locks_nobody_out_who_has_a_session",
             f"{SERVICE}::test_a_drain_may_take_longer_than_systemd_would_wait",

@@ -5,10 +5,16 @@ from pathlib import Path
 import pytest
 
 from .operation.run import SETTINGS, operate
+from .operation.supervised import supervised
 from .operation.under_systemd import under_systemd
 from .support.processes import program
 
 pytestmark = pytest.mark.process
+
+
+async def test_nobody_notices_what_an_operator_does(tmp_path: Path, short_path: Path) -> None:
+    async with supervised(tmp_path, short_path, *SETTINGS) as service:
+        await operate(service, tmp_path)
 
 
 async def test_nobody_notices_what_an_operator_does_under_systemd(

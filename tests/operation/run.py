@@ -202,8 +202,9 @@ class _Run:
         await trio.sleep(_BETWEEN_SECONDS)
         if any(each.resumed for each in rooms.clients):
             raise Wrong("a client was disconnected before the restart")
-        statistics = json.loads(await service.ctl("stats", "--json"))
-        self.tell(f"before the restart: {_short(statistics)}")
+        found = json.loads(await service.ctl("stats", "--json"))
+        shown = "{clients} clients in {rooms} rooms, {messages} messages so far".format_map(found)
+        self.tell(f"ctl stats: {shown}")
         await service.restart()
         while not all(each.resumed for each in rooms.clients):
             rooms.raise_failures()
@@ -277,10 +278,6 @@ class _Run:
             raise Wrong(f"{len(missing)} of {len(expected)} messages are not in the log")
         if wrong := {text for text in expected if said[text] != 1}:
             raise Wrong(f"in the log more than once: {sorted(wrong)[:5]}")
-
-
-def _short(statistics: object) -> str:
-    return json.dumps(statistics)[:200]
 
 
 async def _in_thread(function: Callable[..., object], *arguments: object) -> None:
