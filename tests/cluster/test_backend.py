@@ -24,6 +24,7 @@ from multichat.backend.events import (
     Replaced,
     TopicChanged,
 )
+from multichat.cluster.address import ClusterAddress
 from multichat.cluster.changes import PutClient, Settings, pack
 from multichat.cluster.directory import CHANNEL, Directory, DirectoryConfig
 from multichat.cluster.library import (
@@ -35,7 +36,7 @@ from multichat.cluster.library import (
 )
 from multichat.errors import JournalFailed, NameTaken, StorageFailed, lone_exception
 from multichat.journal.base import AccountRecord, SavedNonce, SavedSession, SessionRecord
-from tests.support.processes import WAIT_SECONDS
+from tests.support.processes import LOOPBACK, WAIT_SECONDS
 
 from .engine import Engine, EngineConfig, EngineError, Engines
 from .functions import mutated
@@ -423,6 +424,34 @@ async def test_of_two_that_start_at_once_with_other_functions_one_is_refused(
         await engine.call("FUNCTION", "LOAD", "REPLACE", _other_library())
         with pytest.raises(LibraryDiffers):
             await check_library(link)
+
+
+async def test_a_primary_that_is_back_before_sentinel_has_switched_is_used_again(
+    engines: Engines,
+) -> None:
+    primary = await engines.start(EngineConfig(aof="always"))
+    replica = await engines.start(EngineConfig(replica_of=primary))
+    sentinel = await engines.start_sentinel(primary)  # which waits for two seconds
+    url = f"valkey+sentinel://{LOOPBACK}:{sentinel.port}/{Engine.name}"
+    config = cluster_config(primary, "a")
+    address = ClusterAddress.parse(url)
+    config = replace(config, connection=replace(config.connection, address=address))
+    async with run_node(config) as a:
+        await a.claim(1, "alice")
+        a.put(1, name="alice")
+        primary.kill()
+        await primary.start()
+        with trio.fail_after(WAIT_SECONDS):
+            while True:
+                try:
+                    number = await a.backend.give_client_number()
+                    break
+                except StorageFailed:  # this machine is slow
+                    await trio.sleep(0.1)
+        assert int(await primary.call("GET", "multichat:clients:ever")) == number
+        assert await primary.call("HEXISTS", "multichat:names", "alice") == 1
+        assert (await replica.info("replication"))["role"] == "slave"
+        assert not any(isinstance(each, NodeFenced) for each in a.heard)
 
 
 async def test_a_ban_that_is_one_too_many_is_refused_to_the_node_that_gave_it(

@@ -5,6 +5,7 @@ The same is tested with a backend in memory, in every order of events, by
 """
 
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,10 +30,12 @@ _CONFIG = ServerConfig(away_seconds=5.0, accounts=AccountLimits(hash_kib=8, hash
 _SECRET = "correct horse battery"
 
 
-def _two_servers(engine: Engine) -> AbstractAsyncContextManager[list[MemoryServer]]:
+def _two_servers(
+    engine: Engine, config: ServerConfig = _CONFIG
+) -> AbstractAsyncContextManager[list[MemoryServer]]:
     log = Log("server")
     backends = [ValkeyBackend(cluster_config(engine, name), log) for name in ("one", "two")]
-    return nodes_on(*backends, config=_CONFIG, seconds=WAIT_SECONDS)
+    return nodes_on(*backends, config=config, seconds=WAIT_SECONDS)
 
 
 async def _names_in(client: JsonClient, expected: set[str], room: str = "lobby") -> None:
@@ -145,6 +148,26 @@ async def test_who_quits_after_a_resume_on_the_other_has_no_session_left(engine:
     left = int(await engine.call("HLEN", "multichat:sessions"))
     assert left == int(await engine.call("ZCARD", "multichat:sessions:left")) == 2
     assert int(await engine.call("HLEN", "multichat:generations")) == 2
+
+
+async def test_the_limit_of_rooms_holds_within_the_number_of_nodes(engine: Engine) -> None:
+    """What the other opens at the same moment is not known; docs/cluster.md says so."""
+    most = 10
+    async with _two_servers(engine, replace(_CONFIG, max_rooms=most)) as servers:
+        clients = [await join(server) for server in servers for _ in range(most)]
+        opened: list[str] = []
+
+        async def enter(client: JsonClient, room: str) -> None:
+            if (await client.ask("enter", room=room))["type"] == "joined":
+                opened.append(room)
+
+        async with trio.open_nursery() as nursery:
+            for client, letter in zip(clients, "bcdfghjkmnpqrstvwxyz", strict=True):
+                nursery.start_soon(enter, client, 4 * letter)
+        assert most - 1 <= len(opened) <= 2 * most
+        await trio.sleep(1)
+        for client in (clients[0], clients[-1]):
+            assert (await client.ask("enter", room="later"))["code"] == "too-many-rooms"
 
 
 async def test_a_login_takes_name_and_login_from_a_client_of_the_other(engine: Engine) -> None:
