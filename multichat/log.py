@@ -110,10 +110,9 @@ class Log:
         if not self._logger.isEnabledFor(logging.INFO):
             return
         if self.hides_messages:
-            blank = "\n" * block.count("\n")
-            self._lines(Messages(tag, speaker, blank, clients, fields, is_blank=True))
-        else:
-            self._lines(Messages(tag, speaker, block, clients, fields))
+            block = "\n" * block.count("\n")
+        messages = Messages(tag, speaker, block, clients, fields, self.hides_messages)
+        self._handle(messages, logging.INFO)
 
     def crash(self, text: str, error: BaseException) -> None:
         """Log a bug of multichat in one line, and its traceback at level DEBUG."""
@@ -155,11 +154,17 @@ class Log:
         self._lines(OneEvent(tag, block, {"event": "traceback"}), level)
 
     def _lines(self, lines: Lines, level: int = logging.INFO) -> None:
-        # Not through `Logger.log`, which looks up the caller: that costs more than a whole batch.
         if self._logger.isEnabledFor(level):
-            name = self._logger.name
-            for message in [lines] if self._takes_batches() else lines.split():
-                self._logger.handle(logging.LogRecord(name, level, "", 0, message, (), None))
+            self._handle(lines, level)
+
+    def _handle(self, lines: Lines, level: int) -> None:
+        # Not through `Logger.log`, which looks up the caller: that costs more than a whole batch.
+        logger = self._logger
+        if self._takes_batches():
+            logger.handle(logging.LogRecord(logger.name, level, "", 0, lines, (), None))
+            return
+        for line in lines.split():
+            logger.handle(logging.LogRecord(logger.name, level, "", 0, line, (), None))
 
     def _takes_batches(self) -> bool:
         """Return whether our records have handlers, and each takes a batch as one record."""

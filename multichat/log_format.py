@@ -98,7 +98,6 @@ class Messages(Lines):
         text: str,
         clients: int,
         fields: Fields = NO_FIELDS,
-        *,
         is_blank: bool = False,
     ) -> None:
         self.before = f"[{tag}] {speaker}" if is_blank else f"[{tag}] {speaker} "
