@@ -131,11 +131,6 @@ class Client:
         self.memberships[member.room.key] = self.memberships.pop(member.room.key)
         self.current = member
 
-    @property
-    def is_lagging(self) -> bool:
-        """Whether it lags in any of its rooms."""
-        return any(member.lag is not None for member in self.memberships.values())
-
     def lagging(self) -> list[Member]:
         """Return its memberships in the rooms in which it lags."""
         return [member for member in self.memberships.values() if member.lag is not None]

