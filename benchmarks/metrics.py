@@ -1,67 +1,34 @@
-"""Measures what metrics cost: throughput with `--metrics`, scraped every second, and without.
+"""Measures what being scraped costs a server that is flooded.
 
-`python -m benchmarks.metrics [--rounds 8] [--receivers 100] [--seconds 5]`: the two servers take
-turns, beginning with either in alternation.  Each round gives two ratios: of deliveries a second,
-and of the server's processor time for a delivery.  On a busy machine the second one counts, because
-waiting for a processor does not change it.
+`python -m benchmarks.metrics [--rounds 20] [--receivers 100] [--more 20]`: one server, one flood,
+and windows of a second in turn: one that is scraped at its ends only, and one that is scraped
+*more* times besides.  The ratio of the deliveries in two windows side by side is what so many
+scrapes cost; Prometheus makes one in 15 s, or in a second at most.  Servers in turn would not do:
+on a shared machine, one is twice as fast as the next.
 """
 
 import argparse
+import re
 import socket
 import sys
 import tempfile
 import threading
+import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any
 
 from benchmarks.servers import SERVERS, Server
 from benchmarks.workloads import Tools, Workload, measure
 
 __all__ = ["main"]
 
-_SCRAPE_SECONDS = 1.0
+_WINDOW_SECONDS = 1.0
 
-_NAMES = ("without", "with")
-
-
-class _Figures(NamedTuple):
-    """What one run gave: deliveries a second, and processor time in ns for each."""
-
-    deliveries: float
-    cpu_ns: float
-
-
-class _Scraper:
-    """Asks for the metrics on *port* every second; *scrapes* is how often it got them."""
-
-    def __init__(self, port: int) -> None:
-        self.scrapes = 0
-        self._url = f"http://127.0.0.1:{port}/metrics"
-        self._ended = threading.Event()
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Ask while the block runs."""
-        thread = threading.Thread(target=self._run)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._ended.set()
-            thread.join()
-
-    def _run(self) -> None:
-        while not self._ended.wait(_SCRAPE_SECONDS):
-            try:
-                with urllib.request.urlopen(self._url, timeout=10) as answer:  # noqa: S310 - loopback
-                    self.scrapes += b"multichat_clients" in answer.read()
-            except OSError:
-                pass  # there is no server between two rounds
+# Until the flood has begun, and what it may last beyond the last window.
+_MARGIN_SECONDS = 4.0
 
 
 def _free_port() -> int:
@@ -71,6 +38,27 @@ def _free_port() -> int:
         return port
 
 
+def _scrape(port: int) -> float:
+    """Return how many deliveries there were."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    found = re.search(r"^multichat_deliveries_total (\S+)$", text, re.MULTILINE)
+    assert found is not None  # noqa: S101 - it is always there
+    return float(found[1])
+
+
+def _window(port: int, more: int) -> float:
+    """Return the deliveries a second in a window that is scraped *more* times within it."""
+    started, before = time.perf_counter(), _scrape(port)
+    for number in range(1, more + 1):
+        due = started + number * _WINDOW_SECONDS / (more + 1)
+        time.sleep(max(0.0, due - time.perf_counter()))
+        _scrape(port)
+    time.sleep(max(0.0, started + _WINDOW_SECONDS - time.perf_counter()))
+    after = _scrape(port)
+    return (after - before) / (time.perf_counter() - started)
+
+
 def _with_metrics(server: Server, port: int) -> Server:
     def command(folder: Path, chat: int, clients: int) -> list[str]:
         return [*server.command(folder, chat, clients), "--metrics", str(port)]
@@ -78,51 +66,61 @@ def _with_metrics(server: Server, port: int) -> Server:
     return replace(server, command=command)
 
 
-def _measure(server: Server, workload: Workload, tools: Tools) -> _Figures:
-    figures = measure(server, workload, tools)
-    if "error" in figures:
-        sys.exit(f"metrics: {figures['error']}")
-    deliveries = figures["deliveries_per_second"]
-    return _Figures(deliveries, figures["server_cpu"] / deliveries * 1e9)
+def _measure(rounds: int, more: int, port: int) -> list[float]:
+    """Return the ratio of each round, once there is a flood."""
+    ratios: list[float] = []
+    while True:
+        try:
+            if _window(port, 0) > 0:
+                break
+        except OSError:
+            time.sleep(0.1)  # it has not started
+    for number in range(rounds):
+        wanted = (0, more) if number % 2 else (more, 0)
+        found = {each: _window(port, each) for each in wanted}
+        ratios.append(found[more] / found[0])
+        print(
+            f"{found[0] / 1e6:6.2f} M deliveries a second, {found[more] / 1e6:6.2f} with {more} "
+            f"scrapes: {ratios[-1]:5.3f}",
+            flush=True,
+        )
+    return ratios
 
 
 def main() -> None:
-    """Run the command line: measure, and print a line for each round and the medians."""
+    """Run the command line: measure, and print a line for each round and the median."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.metrics", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--receivers", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--more", type=int, default=20)
     options = parser.parse_args()
+    seconds = 2 * options.rounds * _WINDOW_SECONDS + _MARGIN_SECONDS
     workload = Workload(
         key="metrics",
         title=f"{options.receivers:,} receivers",
         mode="throughput",
         receivers=options.receivers,
-        arguments=(f"seconds={options.seconds:g}",),
+        arguments=(f"seconds={seconds:g}",),
     )
-    plain = next(server for server in SERVERS if server.name == "multichat")
     port = _free_port()
-    servers = {"without": plain, "with": _with_metrics(plain, port)}
-    found: dict[str, list[_Figures]] = {name: [] for name in _NAMES}
-    scraper = _Scraper(port)
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder, scraper.running():
+    plain = next(server for server in SERVERS if server.name == "multichat")
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         tools = Tools(Path(folder))
-        for number in range(options.rounds):
-            for name in _NAMES if number % 2 else reversed(_NAMES):
-                found[name].append(_measure(servers[name], workload, tools))
-            without, beside = found["without"][-1], found["with"][-1]
-            print(
-                f"{without.deliveries / 1e6:6.2f} and {beside.deliveries / 1e6:6.2f} M/s with metrics: "
-                f"{beside.deliveries / without.deliveries:5.3f}; "
-                f"{without.cpu_ns:5.1f} ns of processor time for a delivery, {beside.cpu_ns:5.1f}: "
-                f"{beside.cpu_ns / without.cpu_ns:5.3f}",
-                flush=True,
-            )
-    rounds = list(zip(found["without"], found["with"], strict=True))
+
+        def flood() -> None:
+            figures.update(measure(_with_metrics(plain, port), workload, tools))
+
+        flooding = threading.Thread(target=flood)
+        flooding.start()
+        ratios = _measure(options.rounds, options.more, port)
+        flooding.join()
+    if "error" in figures:
+        sys.exit(f"metrics: {figures['error']}")
+    ratio = median(ratios)
     print(
-        f"medians of {options.rounds} rounds, {scraper.scrapes} scrapes: deliveries a second "
-        f"{median(b.deliveries / a.deliveries for a, b in rounds):5.3f}, processor time for each "
-        f"{median(b.cpu_ns / a.cpu_ns for a, b in rounds):5.3f}"
+        f"median of {options.rounds} rounds: {ratio:5.3f} with {options.more} scrapes a second, so "
+        f"one costs {(1 - ratio) / options.more:.2%}"
     )
 
 

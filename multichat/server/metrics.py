@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
+import trio
+
 from multichat.net.durations import BOUNDS, Durations
 from multichat.server.statistics import ServerStatistics
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from multichat.server.server import Server
 
-__all__ = ["ServerCollector", "make_registry", "render"]
+__all__ = ["ProcessMetrics", "ServerCollector", "make_registry", "render"]
 
 
 class _Number(NamedTuple):
@@ -169,16 +171,35 @@ _BUCKET_NAMES = (*(str(bound) for bound in BOUNDS), "+Inf")
 
 
 def make_registry(server: "Server") -> "CollectorRegistry":
-    """Return a registry with the metrics of *server* and of its process; see `ServerCollector`.
-
-    Those of the process are its memory, processor time and open files, where the system tells.
-    """
-    from prometheus_client import CollectorRegistry, ProcessCollector
+    """Return a registry of its own with the metrics of *server*; see `ServerCollector`."""
+    from prometheus_client import CollectorRegistry
 
     registry = CollectorRegistry()
     registry.register(ServerCollector(server))
-    ProcessCollector(registry=registry)
     return registry
+
+
+class ProcessMetrics:
+    """The metrics of this process, for a registry: memory, processor time and open files.
+
+    Only where the system tells, which is Linux.  They have the values of the last `refresh`.
+    """
+
+    def __init__(self) -> None:
+        from prometheus_client import ProcessCollector
+
+        self._source = ProcessCollector(registry=None)
+        self._families: list[Metric] = []
+
+    async def refresh(self) -> None:
+        """Ask the system, in a thread: to count open files takes 2 µs for each."""
+        self._families = await trio.to_thread.run_sync(
+            lambda: list(self._source.collect()), abandon_on_cancel=True
+        )
+
+    def collect(self) -> "Iterable[Metric]":
+        """Return the metrics."""
+        return self._families
 
 
 def render(registry: "CollectorRegistry", accept: str = "") -> tuple[bytes, str]:

@@ -26,7 +26,7 @@ from multichat.net.turns import Meter, Turns, current_meter
 from multichat.server.config import ServerConfig
 from multichat.server.health import health_response
 from multichat.server.http_io import http_date, read_head, send_response
-from multichat.server.metrics import make_registry, render
+from multichat.server.metrics import ProcessMetrics, make_registry, render
 from multichat.server.origin import Origin
 from multichat.web.http import HttpError, NotHttp, Request, RequestReader, Response
 from multichat.web.site import HEALTH, check_method
@@ -75,7 +75,9 @@ class MetricsPort:
     def __init__(self, server: "Server", turns: Turns, log: Log) -> None:
         self._server, self._turns, self._log = server, turns, log
         self._config: ServerConfig = server.config
+        self._process = ProcessMetrics()
         self._registry = make_registry(server)
+        self._registry.register(self._process)
         self._open: dict[trio.CancelScope, None] = {}  # the oldest is first
 
     async def handle(self, stream: trio.abc.Stream) -> None:
@@ -110,7 +112,7 @@ class MetricsPort:
             request = await read_head(stream, reader, config.handshake_seconds)
             if request is None:
                 return
-            response = self._answer(request)
+            response = await self._answer(request)
         except HttpError as error:
             response = error.response
         except NotHttp:
@@ -123,13 +125,14 @@ class MetricsPort:
             linger=config.timeouts.linger,
         )
 
-    def _answer(self, request: Request) -> Response:
+    async def _answer(self, request: Request) -> Response:
         if (health := HEALTH.get(request.path)) is not None:
             check_method(request, "GET", "HEAD")
             return health_response(self._server, health)
         if request.path != METRICS:
             raise HttpError(404, f"there are {METRICS}, /live and /ready here")
         check_method(request, "GET", "HEAD")
+        await self._process.refresh()
         body, content_type = render(self._registry, request.get("accept") or "")
         headers = {"Content-Type": content_type, "Cache-Control": "no-store"}
         return Response(status=200, headers=headers, body=body)
