@@ -114,8 +114,8 @@ async def wait_listening(port: int, of: Command) -> None:
 class Deployed:
     """The services, as processes."""
 
-    def __init__(self, ports: Ports, nodes: dict[str, Command]) -> None:
-        self.ports, self.nodes = ports, nodes
+    def __init__(self, ports: Ports, nodes: dict[str, Command], engine: Command) -> None:
+        self.ports, self.nodes, self.engine = ports, nodes, engine
 
     async def home(self, name: str) -> Command:
         """Return the node on which the client *name* is, once its log says so."""
@@ -145,7 +145,7 @@ async def deployed(folder: Path, kind: Kind) -> AsyncIterator[Deployed]:
                     await node.wait_for("Listening on")
                 async with Command(folder, haproxy, "-db", "-f", str(config)) as balancer:
                     await wait_listening(ports.chat, balancer)
-                    yield Deployed(ports, dict(zip(NODES, (one, two), strict=True)))
+                    yield Deployed(ports, dict(zip(NODES, (one, two), strict=True)), engine)
 
 
 def test_every_service_is_known_here() -> None:
@@ -315,3 +315,40 @@ async def test_the_page_is_behind_the_balancer(tmp_path: Path) -> None:
                 answer = await browser.rest()
         assert answer[0].strip() == "HTTP/1.1 200 OK"
         assert any("<title>" in line for line in answer)
+
+
+async def readiness(page: int) -> int:
+    """Return the status of a node's `/ready`."""
+    async with client(page) as check:
+        await check.send("GET /ready HTTP/1.1\r\nHost: check\r\n\r")
+        return int((await check.line()).split()[1])
+
+
+async def test_while_the_engine_is_away_the_balancer_disconnects_nobody(tmp_path: Path) -> None:
+    """No node is ready, for longer than the balancer waits for one that does not answer."""
+    async with deployed(tmp_path, Kind.REDIS) as services:
+        port = services.ports.chat
+        pages = [page for _, page in services.ports.nodes.values()]
+        with trio.fail_after(2 * WAIT_SECONDS):
+            async with client(port) as one:
+                await one.send("/name one")
+                assert "is now one" in await one.line()
+                services.engine.signal(signal.SIGSTOP)
+                try:
+                    for page in pages:
+                        while await readiness(page) != 503:
+                            await trio.sleep(0.1)
+                    assert "cannot reach its storage" in await one.line()
+                    await trio.sleep(6)  # twice that time
+                    async with client(port) as late:
+                        assert "it cannot reach its storage" in (await late.rest())[-1]
+                finally:
+                    services.engine.signal(signal.SIGCONT)
+                for page in pages:
+                    while await readiness(page) != 200:
+                        await trio.sleep(0.1)
+                await one.send("/ping")
+                while "pong" not in await one.line():
+                    pass
+                async with served(port, "/name two") as (_, answer):
+                    assert "is now two" in answer
