@@ -8,10 +8,12 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
+from logging import WARNING
 
 import trio
 
 from multichat.errors import ReloadFailed, lone_exception
+from multichat.log import Log
 from multichat.server.server import Server
 from multichat.server.systemd import ServiceManager
 from multichat.signals import EndingSignals, HangUps, receive_ending_signals
@@ -49,7 +51,7 @@ async def serve_until_signal(
     connections; then *manager* is told, and all that follows.  *tasks* run beside the server and
     are cancelled at the end.  Raises as `Server.run` does.
     """
-    _allow_files(server.config.max_clients)
+    advice = _allow_files(server.config.max_clients)
     gc.freeze()  # imported modules stay
     gc.set_threshold(*_COLLECTOR)
     hang_ups = hang_ups or HangUps()
@@ -61,6 +63,8 @@ async def serve_until_signal(
                 nursery.start_soon(task)
             async with trio.open_nursery() as serving:
                 await serving.start(serve)
+                if advice:
+                    Log("server").line("start", advice, WARNING)
                 nursery.start_soon(manager.run, server)
             nursery.cancel_scope.cancel(reason="the server has ended")
 
@@ -107,14 +111,24 @@ def _has_terminal() -> bool:
         return False
 
 
-def _allow_files(clients: int) -> None:
-    """Raise the limit on open files for *clients* clients, as far as the system allows."""
+def _allow_files(clients: int) -> str:
+    """Raise the limit on open files for *clients* clients; return a line if that is not possible.
+
+    Above it, connections wait until another one is closed.
+    """
     try:
         import resource
     except ImportError:  # Windows has no such limit
-        return
+        return ""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = clients + _FILES_OF_OUR_OWN
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return ""
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed == wanted:
+        return ""
+    return (
+        f"The system allows {allowed} open files, and {clients} clients need {wanted}: raise "
+        "`ulimit -n`, or LimitNOFILE of the service"
+    )

@@ -412,6 +412,7 @@ async def test_with_64_open_files_some_clients_wait_and_the_others_are_served(
             await streams[-1].send_all(b"/ping\n")
             await hear_pong(streams[-1])
         assert server.out.count("accept returned") == 1
+        assert "The system allows 64 open files, and 1024 clients need 1536: raise" in server.out
 
 
 class Scarce(trio.abc.Listener[trio.SocketStream]):
