@@ -632,3 +632,25 @@ async def test_a_session_that_changes_after_it_was_found_is_taken_as_it_is(
     store.update(session, "al", ("lobby", "den"))  # its old connection was still read
     assert await there.take(found)
     assert (found.name, found.rooms) == ("al", ("lobby", "den"))
+
+
+async def test_clients_of_a_node_that_drains_go_on_on_another_one(autojump_clock: Clock) -> None:
+    async with two_nodes() as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two, name="bob")
+        first = await alice.ask("say", text="before")
+        assert await bob.said() == ("lobby", "before")
+        await events_of(bob)
+        one.server.drain(9)
+        await alice.say("while it drains")
+        assert await bob.said() == ("lobby", "while it drains")
+        goodbye = await alice.hear("goodbye")
+        assert (goodbye["code"], goodbye["reconnect"]) == ("draining", True)
+        assert goodbye["after"] == pytest.approx(6, abs=0.2)
+        await bob.say("meanwhile")
+        again = await join(two, session=alice.welcome["session"], since=first["id"])
+        assert again.welcome["resumed"]
+        assert await again.said() == ("lobby", "meanwhile")
+        assert await events_of(bob) == []  # for him she was never gone
+        assert one.server.shutting_down
+        assert not two.server.draining
+        assert two.server.why_not_ready() == ""
