@@ -184,3 +184,24 @@ async def test_a_changed_password_is_reloaded_while_the_node_runs(
         assert await works(server)
         assert "does not accept" not in server.out
         assert "second" not in server.out
+
+
+async def test_the_password_of_an_acl_user_may_change_in_the_engine_first(
+    engines: Engines, tmp_path: Path
+) -> None:
+    engine = await engines.start(EngineConfig(aof="no", users={"me": "first"}))
+    file = tmp_path / "password"
+    file.write_text("first\n", "utf-8")
+    file.chmod(0o600)
+    url = engine.url.replace("://", "://me@")
+    async with node(tmp_path, url, "--cluster-password-file", str(file)) as server:
+        assert await works(server)
+        await engine.call("ACL", "SETUSER", "me", "resetpass", ">second")
+        assert await works(server)  # its connection goes on
+        await engine.call("CLIENT", "KILL", "USER", "me")
+        await server.wait_for("it does not accept the user and password")
+        file.write_text("second\n", "utf-8")
+        server.signal(signal.SIGHUP)
+        await server.wait_for("Reloaded: cluster password")
+        await server.wait_for("Messages are accepted again")
+        assert await works(server)
