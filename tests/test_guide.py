@@ -26,6 +26,10 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             f"{SERVICE}::test_the_service_runs_with_nothing_that_it_does_not_need",
             f"{SERVICE}::test_the_owner_of_a_secret_is_the_service_alone",
             f"{SERVICE}::test_sockets_outlive_the_server",
+            f"{SERVICE}::test_the_port_is_changed_without_touching_the_units",
+        ),
+        "Look at it, and give it commands": (
+            f"{SERVICE}::test_an_operator_sees_what_the_service_does",
         ),
         "What the service may do": (
             f"{SERVICE}::test_the_service_runs_with_nothing_that_it_does_not_need",
@@ -109,7 +113,7 @@ def test_commands_are_run_or_said_to_be_not() -> None:
     used += (TESTS / "operation" / "under_systemd.py").read_text("utf-8")
     for section, text in sections("service.md").items():
         for name, block in re.findall(
-            r"(?:^<!-- run in systemd: ([a-z]+) -->\n)?^```(?:sh|ini|toml)\n(.*?)^```$",
+            r"(?:^<!-- (?:run|edit) in systemd: ([a-z]+) -->\n)?^```(?:sh|ini|toml)\n(.*?)^```$",
             text,
             re.MULTILINE | re.DOTALL,
         ):

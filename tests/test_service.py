@@ -13,8 +13,9 @@ import trio
 
 from multichat.testing import ScriptedClient
 
-from .support.processes import WAIT_SECONDS, program
+from .support.processes import WAIT_SECONDS, module, program
 from .support.services import SERVICE, Service, block, installed
+from .support.sockets import open_client
 
 pytestmark = pytest.mark.process
 
@@ -127,6 +128,42 @@ async def test_sockets_outlive_the_server(tmp_path: Path, port: int, web_port: i
         assert service.log.count("Starting multi-chat server") == 3  # the page's restart is one
 
 
+async def test_the_port_is_changed_without_touching_the_units(
+    tmp_path: Path, port: int, web_port: int
+) -> None:
+    async with installed(tmp_path, port) as service:
+        text = block("port").replace("=443", f"=127.0.0.1:{web_port}")
+        await service.override(text, "multichat.socket")
+        await service.start()
+        with pytest.raises(OSError, match="connect"):
+            await trio.open_tcp_stream("127.0.0.1", port)
+        client = await open_client(web_port)
+        async with client.stream:
+            await client.send("/ping")
+            with trio.fail_after(WAIT_SECONDS):
+                assert "pong" in await client.line()
+
+
+async def test_an_operator_sees_what_the_service_does(
+    tmp_path: Path, port: int, web_port: int
+) -> None:
+    module("prometheus_client")
+    async with installed(tmp_path, port, f"metrics = {web_port}") as service:
+        await service.start()
+        client = await service.client()
+        async with client.stream:
+            await client.send("hello")
+            await service.wait_for("] hello")
+            shown = await service.do("ctl")
+            scraped = await open_client(web_port)
+            async with scraped.stream:
+                await scraped.send("GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r")
+                while "multichat_clients 1.0" not in (line := await scraped.line()):
+                    assert not line.startswith("HTTP") or "200" in line
+        assert re.search(r"^ *Active: active \(running\)", shown, re.MULTILINE)
+        assert "clients" in shown.partition("CGroup")[2]
+
+
 async def test_a_renewed_certificate_is_served_without_disconnecting_anybody(
     tmp_path: Path, port: int
 ) -> None:
@@ -192,6 +229,8 @@ async def test_logrotate_takes_no_line_from_the_log(tmp_path: Path, port: int) -
         async with client.stream:
             for number in range(3):
                 await client.send(*(f"line {number} {each}" for each in range(200)))
+                # An empty log is not rotated; the rest is written during the rotation.
+                await service.wait_for(f"] line {number} 0")
                 rotate = ("logrotate", "--force", "/etc/logrotate.d/multichat")
                 await service.systemd.run(*rotate)
             await client.send("end")
@@ -254,7 +293,7 @@ async def test_a_restart_ends_and_begins_in_order(tmp_path: Path, port: int) -> 
 
 async def test_a_server_that_hangs_is_started_again(tmp_path: Path, port: int) -> None:
     async with installed(tmp_path, port) as service:
-        await service.override("WatchdogSec=2", "TimeoutAbortSec=1")
+        await service.override("[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\n")
         await service.start()
         await service.signal(signal.SIGSTOP)
         await service.wait_for("Starting multi-chat server", 2)
@@ -263,7 +302,7 @@ async def test_a_server_that_hangs_is_started_again(tmp_path: Path, port: int) -
 
 async def test_a_drain_may_take_longer_than_systemd_would_wait(tmp_path: Path, port: int) -> None:
     async with installed(tmp_path, port, "drain = 6") as service:
-        await service.override("TimeoutStopSec=2")
+        await service.override("[Service]\nTimeoutStopSec=2\n")
         await service.start()
         client = await service.client()
         async with client.stream:

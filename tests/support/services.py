@@ -30,8 +30,8 @@ _DROP_IN = f"[Service]\nStandardOutput=append:{_LOG}\nStandardError=inherit\n"
 
 
 def block(name: str) -> str:
-    """Return the commands of the guide with that name, without the prompts."""
-    pattern = rf"^<!-- run in systemd: {re.escape(name)} -->\n```\w+\n(.*?)^```$"
+    """Return the commands, or the settings, of the guide with that name, without the prompts."""
+    pattern = rf"^<!-- (?:run|edit) in systemd: {re.escape(name)} -->\n```\w+\n(.*?)^```$"
     [found] = re.findall(pattern, GUIDE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     return re.sub(r"^[#$] ", "", found, flags=re.MULTILINE)
 
@@ -52,10 +52,11 @@ class Service:
         """Start it as the guide says."""
         await self.do("start")
 
-    async def override(self, *lines: str) -> None:
-        """Change its unit by these lines; before it is started."""
-        folder = self.systemd.path("/etc/systemd/system") / f"{SERVICE}.d"
-        (folder / "override.conf").write_text("\n".join(("[Service]", *lines, "")), "utf-8")
+    async def override(self, text: str, unit: str = SERVICE) -> None:
+        """Do as `systemctl edit` does with *text*; before the unit is started."""
+        folder = self.systemd.path("/etc/systemd/system") / f"{unit}.d"
+        folder.mkdir(exist_ok=True)
+        (folder / "override.conf").write_text(text, "utf-8")
         await self.systemd.run("systemctl", "daemon-reload")
 
     async def process(self) -> int:
