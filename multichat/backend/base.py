@@ -72,11 +72,13 @@ class Proposal:
 
     *earlier* is set by a log with a feed before *pending* resolves, if messages with the same
     nonces are in the log already: their ids, by their number in the proposal.  They are not in it a
-    second time: the entry has the other messages, and if there is none, no entry comes.
+    second time: the entry has the other messages, and if there is none, no entry comes.  *reused*
+    are the numbers of those whose nonce belongs to another message, which must be refused.
     """
 
     # Only some have any: a local log makes one of these for each publish.
     earlier: Mapping[int, str] = MappingProxyType({})
+    reused: frozenset[int] = frozenset()
 
     def __init__(self, said: SaidBlock | None, pending: PendingWrite | None) -> None:
         self.said = said

@@ -404,6 +404,11 @@ class RoomLogs:
                 known.index: message_id(known.epoch, known.number) if known.room else _PRIVATE
                 for known in answer.known
             }
+            proposal.reused = frozenset(
+                known.index
+                for known in answer.known
+                if not known.same or known.room not in ("", sent.log.key)
+            )
         if answer.status == Status.APPENDED:
             self._note_epoch(answer.epoch)
             count = sent.draft.text.count("\n") + 1 - len(answer.known)

@@ -92,7 +92,8 @@ class Receipt:
     *lagging*: the member gets it later, by replay.  *dropped*: the member missed it, or was
     disconnected because of it.  *epoch* and *first* make up the ids of the messages; *epoch* is
     empty if nothing was published, or nothing that has an id.  *ids* has one for each message if
-    some of them had been published before.
+    some of them had been published before; *reused* are the numbers of those that were refused,
+    because their nonce is another message's.
     """
 
     delivered: int = 0
@@ -102,6 +103,7 @@ class Receipt:
     epoch: str = field(default="", compare=False)
     first: int = field(default=0, compare=False)
     ids: tuple[str, ...] = field(default=(), compare=False)
+    reused: frozenset[int] = field(default=frozenset(), compare=False)
 
     def id_of(self, message: int) -> str:
         """Return the id of the message with that number in the publish, from 0."""

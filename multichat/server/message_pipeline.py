@@ -120,9 +120,11 @@ class MessagePipeline:
                 block, checks, rejections = await self._filter(member, block, checks)
             if block.text:
                 receipt = await member.room.publish(member, block, checks)
-                if receipt.epoch:
+                if receipt.epoch or receipt.ids:
                     answers += [
-                        Accepted(nonce=nonce, id=receipt.id_of(i))
+                        Invalid.because(NonceReused(nonce), nonce).error
+                        if i in receipt.reused
+                        else Accepted(nonce=nonce, id=receipt.id_of(i))
                         for i, nonce in enumerate(block.nonces)
                         if nonce is not None
                     ]

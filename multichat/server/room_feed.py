@@ -6,7 +6,7 @@ the same, if the log has them.
 """
 
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -162,8 +162,8 @@ class RoomFeed:
             for i in range(block.text.count("\n") + 1)
         ]
         if session is not None and delivery.submission is not None:
-            _remember(session, block, delivery.submission, ids)
-        return replace(delivery.receipt(), epoch=ids[0].partition("-")[0], ids=tuple(ids))
+            _remember(session, block, delivery.submission, ids, proposal.reused)
+        return replace(delivery.receipt(), ids=tuple(ids), reused=proposal.reused)
 
     async def _wait_decided(self, proposal: Proposal) -> None:
         """Wait for the fate of *proposal*; settle it if nothing of it is to be applied."""
@@ -188,10 +188,20 @@ class RoomFeed:
 
 
 def _remember(
-    session: StoredSession, block: SayBlock, submission: Submission, ids: list[str]
+    session: StoredSession,
+    block: SayBlock,
+    submission: Submission,
+    ids: list[str],
+    reused: Container[int],
 ) -> None:
-    """Remember the *ids* of messages of which the log had some already, one by one."""
+    """Remember the *ids* of messages of which the log had some already, one by one.
+
+    The nonces of those *reused* are the earlier messages', which only the log knows.
+    """
     for i, (id_, nonce) in enumerate(zip(ids, block.nonces, strict=False)):
+        if i in reused and nonce is not None:
+            session.window.pop(nonce, None)
+            continue
         epoch = id_.partition("-")[0]
         number = message_number(epoch, id_) or 0
         kept = Submission(epoch, number, room=submission.room, checks=submission.check_of(i))

@@ -14,6 +14,7 @@ import trio
 from multichat import ServerConfig
 from multichat.cluster.backend import ValkeyBackend
 from multichat.log import Log
+from multichat.protocol.messages import MAX_UNACCEPTED
 from multichat.server.bans import Ban
 from multichat.server.config import AccountLimits
 from multichat.testing import MemoryServer
@@ -129,6 +130,37 @@ async def test_what_is_sent_again_after_a_resume_on_the_other_is_said_once(
         assert await again.history() == ["hello"]
         heard = [each["type"] for each in await _events_of(bob)]
         assert heard.count("said") == heard.count("direct") == 1
+
+
+async def test_a_nonce_that_only_the_engine_still_knows_is_refused_for_another_message(
+    engine: Engine,
+) -> None:
+    """The engine keeps some nonces longer than the node does."""
+    async with _two_servers(engine) as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two, name="bob")
+        accepted = await alice.ask("say", text="hello", nonce="said")
+        await alice.ask("direct", to="bob", text="psst", nonce="direct")
+        await alice.send(
+            *({"type": "say", "text": "more", "nonce": number} for number in range(MAX_UNACCEPTED))
+        )
+        assert (await alice.answer(MAX_UNACCEPTED - 1))["type"] == "accepted"
+
+        await alice.send(
+            {"type": "say", "text": "other", "nonce": "said"},
+            {"type": "say", "text": "new", "nonce": "new"},
+            {"type": "say", "text": "psst", "nonce": "direct"},
+        )
+        assert (await alice.answer("said"))["code"] == "nonce-reused"
+        assert (await alice.answer("new"))["type"] == "accepted"
+        assert (await alice.answer("direct"))["code"] == "nonce-reused"
+        assert (await alice.ask("say", text="other", nonce="said"))["code"] == "nonce-reused"
+        await alice.ask("enter", room="kitchen")
+        there = await alice.ask("say", text="hello", nonce="said", room="kitchen")
+        assert there["code"] == "nonce-reused"
+        assert await alice.ask("say", text="hello", nonce="said", room="lobby") == accepted
+
+        heard = [each["text"] for each in await _events_of(bob) if each["type"] == "said"]
+        assert heard == ["hello", *["more"] * MAX_UNACCEPTED, "new"]
 
 
 async def test_who_quits_after_a_resume_on_the_other_has_no_session_left(engine: Engine) -> None:
