@@ -3,6 +3,8 @@
 Synchronous, without trio: it has one connection, and must answer quickly on a busy machine.
 """
 
+import errno
+import os
 import shutil
 import socket
 import sys
@@ -52,6 +54,12 @@ _SECONDS = 60.0
 # 64 MiB: the list of 100,000 clients.
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _READ_BYTES = 64 * 1024
+
+# The longest time that the system can wait for; somebody who wants more waits for ever.
+_MAX_SECONDS = 1e6
+
+# While so many others connect that the server's queue of connections is full.
+_RETRY_SECONDS = 0.02
 
 _WATCH_SECONDS = 1.0
 _UP, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[{}A", "\x1b[K", "\x1b[J"
@@ -194,7 +202,7 @@ class _Connection:
     """A connection to the admin socket at *path*; each answer may take *seconds*."""
 
     def __init__(self, path: Path, seconds: float) -> None:
-        self._path, self._seconds = path, seconds
+        self._path, self._seconds = path, min(seconds, _MAX_SECONDS)
         self._buffer = bytearray()
 
     @contextmanager
@@ -206,10 +214,20 @@ class _Connection:
         with socket.socket(family, socket.SOCK_STREAM) as self._socket:
             self._socket.settimeout(self._seconds)
             try:
-                self._socket.connect(str(self._path))
+                self._connect()
             except OSError as error:
                 raise ConnectFailed(str(self._path), None, _why_not(error)) from error
             yield self
+
+    def _connect(self) -> None:
+        deadline = time.monotonic() + self._seconds
+        while True:
+            try:
+                return self._socket.connect(str(self._path))
+            except BlockingIOError:  # a Unix socket does not wait for a place in the queue
+                if time.monotonic() > deadline:
+                    raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+                time.sleep(_RETRY_SECONDS)
 
     def ask(self, request: ControlRequest) -> ControlAnswer:
         """Return the answer to *request*.
@@ -242,8 +260,13 @@ class _Connection:
 
     def _read_line(self) -> str:
         deadline = time.monotonic() + self._seconds
-        while b"\n" not in self._buffer:
-            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+        seen = 0
+        while self._buffer.find(b"\n", seen) < 0:
+            seen = len(self._buffer)
+            left = deadline - time.monotonic()
+            if left <= 0:  # also while more and more comes
+                raise TimeoutError
+            self._socket.settimeout(left)
             data = self._socket.recv(_READ_BYTES)
             if not data:
                 raise ConnectionLost(_ENDED)

@@ -7,6 +7,7 @@ connections wait.  The file of such a Unix socket is never removed here.
 """
 
 import os
+import re
 import socket
 import stat
 from collections.abc import MutableMapping
@@ -17,6 +18,7 @@ import trio
 
 from multichat.errors import ListenFailed
 from multichat.net.transport import format_address
+from multichat.protocol.commands import shortened
 from multichat.protocol.framing import clean
 
 __all__ = ["PassedSockets", "describe", "is_unix", "take_passed_sockets"]
@@ -26,6 +28,9 @@ _PID = "LISTEN_PID"
 _NAMES = "LISTEN_FDNAMES"
 
 _FIRST = 3
+
+# No process has more open files; a list of that many fits into memory.
+_COUNT = re.compile(r"[0-9]{1,6}")
 
 # What systemd calls a descriptor without FileDescriptorName=, and older versions without a unit.
 _UNNAMED = "unknown"
@@ -81,8 +86,8 @@ def take_passed_sockets(
     names = environ.pop(_NAMES, None)
     if not count or owner != str(os.getpid() if pid is None else pid):
         return PassedSockets()
-    if not count.isdecimal():
-        raise ListenFailed(_PASSED, None, f"{_FDS} is not a number")
+    if _COUNT.fullmatch(count) is None:
+        raise ListenFailed(_PASSED, None, f"{_FDS} is not a number of sockets")
     fds = range(_FIRST, _FIRST + int(count))
     words = [_UNNAMED] * len(fds) if names is None else names.split(":")
     if len(words) != len(fds):
@@ -94,7 +99,7 @@ def take_passed_sockets(
         purpose = _PURPOSES[0] if is_default else name
         if purpose not in found:
             known = ", ".join(_PURPOSES)
-            reason = f"FileDescriptorName={clean(name)} is none of {known}"
+            reason = f"FileDescriptorName={shortened(clean(name))} is none of {known}"
             raise ListenFailed(f"descriptor {fd}", None, reason)
         found[purpose].append(_listener(fd, purpose))
     return PassedSockets(**{name: tuple(sockets) for name, sockets in found.items()})

@@ -9,6 +9,7 @@ Each is one datagram to the socket in the variable NOTIFY_SOCKET; without it not
 """
 
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, MutableMapping
@@ -32,6 +33,15 @@ _USEC = 1_000_000
 
 # How often the status is sent if it has changed.
 _STATUS_SECONDS = 1.0
+
+# More digits are no time that a unit has, and cannot all be converted.
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+# Feeding it more often would take the time of the clients; a unit's watchdog has seconds.
+_LEAST_FEEDING_SECONDS = 0.01
+
+# The longest stop that is announced, where `--grace` has no end.
+_MAX_STOP_SECONDS = 7 * 86400.0
 
 # For closing a journal or leaving a cluster, after the last client has gone.
 _CLOSING_SECONDS = 10.0
@@ -74,7 +84,7 @@ class ServiceManager:
         usec = environ.pop(_WATCHDOG_USEC, "")
         watched = environ.pop(_WATCHDOG_PID, "")
         is_ours = watched in ("", str(os.getpid() if pid is None else pid))
-        has_watchdog = is_ours and usec.isdecimal() and int(usec) > 0
+        has_watchdog = is_ours and _NUMBER.fullmatch(usec) is not None and int(usec) > 0
         return cls(
             address if address.startswith(("/", "@")) and hasattr(socket, "AF_UNIX") else "",
             watchdog_seconds=int(usec) / _USEC if has_watchdog else None,
@@ -107,7 +117,7 @@ class ServiceManager:
     async def _feed_watchdog(self, seconds: float) -> None:
         while True:
             self._send("WATCHDOG=1")
-            await trio.sleep(seconds)
+            await trio.sleep(max(seconds, _LEAST_FEEDING_SECONDS))
 
     async def _report(self, server: Server) -> None:
         while True:
@@ -125,7 +135,7 @@ class ServiceManager:
         self._stopping = True
         seconds = server.ending.seconds_left + server.config.grace_seconds
         seconds += server.config.timeouts.linger + _CLOSING_SECONDS
-        timeout = f"EXTEND_TIMEOUT_USEC={int(seconds * _USEC)}"
+        timeout = f"EXTEND_TIMEOUT_USEC={int(min(seconds, _MAX_STOP_SECONDS) * _USEC)}"
         self._send("STOPPING=1", timeout, self._status_of(server))
 
     @contextmanager

@@ -7,6 +7,7 @@ its callers do.
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, takewhile
 from math import isfinite
 from typing import Any
 
@@ -20,6 +21,9 @@ __all__ = ["format_answer"]
 
 _GAP = "  "
 _LEAST_COLUMN = 8
+
+# Code points for each column; no language needs more in the mean of a long text.
+_MARKS = 8
 
 
 class _Client(msgspec.Struct):
@@ -175,6 +179,8 @@ def _wrapped(begin: str, text: str, columns: int | None) -> list[str]:
 
 def _table(rows: Sequence[tuple[str, ...]], columns: int | None) -> list[str]:
     """Format *rows* as a table, with numbers right-aligned and the widest columns truncated."""
+    if columns is not None:  # what is behind that is never shown, however long it is
+        rows = [tuple(_beginning(text, columns + 1) for text in row) for row in rows]
     widths = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
     while columns is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > columns:
         widest = max(widths)
@@ -192,7 +198,20 @@ def _table(rows: Sequence[tuple[str, ...]], columns: int | None) -> list[str]:
 
 def _fit(text: str, width: int) -> str:
     if columns_of(text) > width:
-        while columns_of(text) > width - 1:
-            text = text[:-1]
-        text += "…"
+        text = _cut(text, width - 1) + "…"
     return text + " " * (width - columns_of(text))
+
+
+def _beginning(text: str, columns: int) -> str:
+    shown = _cut(text, columns)
+    return text if len(shown) == len(text) else shown + "…"
+
+
+def _cut(text: str, columns: int) -> str:
+    """Return the longest beginning of *text* that fits into *columns*.
+
+    Looks at no more of *text* than that, and so many marks: clients choose the names in a table.
+    """
+    text = text[: columns * _MARKS]
+    widths = accumulate(map(columns_of, text))
+    return text[: sum(1 for _ in takewhile(lambda width: width <= columns, widths))]

@@ -8,8 +8,10 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -356,8 +358,11 @@ async def test_another_user_can_neither_connect_nor_disturb(path: Path, tmp_path
 
 
 @contextmanager
-def answering(path: Path, answer: bytes | None) -> Iterator[None]:
-    """A server that gives this *answer* to the first request and ends; None: it does not answer."""
+def answering(path: Path, answer: bytes | None, forever: bytes = b"") -> Iterator[None]:
+    """A server that gives this *answer* to the first request and ends; None: it does not answer.
+
+    With *forever* it repeats that after the answer until the client leaves.
+    """
 
     def work() -> None:
         connection, _ = listener.accept()
@@ -367,6 +372,9 @@ def answering(path: Path, answer: bytes | None) -> Iterator[None]:
                 connection.recv(1)  # until the client gives up
             else:
                 connection.sendall(answer)
+            with suppress(OSError):
+                while forever:
+                    connection.sendall(forever)
 
     with closing(socket.socket(socket.AF_UNIX)) as listener:
         listener.bind(str(path))
@@ -394,6 +402,50 @@ def answering(path: Path, answer: bytes | None) -> Iterator[None]:
 def test_a_bad_answer_is_one_clean_line(path: Path, answer: bytes | None, error: str) -> None:
     with answering(path, answer):
         assert refused(1, "--socket", path, "--timeout", "0.5", "who").endswith(error)
+
+
+def test_an_answer_that_never_ends_is_given_up_in_time(path: Path) -> None:
+    """However quickly more of it comes, so that no single wait is long."""
+    with answering(path, b"", forever=b"x"):
+        error = refused(1, "--socket", path, "--timeout", "0.5", "who")
+    assert error.endswith("connection lost: the server did not answer in 0.5 s")
+
+
+@pytest.mark.parametrize("seconds", ["inf", "1e300", "1e12"])
+def test_any_time_to_wait_is_possible(path: Path, seconds: str) -> None:
+    with answering(path, b'{"ok":true,"lines":["done"]}\n'):
+        done = ctl("--socket", path, "--timeout", seconds, "bans")
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+def test_a_full_queue_of_connections_is_waited_for(path: Path) -> None:
+    with closing(socket.socket(socket.AF_UNIX)) as listener, ExitStack() as stack:
+        listener.bind(str(path))
+        listener.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                other = stack.enter_context(closing(socket.socket(socket.AF_UNIX)))
+                other.setblocking(False)
+                other.connect(str(path))
+        error = refused(1, "--socket", path, "--timeout", "0.5", "who")
+        assert error.endswith("timed out")
+
+        def serve() -> None:
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    if connection.recv(65536):
+                        connection.sendall(b'{"ok":true,"lines":["done"]}\n')
+                        return
+
+        with ThreadPoolExecutor(1) as pool:
+            asking = pool.submit(ctl, "--socket", path, "bans")
+            time.sleep(0.3)  # it may be waiting by now
+            stack.close()
+            answering_one = threading.Thread(target=serve, daemon=True)
+            answering_one.start()
+            assert asking.result(60).stdout == "done\n"
+            answering_one.join(60)
 
 
 def test_nothing_in_an_answer_reaches_the_terminal_uncleaned(path: Path) -> None:

@@ -222,7 +222,7 @@ def test_the_variables_are_removed_in_any_case() -> None:
         except ListenFailed:
             assert owner == "7"  # no descriptor, but a name
         assert variables == {"HOME": "/"}
-    for number in ("three", "-1"):
+    for number in ("three", "-1", "\u0663", "1" * 12, "9" * 5000):
         with pytest.raises(ListenFailed, match="LISTEN_FDS is not a number"):
             take_passed_sockets({"LISTEN_FDS": number, "LISTEN_PID": "7"}, pid=7)
 

@@ -192,6 +192,8 @@ async def test_child_processes_get_none_of_the_variables(tmp_path: Path, port: i
         ({"WATCHDOG_USEC": "0"}, None),
         ({"WATCHDOG_USEC": "soon"}, None),
         ({"WATCHDOG_USEC": "-1"}, None),
+        ({"WATCHDOG_USEC": "9" * 400}, None),
+        ({"WATCHDOG_USEC": "9" * 5000}, None),
     ],
 )
 def test_the_variables_are_read_once(variables: dict[str, str], seconds: float | None) -> None:

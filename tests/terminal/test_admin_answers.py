@@ -1,5 +1,8 @@
 """How the answers to the operator's commands are shown, at the console and by `ctl`."""
 
+import sys
+from types import FrameType
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 from multichat.net.durations import BOUNDS, Durations
 from multichat.server.statistics import ServerStatistics
 from multichat.terminal.admin_answers import format_answer
+from multichat.terminal.columns import columns_of
 
 pytestmark = pytest.mark.unit
 
@@ -87,3 +91,45 @@ def test_lines_of_statistics_fit_where_their_parts_do(counts: dict[str, int], co
     joined = " ".join(line.strip() for line in shown)
     for name, count in counts.items():
         assert not count or f"{name} {count:,}" in joined
+
+
+NAMES = st.text(st.sampled_from("ab é漢😀\u0301"), min_size=1, max_size=40)
+
+
+@given(st.lists(st.tuples(NAMES, st.lists(NAMES, max_size=32)), max_size=5), st.integers(40, 100))
+def test_a_table_fits_whatever_clients_call_themselves_and_their_rooms(
+    clients: list[tuple[str, list[str]]], columns: int
+) -> None:
+    result = [
+        {"client": number, "name": name, "rooms": rooms}
+        for number, (name, rooms) in enumerate(clients)
+    ]
+    lines = format_answer("/who", (), result, columns=columns)
+    assert len({columns_of(line) for line in lines}) <= 1
+    assert not lines or columns_of(lines[0]) <= columns
+    for line, (name, rooms) in zip(lines[1:], clients, strict=False):
+        cut = "…" in line
+        assert cut or (name.strip() in line and ", ".join(rooms).strip() in line)
+
+
+@pytest.mark.parametrize("room", ["r" * 61, "漢" * 61, "e" + "\u0301" * 60])
+def test_a_table_takes_no_more_time_because_of_what_it_does_not_show(room: str) -> None:
+    """Counts calls, not seconds: clients in many rooms with long names must not block a console."""
+
+    def calls(rooms: int) -> int:
+        count = 0
+
+        def called(frame: FrameType, event: str, _: object) -> None:
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        names = [f"{room}{number:03}" for number in range(rooms)]
+        result = [{"client": 1, "name": "bob", "rooms": names}] * 10
+        sys.setprofile(called)
+        try:
+            format_answer("/who", (), result, columns=80)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    assert calls(320) <= 2 * calls(32)

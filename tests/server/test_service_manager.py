@@ -1,0 +1,59 @@
+"""What the service manager is sent when its variables or our settings are extreme."""
+
+import math
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from multichat.server.config import ServerConfig
+from multichat.server.systemd import ServiceManager
+from multichat.testing import memory_server
+
+pytestmark = pytest.mark.process
+
+
+async def test_a_watchdog_of_a_microsecond_leaves_time_for_the_clients(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    path = tmp_path / "notify.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as service:
+        service.bind(str(path))
+        service.setblocking(False)
+        async with memory_server() as network:
+            manager = ServiceManager(str(path), watchdog_seconds=1e-6)
+            with trio.move_on_after(0.095):
+                await manager.run(network.server)
+        assert [datagram for datagram in _datagrams(service) if b"WATCHDOG=1" in datagram] == [
+            b"WATCHDOG=1"
+        ] * 10
+
+
+def _datagrams(service: socket.socket) -> Iterator[bytes]:
+    with suppress(BlockingIOError):
+        while True:
+            yield service.recv(65536)
+
+
+@pytest.mark.parametrize("grace", [5.0, 1e300, math.inf])
+async def test_a_stop_is_announced_however_long_it_may_take(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, grace: float
+) -> None:
+    path = tmp_path / "notify.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as service:
+        service.bind(str(path))
+        service.setblocking(False)
+        config = ServerConfig(grace_seconds=grace)
+        async with memory_server(config) as network, trio.open_nursery() as nursery:
+            nursery.start_soon(ServiceManager(str(path)).run, network.server)
+            await trio.testing.wait_all_tasks_blocked()
+            network.server.ending.begun.set()
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel(reason="the stop was announced")
+        [stopping] = [each for each in _datagrams(service) if b"STOPPING=1" in each]
+        fields = dict(line.split("=", 1) for line in stopping.decode().split("\n"))
+        assert 15 < int(fields["EXTEND_TIMEOUT_USEC"]) / 1e6 <= 7 * 86400
