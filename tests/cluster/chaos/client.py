@@ -390,7 +390,8 @@ class Chatter:
                 self._error(event)
             case "goodbye":
                 self.goodbyes[event["code"]] += 1
-                self._wait = event.get("after", 0.0)
+                # Other nodes are there while one drains: `after` is when this one is back.
+                self._wait = 0.0 if event["code"] == "draining" else event.get("after", 0.0)
                 if not event["reconnect"]:
                     self._fail(f"was told goodbye: {event}")
                 raise Cut(f"goodbye {event['code']}")

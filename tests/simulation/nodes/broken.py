@@ -50,6 +50,27 @@ believe_an_old_connection = edited(
     "if record.generation < client.generation:",
     "if False:",
 )
+deliver_a_private_message_again = edited(
+    "deliver_a_private_message_again",
+    SharedEngine,
+    "_send_direct",
+    "if is_it and direct.fate is not DirectFate.NOT_DELIVERED:",
+    "if False:",
+)
+tell_what_was_delivered_as_refused = edited(
+    "tell_what_was_delivered_as_refused",
+    SharedEngine,
+    "_answer_direct",
+    "DirectFate.DELIVERED if delivered else DirectFate.NOT_DELIVERED",
+    "DirectFate.NOT_DELIVERED",
+)
+keep_the_name_from_its_owner = edited(
+    "keep_the_name_from_its_owner",
+    SharedEngine,
+    "_log_in",
+    "self._lose_name(name.client, name.name, login=False)",
+    "pass",
+)
 forget_calls_without_an_answer = edited(
     "forget_calls_without_an_answer",
     Link,
@@ -84,6 +105,30 @@ keep_in_the_list_who_comes_here = edited(
     "self.elsewhere.take_over(stored_session.client)",
     "pass",
 )
+lose_the_bans_of_a_fenced_node = edited(
+    "lose_the_bans_of_a_fenced_node",
+    SlowBackend,
+    "_answered",
+    "call.request.method in _ALWAYS_REPORTED",
+    "False",
+)
+ignore_the_bans_of_others = edited(
+    "ignore_the_bans_of_others", OtherNodes, "apply", "self._bans.put(ban)", "pass"
+)
+ignore_lost_names = edited(
+    "ignore_lost_names",
+    OtherNodes,
+    "apply",
+    "registry.logins.lose(own, name, login=login)",
+    "pass",
+)
+deliver_no_private_message = edited(
+    "deliver_no_private_message",
+    OtherNodes,
+    "_deliver",
+    "await tell(recipient, received.message, self._config)",
+    "pass",
+)
 tell_nobody_who_leaves = edited(
     "tell_nobody_who_leaves",
     Registry,
@@ -107,4 +152,11 @@ NODES_MUTATIONS: list[tuple[Break, str, bool]] = [
     (keep_in_the_list_who_comes_here, "presence_is_true", False),
     (tell_nobody_who_leaves, "presence_is_true", False),
     (claim_nothing, "nothing_crashes", False),
+    (deliver_a_private_message_again, "private_messages_come_once", False),
+    (tell_what_was_delivered_as_refused, "private_messages_come_once", False),
+    (deliver_no_private_message, "private_messages_come_once", False),
+    (keep_the_name_from_its_owner, "registered_names_have_one_holder", False),
+    (ignore_lost_names, "registered_names_have_one_holder", False),
+    (ignore_the_bans_of_others, "bans_and_topics_are_the_same_everywhere", False),
+    (lose_the_bans_of_a_fenced_node, "bans_and_topics_are_the_same_everywhere", True),
 ]

@@ -5,7 +5,7 @@ and started again, or frozen for a while; links to the engine are late and cut, 
 away and comes back.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from multichat import ServerConfig, Slow
@@ -15,7 +15,7 @@ from tests.simulation.plan import Ending, Reading
 from tests.simulation.returning import LeftBehind, Return, Since, Token
 from tests.simulation.rooms.plan import CHEAP, Guest, Speaks
 
-__all__ = ["LEASE_SECONDS", "Act", "NodesPlan", "make_nodes_plan"]
+__all__ = ["LEASE_SECONDS", "Act", "NodesPlan", "about_accounts", "make_nodes_plan"]
 
 _ROOMS = ("lobby", "den", "attic")
 
@@ -119,6 +119,13 @@ def make_nodes_plan(seed: int) -> NodesPlan:
         eager=rng.random() < 0.5,
         acts=_make_acts(rng, seconds, nodes),
     )
+
+
+def about_accounts(plan: NodesPlan) -> NodesPlan:
+    """Return *plan* with clients who mostly take names, register them and log in."""
+    wishes = (("rename", 4), ("register", 3), ("login", 5), ("say", 1))
+    people = [replace(each, inclinations=wishes, actions=14) for each in plan.people]
+    return replace(plan, people=tuple(people))
 
 
 def _make_acts(rng: Random, seconds: float, nodes: int) -> tuple[Act, ...]:
