@@ -18,6 +18,9 @@ PAGES += sorted((ROOT / "docs").glob("*.md"))
 # Names on the wire that look like modules.
 SUBPROTOCOLS = {"multichat.lines"}
 
+# Of systemd, in deploy/.
+UNITS = {path.name for path in (ROOT / "deploy").glob("multichat.*")}
+
 
 def classes() -> dict[str, tuple[set[str], set[str]]]:
     """Return the attributes and the bases of each class of the package."""
@@ -70,7 +73,7 @@ def is_module_or_name(dotted: str) -> bool:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_names_in_docstrings_and_documents_exist(page: Path) -> None:
     text = page.read_text("utf-8")
-    modules = set(re.findall(r"`(multichat\.[\w.]+)`", text)) - SUBPROTOCOLS
+    modules = set(re.findall(r"`(multichat\.[\w.]+)`", text)) - SUBPROTOCOLS - UNITS
     attributes = re.findall(r"`(?:[a-z]\w*\.)*([A-Z]\w+)\.(\w+)(?:\(\))?`", text)
     missing = [each for each in modules if not is_module_or_name(each.removeprefix("multichat."))]
     missing += [f"{owner}.{name}" for owner, name in attributes if not has(owner, name)]
