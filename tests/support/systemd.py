@@ -6,12 +6,15 @@ and knows only the units that the test installs.  When the test ends, the kernel
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,8 @@ _EMPTY_UNITS = (
 
 BACK_PATHS = ("/etc", "/opt", "/var/lib", "/var/log")
 """The folders that the system inside has for itself; they are in the folder of the test."""
+
+_numbers = count()
 
 _INIT = """
 set -e
@@ -155,6 +160,11 @@ def _check_possible() -> str:
     argv = ["unshare", "-p", "-f", "-m", "-u", "-i", "-C", "--mount-proc", "sh", "-c", trial]
     if os.geteuid() != 0 or subprocess.run(argv, capture_output=True).returncode:
         pytest.skip("systemd cannot run here: it needs namespaces and control groups of its own")
+    try:
+        with _control_group():
+            pass
+    except (OSError, ValueError):  # without cgroup2, or none that can be changed
+        pytest.skip("systemd cannot run here: it needs a control group of its own")
     return str(systemd)
 
 
@@ -164,7 +174,7 @@ async def running_systemd(folder: Path) -> AsyncIterator[Systemd]:
     systemd = _check_possible()
     root = folder / "root"
     _prepare(root)
-    script = _INIT.format(
+    init = _INIT.format(
         paths=" ".join(BACK_PATHS),
         root=root,
         systemd=systemd,
@@ -173,16 +183,44 @@ async def running_systemd(folder: Path) -> AsyncIterator[Systemd]:
         source=ROOT,
     )
     unshare = ("unshare", "-p", "-f", "-m", "-u", "-i", "-C", "--mount-proc", "--kill-child")
-    async with Command(folder, *unshare, "sh", "-c", script) as shell:
-        with trio.fail_after(WAIT_SECONDS):
-            while not (found := _child(shell.process.pid)):
-                assert shell.process.poll() is None, shell.err
-                await trio.sleep(0.02)
-            running = Systemd(root, found, shell)
-            while "running" not in await running.run("systemctl", "is-system-running", check=False):
-                assert shell.process.poll() is None, shell.err + shell.out
-                await trio.sleep(0.05)
-        yield running
+    with _control_group() as group:
+        # In the group of its own before it is the root of a namespace: other systemds have theirs.
+        argv = shlex.join((*unshare, "sh", "-c", init))
+        enter = f"echo $$ > {group}/cgroup.procs && exec {argv}"
+        async with Command(folder, "sh", "-c", enter) as shell:
+            yield await _started(root, shell)
+
+
+async def _started(root: Path, shell: Command) -> Systemd:
+    """Return the systemd of *shell* once it runs."""
+    with trio.fail_after(WAIT_SECONDS):
+        while not (found := _child(shell.process.pid)):
+            assert shell.process.poll() is None, shell.err
+            await trio.sleep(0.02)
+        running = Systemd(root, found, shell)
+        while "running" not in await running.run("systemctl", "is-system-running", check=False):
+            assert shell.process.poll() is None, shell.err + shell.out
+            await trio.sleep(0.05)
+    return running
+
+
+@contextmanager
+def _control_group() -> Iterator[Path]:
+    """Make a control group below our own, and remove it, with all that systemd has made in it."""
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    [mount, *_] = [line.split()[1] for line in mounts if line.split()[2] == "cgroup2"]
+    [own] = re.findall("^0::/(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
+    group = Path(mount, own, f"multichat-test-{os.getpid()}-{next(_numbers)}")
+    group.mkdir()
+    try:
+        yield group
+    finally:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while "populated 0" not in (group / "cgroup.events").read_text():
+            assert time.monotonic() < deadline, "processes of systemd are left"
+            time.sleep(0.01)  # the kernel ends what was in the namespaces
+        for path, _, _ in os.walk(group, topdown=False):
+            Path(path).rmdir()
 
 
 def _child(parent: int) -> int:
