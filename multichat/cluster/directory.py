@@ -79,6 +79,9 @@ _MAX_BLOCK = 64
 # How many events are read at once: about 1 MiB.
 _PAGE = 2000
 
+# Of the number of an event.
+_MAX_DIGITS = 19
+
 # Pause before a call is repeated that the engine refuses, as when its memory is full.
 _REFUSED_SECONDS = 0.5
 
@@ -526,7 +529,8 @@ class Directory:
         """Apply what was pushed on `CHANNEL`, and read what is missing before it."""
         number, _, packed = payload.partition(b" ")
         updates = None
-        if number.isdigit():  # anybody with the engine's password can publish here
+        # Anybody with the engine's password can publish here, also what no integer can be made of.
+        if number.isdigit() and len(number) <= _MAX_DIGITS:
             updates = self.replica.apply(int(number), read_event(packed))
         if updates is None:
             await self.catch_up(link)

@@ -557,7 +557,7 @@ async def test_noise_on_the_channel_of_the_directory_is_passed_over(engine: Engi
         run_node(cluster_config(engine, "a")) as a,
         run_node(cluster_config(engine, "b")) as b,
     ):
-        for noise in ("", "noise", "1", "-1 x", "999999 x", "1 \xff"):
+        for noise in ("", "noise", "1", "-1 x", "999999 x", "1 \xff", "9" * 5000 + " x"):
             await engine.call("PUBLISH", "multichat:directory", noise)
         a.backend.announce("hello")
         assert await b.wait_for(Announced) == Announced("hello")
