@@ -20,6 +20,7 @@ from multichat.net.turns import Meter, Turns
 
 __all__ = [
     "FairListener",
+    "is_abandoned",
     "is_reachable_remotely",
     "listen_tcp",
     "listen_unix",
@@ -53,7 +54,7 @@ class FairListener(trio.abc.Listener[trio.SocketStream]):
             await self._meter.take()
             self._meter.end()  # otherwise the turn would last until the next connection
             stream = await self._listener.accept()
-            if not _is_abandoned(stream.socket):
+            if not is_abandoned(stream.socket):
                 return stream
             stream.socket.close()
 
@@ -62,7 +63,7 @@ class FairListener(trio.abc.Listener[trio.SocketStream]):
         await self._listener.aclose()
 
 
-def _is_abandoned(connection: trio.socket.SocketType) -> bool:
+def is_abandoned(connection: trio.socket.SocketType) -> bool:
     """Return whether the peer has closed the connection without having sent anything."""
     # On a duplicate of the descriptor, because the `recv` of a trio socket would wait.
     plain = socket.socket(connection.family, connection.type, connection.proto, connection.fileno())

@@ -11,8 +11,8 @@ protocol, and `multichat.server.admin_requests` for the commands.
 3. Commands that change something are logged, without the text of messages and without secrets.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -37,13 +37,19 @@ from multichat.protocol.framing import LineDecoder, clean
 from multichat.server import log_lines
 from multichat.server.admin_commands import AdminCommands
 from multichat.server.admin_requests import Answer, Task, run_command
+from multichat.server.pace import Pace, PacedListener
 
 __all__ = ["Control", "ControlLimits", "open_control"]
 
-_READ_BYTES = 64 * 1024
+# So little that what is decoded at once takes less than a millisecond, whatever it is.
+_READ_BYTES = 8 * 1024
 
 # They change nothing, and are asked for every second.
 _NOT_LOGGED = ("/who", "/rooms", "/stats", "/bans", "/help")
+
+
+# How many words are no secret in a command that has one, by the first of them.
+_NAMED = {"add": 2, "remove": 2, "list": 1}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +82,7 @@ class Control:
     ) -> None:
         self._admin, self._log = admin, log
         self._limits = limits or ControlLimits()
-        self._pace = _Pace(self._limits.share, clock)
+        self.pace = Pace(self._limits.share, clock)
         self._connections = 0
         # Those that wait for a request, the one that has waited longest first.
         self._idle: dict[trio.CancelScope, None] = {}
@@ -115,10 +121,14 @@ class Control:
         decoder = LineDecoder(self._limits.max_line_bytes)
         deadline = trio.current_time() + self._limits.idle_seconds
         while (data := await self._receive(stream, deadline)) is not None:
-            # At the end the last request may be without its LF; half of one is no JSON.
-            for part in decoder.feed(data) if data else decoder.finish():
+            if data:  # also if no request is complete
+                await self.pace.wait()
+            with self.pace.measure():
+                # At the end the last request may be without its LF; half of one is no JSON.
+                parts = decoder.feed(data) if data else decoder.finish()
+            for part in parts:
                 for line in [part] if isinstance(part, LineTooLong) else part.split("\n"):
-                    await self._pace.wait()
+                    await self.pace.wait()
                     await self._send(stream, await self._answer(line))
                     deadline = trio.current_time() + self._limits.idle_seconds
             if not data:
@@ -135,7 +145,7 @@ class Control:
         return None
 
     async def _send(self, stream: trio.abc.Stream, answer: ControlAnswer) -> None:
-        with self._pace.measure():
+        with self.pace.measure():
             data = encode_answer(answer)
         with trio.fail_after(self._limits.send_seconds):
             await stream.send_all(data)
@@ -144,7 +154,7 @@ class Control:
         try:
             if isinstance(line, LineTooLong):
                 return _refusal(Code.USAGE, str(line))
-            with self._pace.measure():
+            with self.pace.measure():
                 begun = self._begin(line)
             answer = await begun() if callable(begun) else begun
             if isinstance(answer, ControlAnswer):
@@ -176,31 +186,6 @@ class Control:
         return answer
 
 
-class _Pace:
-    """Bounds the *share* of time that is spent in `measure`, by waiting before the next time."""
-
-    def __init__(self, share: float, clock: Callable[[], float]) -> None:
-        self._share, self._clock = share, clock
-        self._next_at = 0.0
-        self._turn = trio.Lock()
-
-    async def wait(self) -> None:
-        """Wait until it may go on; with a checkpoint in any case."""
-        async with self._turn:  # in the order in which they came
-            await trio.sleep(max(0.0, self._next_at - self._clock()))
-
-    @contextmanager
-    def measure(self) -> Iterator[None]:
-        """Measure the block, which must not wait."""
-        started = self._clock()
-        try:
-            yield
-        finally:
-            now = self._clock()
-            pause = (now - started) * (1 / self._share - 1)
-            self._next_at = max(self._next_at, now) + pause
-
-
 def _refusal(code: Code, error: str, *lines: str) -> ControlAnswer:
     return ControlAnswer(ok=False, code=code, error=clean(error), lines=tuple(map(clean, lines)))
 
@@ -208,8 +193,15 @@ def _refusal(code: Code, error: str, *lines: str) -> ControlAnswer:
 def _without_secrets(command: Command, rest: str, log: Log) -> str:
     """Return *rest*, the arguments of *command*, without passphrases and the text of messages.
 
-    And perhaps without what else people read: the reasons of kicks and bans, and topics.
+    And perhaps without what else people read: the reasons of kicks and bans, and topics.  What is
+    not as the command expects it is not shown either, because anything may be in it.
     """
+    if command.has_secret:
+        words = rest.split()
+        shown = words[: _NAMED.get(words[0].lower(), 0)] if words else []
+        return shortened(" ".join(shown))
+    # A tab or a no-break space in place of a space must not make a text part of a name.
+    rest = " ".join(rest.split())
     match command.name:
         case "/announce":
             return ""
@@ -222,8 +214,6 @@ def _without_secrets(command: Command, rest: str, log: Log) -> str:
             return f"{ban.what} {ban.time}" if ban is not None else ""
         case "/topic" if log.hides_messages:
             return rest.partition(" ")[0]
-    if command.has_secret:
-        rest = " ".join(rest.split()[:2])
     return shortened(rest)
 
 
@@ -242,6 +232,7 @@ async def open_control(
     control = Control(admin, log, limits)
     with lone_exception():
         async with trio.open_nursery() as nursery:
-            await nursery.start(trio.serve_listeners, control.handle, list(listeners))
+            paced = [PacedListener(each, control.pace) for each in listeners]
+            await nursery.start(trio.serve_listeners, control.handle, paced)
             yield
             nursery.cancel_scope.cancel(reason="the server has ended")

@@ -1,9 +1,11 @@
 """The admin socket: its protocol, its limits, and a client of it that misbehaves."""
 
 import json
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from multichat.errors import InvalidRequest
 from multichat.log import Log
+from multichat.net.listeners import listen_unix
 from multichat.protocol.commands import ADMIN_COMMANDS
 from multichat.protocol.control import (
     Code,
@@ -25,9 +28,9 @@ from multichat.protocol.control import (
     encode_answer,
     encode_request,
 )
-from multichat.protocol.framing import clean
+from multichat.protocol.framing import LineDecoder, Part, clean
 from multichat.server.config import LogMessages, ServerConfig
-from multichat.server.control import Control, ControlLimits
+from multichat.server.control import Control, ControlLimits, open_control
 from multichat.server.server import Server
 from multichat.testing import MemoryServer, ScriptedClient, memory_server, run_on_mock_clock
 from tests.support.log import LogRecorder
@@ -246,6 +249,12 @@ async def test_with_log_messages_none_the_log_has_nothing_that_people_read(
             ("ban", "name carol secret"),
             ("kick", "Client 1 secret"),
             ("kick", "1 secret"),
+            ("kick", "1\tsecret"),
+            ("kick", "1\u00a0secret"),
+            ("send", "1\tsecret"),
+            ("topic", "lobby\tsecret"),
+            ("topic", "lobby\u2003secret"),
+            ("ban", "bob\t10m\tsecret"),
         ):
             await desk.run(command, arguments)
     assert "secret" not in "\n".join(log.lines)
@@ -258,7 +267,33 @@ async def test_with_log_messages_none_the_log_has_nothing_that_people_read(
         "ban name carol",
         "kick Client 1",
         "kick 1",
+        "kick 1",
+        "kick 1",
+        "send 1",
+        "topic lobby",
+        "topic lobby",
+        "ban bob 10m",
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "logged"),
+    [
+        ("horse", "account"),
+        ("bob horse", "account"),
+        ("addd bob horse", "account"),
+        ("add bob\thorse", "account add bob"),
+        ("add\u00a0bob\u00a0horse", "account add bob"),
+        ("REMOVE bob horse", "account REMOVE bob"),
+        ("list horse horse", "account list"),
+    ],
+)
+async def test_a_passphrase_is_not_logged_however_the_command_is_mistyped(
+    desk: Desk, log: LogRecorder, arguments: str, logged: str
+) -> None:
+    assert not (await desk.run("account", arguments))["ok"]
+    assert log.lines[-1].endswith(f"Operator at the admin socket: {logged}")
+    assert "horse" not in "\n".join(log.lines)
 
 
 async def test_a_bug_in_a_command_ends_neither_the_server_nor_the_connection(
@@ -461,6 +496,60 @@ async def test_a_flood_of_requests_gets_its_share_of_the_time_and_no_more(
                 nursery.start_soon(partial(_flood, desk.connect(), requests=10))
         # The last one waits for nothing.
         assert clock() - started == pytest.approx(80 * 0.04, abs=0.05)
+
+
+@pytest.mark.parametrize("noise", [b"\n" * 8192, b"x" * 8192, b"\xc3\xa9" * 4095 + b"\r\n"])
+async def test_input_that_is_no_request_gets_its_share_of_the_time_and_no_more(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, noise: bytes
+) -> None:
+    """Decoding what comes in one read takes 10 ms of the event loop here."""
+    passed, decode = 0.0, LineDecoder.feed
+
+    def feed(decoder: LineDecoder, data: bytes | bytearray) -> list[Part]:
+        nonlocal passed
+        passed += 0.01
+        return decode(decoder, data)
+
+    monkeypatch.setattr(LineDecoder, "feed", feed)
+    limits = ControlLimits(share=0.25, max_line_bytes=1000, idle_seconds=math.inf)
+    async with open_desk(limits) as desk:
+        log = Log("server")
+        desk.control = Control(
+            desk.server.admin, log, limits, clock=lambda: trio.current_time() + passed
+        )
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(_make_noise, desk.connect(), noise * 5)
+            with trio.fail_after(60):
+                while passed < 8 * 5 * 0.01:
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel(reason="that was long enough")
+        assert trio.current_time() >= 2.9 * (passed - 0.01)  # what is left for others
+
+
+async def _make_noise(client: ScriptedClient, noise: bytes) -> None:
+    await client.stream.send_all(noise)
+    with suppress(trio.BrokenResourceError):
+        while await client.stream.receive_some(65536):
+            pass
+
+
+@pytest.mark.process
+async def test_a_flood_of_connections_is_accepted_at_a_pace(
+    autojump_clock: trio.testing.MockClock, short_path: Path
+) -> None:
+    """Those that have left before they were accepted are dropped, and the next one is served."""
+    path = short_path / "admin"
+    async with memory_server() as network:
+        listener = await listen_unix(path, 0o600)
+        async with open_control([listener], network.server.admin, Log("server")):
+            for _ in range(100):
+                await (await trio.open_unix_socket(str(path))).aclose()
+            started = trio.current_time()
+            client = ScriptedClient(await trio.open_unix_socket(str(path)))
+            assert (await ask(client, "rooms"))["ok"]
+            assert 0.02 < trio.current_time() - started < 1
+            await client.stream.aclose()
 
 
 async def _flood(client: ScriptedClient, requests: int) -> None:

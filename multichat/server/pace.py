@@ -1,0 +1,77 @@
+"""Bounds what share of the event loop's time some of the server's work gets, by waiting before it.
+
+Owns the time at which that work may go on.  For connections that take no turns with the clients
+(`multichat.net.turns`), because an answer to the operator must not wait behind a flood of theirs.
+
+1. What was measured is followed by so long a pause that it was at most its share of the time.
+2. Those who wait go on in the order in which they came.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import trio
+
+from multichat.net.listeners import is_abandoned
+
+__all__ = ["Pace", "PacedListener"]
+
+# What the event loop takes for a step besides what is measured: polling, waking a task, a system
+# call.  For a new connection, a task as well.
+_STEP_SECONDS = 0.0001
+_CONNECTION_SECONDS = 0.0005
+
+
+class Pace:
+    """Bounds the *share* of time that is spent in `measure`; *clock* returns seconds."""
+
+    def __init__(self, share: float, clock: Callable[[], float]) -> None:
+        self._share, self._clock = share, clock
+        self._next_at = 0.0
+        self._turn = trio.Lock()
+
+    async def wait(self) -> None:
+        """Wait until it may go on; with a checkpoint in any case."""
+        async with self._turn:  # in the order in which they came
+            await trio.sleep(max(0.0, self._next_at - self._clock()))
+            self.spend(_STEP_SECONDS)
+
+    @contextmanager
+    def measure(self) -> Iterator[None]:
+        """Measure the block, which must not wait."""
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self.spend(self._clock() - started)
+
+    def spend(self, seconds: float) -> None:
+        """Count that many *seconds* of the event loop's time."""
+        pause = seconds * (1 / self._share - 1)
+        self._next_at = max(self._next_at, self._clock()) + pause
+
+
+class PacedListener(trio.abc.Listener[trio.SocketStream]):
+    """A *listener* whose new connections keep to a *pace*.
+
+    Until then, connections wait in the kernel's queue, where they cost nothing.  A connection that
+    the peer closed there, without having sent anything, is dropped.  Closing this closes
+    *listener*; a cancelled `accept` has accepted nothing.
+    """
+
+    def __init__(self, listener: trio.abc.Listener[trio.SocketStream], pace: Pace) -> None:
+        self._listener, self._pace = listener, pace
+
+    async def accept(self) -> trio.SocketStream:
+        """Return the next connection when the pace allows it; raises the listener's errors."""
+        while True:
+            await self._pace.wait()
+            stream = await self._listener.accept()
+            if not is_abandoned(stream.socket):
+                self._pace.spend(_CONNECTION_SECONDS)
+                return stream
+            stream.socket.close()
+
+    async def aclose(self) -> None:
+        """Close the listener."""
+        await self._listener.aclose()
