@@ -236,9 +236,11 @@ class _Connection:
         it the server did not do, `UsageMistake` if the request is at fault, and `ConnectionLost`
         if no answer came.
         """
+        deadline = time.monotonic() + self._seconds
+        self._socket.settimeout(self._seconds)
         try:
             self._socket.sendall(encode_request(request))
-            answer = decode_answer(self._read_line())
+            answer = decode_answer(self._read_line(deadline))
         except TimeoutError:
             reason = f"the server did not answer in {self._seconds:g} s"
             raise ConnectionLost(reason) from None
@@ -258,8 +260,7 @@ class _Connection:
             raise typer.Exit(1)
         raise Refused("refused" if answer.code is None else answer.code.value, answer.error)
 
-    def _read_line(self) -> str:
-        deadline = time.monotonic() + self._seconds
+    def _read_line(self, deadline: float) -> str:
         seen = 0
         while self._buffer.find(b"\n", seen) < 0:
             seen = len(self._buffer)

@@ -2,7 +2,8 @@
 
 Each is one datagram to the socket in the variable NOTIFY_SOCKET; without it nothing is sent.
 
-1. Nothing here waits: what the service manager does not take at once is dropped.
+1. Nothing here waits.  What the service manager does not take at once is dropped, except a state:
+   that the server is ready, reloads or stops is sent again until it is taken or no longer true.
 2. The watchdog is fed by a task of the event loop, never by a thread: if the loop is blocked, the
    service manager notices.
 3. The variables are removed from the environment, so that no child process takes them for its own.
@@ -14,6 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from functools import partial
 from logging import WARNING
 
 import trio
@@ -31,7 +33,7 @@ _WATCHDOG_PID = "WATCHDOG_PID"
 
 _USEC = 1_000_000
 
-# How often the status is sent if it has changed.
+# How often the status is sent if it has changed, and a state that was not taken.
 _STATUS_SECONDS = 1.0
 
 # More digits are no time that a unit has, and cannot all be converted.
@@ -65,7 +67,8 @@ class ServiceManager:
         self._clock = clock
         self._log = Log("server")
         self._failed = self._stopping = False
-        self._status = ""
+        self._status = ""  # as it was taken
+        self._unsent: tuple[str, ...] = ()  # the fields of a state that was not taken
         self._socket: socket.socket | None = None
         self.watchdog_seconds = watchdog_seconds
         if address:
@@ -105,8 +108,8 @@ class ServiceManager:
             if self._socket is None:
                 return
             async with trio.open_nursery() as nursery:
-                self._send("READY=1", self._status_of(server))
-                server.reloading.around = self._reloading
+                self._change_state(server, "READY=1")
+                server.reloading.around = partial(self._reloading, server)
                 nursery.start_soon(self._report, server)
                 nursery.start_soon(self._watch_end, server)
                 if self.watchdog_seconds is not None:
@@ -122,42 +125,50 @@ class ServiceManager:
     async def _report(self, server: Server) -> None:
         while True:
             await trio.sleep(_STATUS_SECONDS)
-            before = self._status
-            if (status := self._status_of(server)) != before:
-                self._send(status)
+            if self._unsent or _status_of(server) != self._status:
+                self._change_state(server, *self._unsent)
 
-    def _status_of(self, server: Server) -> str:
-        self._status = f"STATUS={clean(server.admin.summary())}"
-        return self._status
+    def _change_state(self, server: Server, *fields: str) -> None:
+        """Send *fields*, which replace those that were not taken, and the status."""
+        self._unsent, status = fields, _status_of(server)
+        if self._send(*fields, status):
+            self._unsent, self._status = (), status
 
     async def _watch_end(self, server: Server) -> None:
         await server.ending.begun.wait()
         self._stopping = True
         seconds = server.ending.seconds_left + server.config.grace_seconds
         seconds += server.config.timeouts.linger + _CLOSING_SECONDS
-        timeout = f"EXTEND_TIMEOUT_USEC={int(min(seconds, _MAX_STOP_SECONDS) * _USEC)}"
-        self._send("STOPPING=1", timeout, self._status_of(server))
+        usec = int(min(seconds, _MAX_STOP_SECONDS) * _USEC)
+        self._change_state(server, "STOPPING=1", f"EXTEND_TIMEOUT_USEC={usec}")
 
     @contextmanager
-    def _reloading(self) -> Iterator[None]:
+    def _reloading(self, server: Server) -> Iterator[None]:
         if not self._stopping:
-            self._send("RELOADING=1", f"MONOTONIC_USEC={self._clock() // 1000}")
+            moment = f"MONOTONIC_USEC={self._clock() // 1000}"
+            self._change_state(server, "RELOADING=1", moment)
         try:
             yield
         finally:
             if not self._stopping:
-                self._send("READY=1", self._status)
+                self._change_state(server, "READY=1")
 
-    def _send(self, *fields: str) -> None:
+    def _send(self, *fields: str) -> bool:
+        """Send *fields*; return False if the service manager is too busy to take them now."""
         if self._socket is None:
-            return
+            return True
         try:
             self._socket.sendto("\n".join(fields).encode(), self._address)
         except BlockingIOError:
-            pass  # it is busy; the next one may arrive
-        except OSError as error:
+            return False
+        except OSError as error:  # which the next one most likely meets, too
             if not self._failed:
                 self._failed = True
                 reason = transport.describe_error(error)
                 text = f"The service manager cannot be notified: {reason}"
                 self._log.line("STATE", text, WARNING)
+        return True
+
+
+def _status_of(server: Server) -> str:
+    return f"STATUS={clean(server.admin.summary())}"

@@ -173,6 +173,7 @@ async def test_a_refused_command_is_one_line_and_says_what_to_do(
             (2, ["account", "add", "bob"], "standard input: it contains no passphrase"),
             (2, ["who", "--passphrase-file", "x"], "--passphrase-file is for account add"),
             (2, ["who", "--timeout", "0"], "--timeout must be more than 0 seconds"),
+            (2, ["who", "--timeout", "nan"], "--timeout must be more than 0 seconds"),
         ):
             shown = await operator.refused(status, *words)
             assert shown.startswith(error), words

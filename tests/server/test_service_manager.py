@@ -57,3 +57,37 @@ async def test_a_stop_is_announced_however_long_it_may_take(
         [stopping] = [each for each in _datagrams(service) if b"STOPPING=1" in each]
         fields = dict(line.split("=", 1) for line in stopping.decode().split("\n"))
         assert 15 < int(fields["EXTEND_TIMEOUT_USEC"]) / 1e6 <= 7 * 86400
+
+
+async def test_a_state_is_sent_again_until_a_busy_service_manager_takes_it(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    path = tmp_path / "notify.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as service:
+        service.bind(str(path))
+        service.setblocking(False)
+        async with memory_server() as network, trio.open_nursery() as nursery:
+            _fill(path)
+            nursery.start_soon(ServiceManager(str(path)).run, network.server)
+            for state in (b"READY=1", b"STOPPING=1"):
+                await trio.sleep(2.5)
+                assert set(_datagrams(service)) == {b"FULL=1"}
+                await trio.sleep(2)
+                [heard] = _datagrams(service)  # once
+                assert heard.split(b"\n")[0] == state
+                assert b"STATUS=" in heard
+                _fill(path)
+                network.server.ending.begun.set()
+            nursery.cancel_scope.cancel(reason="both states were heard")
+
+
+def _fill(path: Path) -> None:
+    """Send to *path* until it takes nothing more."""
+    sent = True
+    while sent:  # each sender has a limit of its own
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            sent = False
+            with suppress(BlockingIOError):
+                while sender.sendto(b"FULL=1", str(path)):
+                    sent = True
