@@ -127,8 +127,12 @@ def _check_sender(
     yield from _few("never answered", (text for text in record.said if text not in decided))
     ordered = [text for text in record.said if text in stored and text not in record.late]
     mine, late = set(ordered), record.late
-    if ordered != [e.text for e in history if e.text in mine and e.text not in late] and not lossy:
-        yield f"the messages of {record.name} are stored in another order"
+    found = [e.text for e in history if e.text in mine and e.text not in late]
+    if ordered != found and not lossy:
+        said, is_stored = next((a, b) for a, b in zip(ordered, found, strict=True) if a != b)
+        where = f"{is_stored} ({stored[is_stored]}) before {said} ({stored[said]})"
+        kinds = [each in record.unsure for each in (is_stored, said)]
+        yield f"the messages of {record.name} are stored in another order: {where}, bare: {kinds}"
 
 
 def _check_heard(
