@@ -20,6 +20,7 @@ __all__ = [
     "check_regular",
     "decode_text",
     "is_readable_by_others",
+    "missing_folder",
     "open_regular",
     "read_file",
     "replace_file",
@@ -133,6 +134,15 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def missing_folder(path: Path) -> str:
+    """Return a few words if the folder that *path* is in does not exist; otherwise nothing.
+
+    For an error of the system, which does not say whether the file or its folder is missing.
+    """
+    folder = path.absolute().parent
+    return "" if folder.is_dir() else f"there is no directory {folder}"
 
 
 def is_readable_by_others(path: Path) -> bool:

@@ -126,7 +126,9 @@ def ctl(
 
     {commands}
 
-    `stats watch` shows the statistics every second until Ctrl+C.
+    `stats watch` shows the statistics every second until Ctrl+C. WHO is a client's number or name.
+    WHAT is that (then its address is banned), an address, a network such as 203.0.113.0/24, or:
+    name NAME. TIME is 90s, 10m, 2h, 1d, 3w or forever, which is the default; a number is minutes.
     """
     if not timeout > 0:
         raise UsageMistake(f"{described(context, 'timeout')} must be more than 0 seconds")
@@ -140,6 +142,9 @@ def ctl(
         known = ADMIN_COMMANDS.find(f"/{name}")
         if known is None:
             raise UsageMistake(_unknown(name))
+        if known.name == "/help":  # needs no server
+            _print([msgspec.json.encode(_HELP).decode()] if json else _HELP)
+            return
         is_new_account = known.name == "/account" and words[:1] == ["add"]
         if passphrase_file is not None and not is_new_account:
             raise UsageMistake("--passphrase-file is for account add")
@@ -156,10 +161,10 @@ def ctl(
                 _print(_format(connection.ask(request), known.name, json=json))
 
 
-_LINES = "\n".join(f"      {line}" for line in ADMIN_COMMANDS.plain_help_lines()).replace(
-    " PASSPHRASE", ""
-)
-# Typer shows it as the help; a passphrase is no argument.
+# A passphrase is no argument.
+_HELP = [line.replace(" PASSPHRASE", "") for line in ADMIN_COMMANDS.plain_help_lines()]
+_LINES = "\n".join(f"      {line}" for line in _HELP)
+# Typer shows it as the help.
 ctl.__doc__ = str(ctl.__doc__).replace("    {commands}", f"    \b\n    Commands:\n{_LINES}")
 
 

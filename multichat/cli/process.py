@@ -27,7 +27,7 @@ from multichat.errors import (
     Refused,
     Remedy,
 )
-from multichat.files import decode_text, read_file
+from multichat.files import decode_text, missing_folder, read_file
 from multichat.protocol.address import is_loopback
 from multichat.protocol.framing import clean, clean_lines
 from multichat.signals import ending_signals
@@ -253,6 +253,8 @@ def _about_servers(error: MultichatError) -> str:
 
 def _reason_of(error: OSError) -> str:
     reason = (error.strerror or str(error)).lower()
+    if isinstance(error, FileNotFoundError) and isinstance(error.filename, str | Path):
+        reason = missing_folder(Path(error.filename)) or reason
     return f"{error.filename}: {reason}" if error.filename else reason
 
 

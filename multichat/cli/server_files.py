@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from multichat.cli.process import read_secret_file
+from multichat.errors import InvalidName
 from multichat.files import decode_text, is_readable_by_others, read_file
+from multichat.protocol.names import parse_person_name
 from multichat.web.config import WebConfig
 
 if TYPE_CHECKING:
@@ -45,23 +47,35 @@ class ServerFiles:
     engine_password: Path | None = None
 
     def read_operators(self) -> tuple[str, ...]:
-        """Return the names of all operators; raises `ValueError`."""
-        lines = _read_lines(self.operator_list)
-        names = (line.partition("#")[0].strip() for line in lines)
-        return (*self.operators, *filter(None, names))
+        """Return the names of all operators; raises `ValueError`, which names the line."""
+        names = list(self.operators)
+        for number, line in _read_lines(self.operator_list):
+            if not (name := line.partition("#")[0].strip()):
+                continue
+            try:
+                parse_person_name(name)
+            except InvalidName as error:
+                raise ValueError(f"{self.operator_list} line {number}: {error}") from None
+            names.append(name)
+        return tuple(names)
 
     def read_tokens(self) -> tuple[str, ...]:
-        """Return the tokens of the webhook, which are valid; raises `ValueError`."""
+        """Return the tokens of the webhook, which are valid.
+
+        Raises `ValueError`, which names the line, and does not quote it.
+        """
         if self.tokens is None:
             return ()
         lines = _read_lines(self.tokens)
-        found = tuple(line for line in lines if not line.startswith("#"))
+        found = tuple((number, line) for number, line in lines if not line.startswith("#"))
         if not found:
             raise ValueError(f"{self.tokens}: it contains no token")
-        try:
-            return WebConfig(webhook_tokens=found).webhook_tokens
-        except ValueError as error:
-            raise ValueError(f"{self.tokens}: {error}") from None
+        for number, token in found:
+            try:
+                WebConfig(webhook_tokens=(token,))
+            except ValueError as error:
+                raise ValueError(f"{self.tokens} line {number}: {error}") from None
+        return WebConfig(webhook_tokens=tuple(token for _, token in found)).webhook_tokens
 
     def exposed(self) -> list[str]:
         """Return a line of advice for each file of secrets that other users can read."""
@@ -129,8 +143,11 @@ def split_names(names: str | None) -> tuple[str, ...]:
     return () if names is None else tuple(filter(None, map(str.strip, names.split(","))))
 
 
-def _read_lines(file: Path | None) -> tuple[str, ...]:
-    """Return the lines in *file* that are not blank; raises `ValueError`, which names it."""
+def _read_lines(file: Path | None) -> tuple[tuple[int, str], ...]:
+    """Return the lines in *file* that are not blank, each after its number, from 1 on.
+
+    Raises `ValueError`, which names the file.
+    """
     if file is None:
         return ()
     try:
@@ -139,4 +156,4 @@ def _read_lines(file: Path | None) -> tuple[str, ...]:
         raise ValueError(f"{file}: {(error.strerror or '').lower()}") from None
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    return tuple(filter(None, map(str.strip, lines)))
+    return tuple((number, text) for number, line in enumerate(lines, 1) if (text := line.strip()))

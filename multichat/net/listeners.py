@@ -15,6 +15,7 @@ from pathlib import Path
 import trio
 
 from multichat.errors import ListenFailed
+from multichat.files import missing_folder
 from multichat.net import transport
 from multichat.net.turns import Meter, Turns
 
@@ -130,7 +131,8 @@ async def listen_unix(path: Path, mode: int) -> trio.SocketListener:
     except AttributeError:
         raise ListenFailed(where, None, "this system has no Unix sockets") from None
     except OSError as error:
-        raise ListenFailed(where, None, transport.describe_error(error)) from error
+        missing = missing_folder(path) if isinstance(error, FileNotFoundError) else ""
+        raise ListenFailed(where, None, missing or transport.describe_error(error)) from error
     return trio.SocketListener(trio.socket.from_stdlib_socket(plain))
 
 

@@ -344,7 +344,7 @@ COMMANDS = CommandTable(
 """What a client can type."""
 
 ADMIN_COMMANDS = CommandTable(
-    Command("/who", "[ROOM]", "list the clients, all or in ROOM", ("/clients",)),
+    Command("/who", "[ROOM]", "list the clients (of ROOM)", ("/clients",)),
     Command("/rooms", "", "list the rooms and their sizes"),
     Command("/stats", "", "show what the server does"),
     Command("/announce", "TEXT", "send a message to everybody", completes="text"),
@@ -353,9 +353,9 @@ ADMIN_COMMANDS = CommandTable(
     Command("/ban", "WHAT [TIME] [REASON]", "disconnect and keep out", completes="name"),
     Command("/unban", "WHAT", "lift a ban", completes="name"),
     Command("/bans", "", "list the bans"),
-    Command("/topic", "ROOM [TEXT]", "show or set the topic of a room", completes="room"),
-    Command("/reload", "", "read password, certificate, bans … again"),
-    Command("/drain", "[SECONDS]", "have all reconnect, then shut down"),
+    Command("/topic", "ROOM [TEXT]", "show or set a room's topic", completes="room"),
+    Command("/reload", "", "read the server's files again"),
+    Command("/drain", "[SECONDS]", "have all reconnect, then end"),
     Command("/account", "ACTION", "add NAME PASSPHRASE, remove NAME or list", has_secret=True),
     Command("/help", "", "show this list"),
     Command("/quit", "", "shut down the server"),

@@ -147,11 +147,11 @@ class AdminCommands:
             raise InvalidBan(f"{name} has neither an address nor a name; /kick it") from None
 
     def unban(self, text: str) -> str:
-        """Lift the ban of exactly that target."""
+        """Lift the ban of exactly that target; raises `LocalProtocolError` if there is none."""
         subject = Ban(target=parse_target(text)).subject
-        if self._server.unban(text):
-            return f"{subject} is no longer banned"
-        return f"there is no ban of {subject}; /bans lists them"
+        if not self._server.unban(text):
+            raise LocalProtocolError(f"there is no ban of {subject}")
+        return f"{subject} is no longer banned"
 
     def bans(self) -> list[BanInfo]:
         """Return the bans, for a program."""
@@ -202,6 +202,10 @@ class AdminCommands:
         """Read the files of the running server again; see `Server.reload`."""
         return await self._server.reload()
 
+    def accounts(self) -> list[str]:
+        """Return the names of all accounts, for a program."""
+        return [account.name for account in self._registry.accounts]
+
     async def account(self, rest: str) -> list[str]:
         """Do as *rest* says: `add NAME PASSPHRASE`, `remove NAME` or `list`."""
         action, _, rest = rest.partition(" ")
@@ -209,7 +213,7 @@ class AdminCommands:
         registry = self._registry
         match action.lower():
             case "list" if not rest:
-                return [account.name for account in registry.accounts] or ["there are no accounts"]
+                return self.accounts() or ["there are no accounts"]
             case "add" if name and passphrase:
                 account = await registry.accounts.add(name, passphrase)
                 return [f"{account.name} has an account"]

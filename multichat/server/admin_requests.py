@@ -116,7 +116,8 @@ async def _drain(admin: AdminCommands, seconds: float | None) -> Answer:
 
 
 async def _account(admin: AdminCommands, rest: str) -> Answer:
-    return Answer(tuple(await admin.account(rest)))
+    lines = tuple(await admin.account(rest))
+    return Answer(lines, admin.accounts() if rest.strip().lower() == "list" else None)
 
 
 async def _quit(admin: AdminCommands) -> Answer:

@@ -875,11 +875,15 @@ async def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
             )
 
 
-async def test_a_log_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    missing = tmp_path / "missing" / "log"
-    async with Command(tmp_path, MULTICHAT, "serve", "0", "--log-file", str(missing)) as server:
+@pytest.mark.parametrize("option", ["--log-file", "--ban-file", "--journal", "--unix", "--admin"])
+async def test_a_file_in_a_missing_directory_is_one_line_that_names_it(
+    tmp_path: Path, option: str
+) -> None:
+    missing = tmp_path / "missing" / "file"
+    async with Command(tmp_path, MULTICHAT, "serve", "0", option, str(missing)) as server:
         assert await server.wait() == 1
-        assert server.err == f"multichat: {missing}: no such file or directory\n"
+        assert server.err.endswith(f"{missing}: there is no directory {missing.parent}\n")
+        assert server.err.count("\n") == 1
 
 
 async def test_usage_errors_have_status_2(tmp_path: Path) -> None:

@@ -129,7 +129,10 @@ async def test_each_command_on_a_running_server(path: Path, tmp_path: Path) -> N
             await run("account", "add", "dave", given=f"{PASSPHRASE}\n") == "dave has an account\n"
         )
         assert await run("account", "list") == "dave\n"
+        assert await run("account", "list", "--json") == '["dave"]\n'
         assert await run("account", "remove", "dave") == "dave has no account any more\n"
+        assert await run("account", "list") == "there are no accounts\n"
+        assert await run("account", "list", "--json") == "[]\n"
         statistics = json.loads(await run("stats", "--json"))
         assert (statistics["clients"], statistics["rooms"]) == (2, 2)
         clients = json.loads(await run("--json", "who"))
@@ -147,6 +150,24 @@ async def test_each_command_on_a_running_server(path: Path, tmp_path: Path) -> N
     assert PASSPHRASE not in operator.server.out
 
 
+@pytest.mark.parametrize("words", [["help"], ["--help"], ["help", "--json"]])
+async def test_help_needs_no_server_and_fits_into_60_columns(
+    words: list[str], tmp_path: Path
+) -> None:
+    done = await trio.run_process(
+        [MULTICHAT, "ctl", *words],
+        env={**os.environ, "COLUMNS": "60"},
+        cwd=tmp_path,
+        capture_stdout=True,
+        capture_stderr=True,
+    )
+    text = done.stdout.decode()
+    lines = json.loads(text) if "--json" in words else text.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert any("account ACTION" in line and "add NAME, remove NAME" in line for line in lines)
+    assert "PASSPHRASE" not in text
+
+
 async def test_a_refused_command_is_one_line_and_says_what_to_do(
     path: Path, tmp_path: Path
 ) -> None:
@@ -161,6 +182,7 @@ async def test_a_refused_command_is_one_line_and_says_what_to_do(
             ),
             (1, ["topic", "den", "x"], "nobody is in den"),
             (1, ["account", "remove", "bob"], "there is no account bob"),
+            (1, ["unban", "203.0.113.7"], "there is no ban of 203.0.113.7"),
             (2, ["announce", "\u2066"], "usage: announce TEXT"),
             (2, ["kick"], "usage: kick WHO [REASON]"),
             (2, ["ban"], "usage: ban WHAT [TIME] [REASON]"),
@@ -303,7 +325,7 @@ async def test_an_admin_socket_that_cannot_be_made_ends_the_server_in_one_line(
             (path, "address already in use"),
             (tmp_path / "file", "file exists"),
             (tmp_path, "file exists"),
-            (tmp_path / "no" / "folder", "no such file or directory"),
+            (tmp_path / "no" / "folder", f"there is no directory {tmp_path / 'no'}"),
             (tmp_path / ("x" * 200), "path too long"),
         ):
             argv = [MULTICHAT, "serve", "0", "--host", LOOPBACK, "--admin", str(place)]

@@ -269,6 +269,22 @@ async def test_what_is_wrong_is_one_line_and_stays_as_it_was(files: Files, tmp_p
         assert "Traceback" not in server.out
 
 
+async def test_a_mistake_in_a_list_names_the_file_and_the_line(
+    files: Files, tmp_path: Path
+) -> None:
+    async with serve(tmp_path, "--web", "0", *files.options) as server:
+        for name, text in (
+            ("operators", "# us\nbob\n\na/b\n"),
+            ("tokens", f"# ours\n{TOKENS[0]}\n\nshort\n"),
+            ("bans", "# theirs\nname bob\n\nname bob whatever\n"),
+        ):
+            good = files.path(name).read_text("utf-8")
+            files.write(name, text)
+            _, failed = await reload(server)
+            assert f" {files.path(name)} line 4: " in failed
+            files.write(name, good)
+
+
 async def test_a_key_of_another_certificate_and_an_expired_one_are_refused(
     files: Files, tmp_path: Path
 ) -> None:

@@ -116,6 +116,7 @@ async def test_each_request_is_answered_in_order_on_one_connection(desk: Desk) -
         ('{"command":"stats","arguments":"x"}', "usage", "usage: stats"),
         ('{"command":"kick","arguments":"7"}', "refused", "no client 7 is connected"),
         ('{"command":"ban","arguments":"bob 10x"}', "refused", "10x is not a duration; examples"),
+        ('{"command":"unban","arguments":"bob"}', "refused", "there is no ban of name bob"),
         ('{"command":"account","arguments":"remove bob"}', "refused", "there is no account bob"),
     ],
 )

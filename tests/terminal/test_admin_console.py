@@ -323,7 +323,7 @@ async def test_a_ban_of_a_client_bans_its_address(desk: Desk, who: str) -> None:
     assert await desk.type("/bans") == ["203.0.113.7 for 10 min: too loud"]
     assert await desk.type("/unban 203.0.113.7\n/unban 203.0.113.7") == [
         "203.0.113.7 is no longer banned",
-        "there is no ban of 203.0.113.7; /bans lists them",
+        "there is no ban of 203.0.113.7",
     ]
     await desk.join("203.0.113.7:51237", "alice")
 

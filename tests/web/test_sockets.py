@@ -198,10 +198,10 @@ async def test_curl_posts_a_message(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("contents", "said"),
     [
-        (b"", "it contains no token"),
-        (b"# only this\n", "it contains no token"),
-        (b"short\n", "a webhook's token has 16 to 1024 characters"),
-        (b"\xff\xfe\0", "UTF-16; save it as UTF-8"),
+        (b"", ": it contains no token"),
+        (b"# only this\n", ": it contains no token"),
+        (b"# \n\nshort\n", " line 3: a webhook's token has 16 to 1024 characters"),
+        (b"\xff\xfe\0", ": UTF-16; save it as UTF-8"),
     ],
 )
 async def test_a_file_without_usable_tokens_is_one_clear_line(
@@ -212,7 +212,7 @@ async def test_a_file_without_usable_tokens_is_one_clear_line(
     multichat_command = serve(tmp_path, "--web", "0", "--webhook-token-file", str(tokens))
     async with Command(tmp_path, *multichat_command.argv) as command:
         assert await command.wait() == 2
-        assert command.err == f"multichat: {tokens}: {said}\n"
+        assert command.err == f"multichat: {tokens}{said}\n"
 
 
 async def test_tokens_that_others_can_read_are_warned_of(tmp_path: Path) -> None:
