@@ -1,6 +1,7 @@
-"""The bans in force: disconnects whom they cover, saves them, and tells other nodes.
+"""The bans in force: disconnects the clients that they cover, saves them, and shares them.
 
-They are in the file that the operator named, if any, and with other nodes at the backend.
+They are saved in the operator's file, if there is one, and shared with the other nodes of a cluster
+by the backend.
 """
 
 import time
@@ -59,11 +60,13 @@ class BanKeeper:
         """
         gone = self._add(ban)
         if self._backend.is_shared:
-            record = BanRecord(target=ban.subject, until=ban.until, reason=ban.reason)
-            self._backend.add_ban(record)
+            self._share(ban)
             elsewhere = self._registry.elsewhere
             gone += [each.number for each in elsewhere if ban.covers(each.address, each.name)]
         return gone
+
+    def _share(self, ban: Ban) -> None:
+        self._backend.add_ban(BanRecord(target=ban.subject, until=ban.until, reason=ban.reason))
 
     def _add(self, ban: Ban) -> list[int]:
         now = time.time()
@@ -95,9 +98,9 @@ class BanKeeper:
         return lifted
 
     def load(self, records: Iterable[BanRecord]) -> None:
-        """Put in force what the backend has at the start; whoever gave those bans has logged them.
+        """Put in force what the backend has at the start.
 
-        One that cannot be added is logged.
+        The nodes that added those bans have logged them.  One that cannot be added is logged.
         """
         for record in records:
             self._put(record, lambda ban: self._bans.add(ban, time.time()))
@@ -155,13 +158,12 @@ class BanKeeper:
         `TooManyBans`, and changes nothing then.
         """
         added, lifted = changes_of(self._in_file, found)
+        self._change(added, lifted)
         if self._backend.is_shared:
             for ban in lifted:
-                self.remove(ban.subject)
+                self._backend.remove_ban(ban.subject)
             for ban in added:
-                self.add(ban)
-        else:
-            self._change(added, lifted)
+                self._share(ban)
         self._in_file = list(found)
         if set(self._bans.known()) != set(found):  # others were not saved yet
             self._save_soon()

@@ -29,6 +29,7 @@ from multichat.protocol.messages import Goodbye
 from multichat.server.bans import changes_of, merge_bans
 from multichat.server.reloading import Reloading
 from multichat.testing import ScriptedClient, memory_server
+from tests.support.hub import Hub
 from tests.support.log import LogRecorder
 
 pytestmark = pytest.mark.unit
@@ -361,14 +362,17 @@ async def test_a_file_of_bans_that_has_disappeared_lifts_none(tmp_path: Path) ->
         assert [each.subject for each in server.bans] == ["192.0.2.1"]
 
 
-async def test_too_many_bans_in_the_file_change_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "bans"
+@pytest.mark.parametrize("is_node", [False, True], ids=["alone", "node"])
+async def test_too_many_bans_in_the_file_change_nothing(is_node: bool, tmp_path: Path) -> None:
+    path, hub = tmp_path / "bans", Hub()
     path.write_text("name bob\n", "utf-8")
-    async with Server().open() as server:
+    async with Server(backend=hub.node("one") if is_node else None).open() as server:
         server.keep_bans(path)
         many = "".join(f"10.0.{n // 256}.{n % 256}\n" for n in range(10_001))
         with pytest.raises(ReloadFailed, match="bans"):
             await reload_after(server, path, many)
         assert [each.subject for each in server.bans] == ["name bob"]
+        assert not hub.bans
         await reload_after(server, path, many.partition("\n")[2])
         assert len(server.bans) == 10_000
+        assert len(hub.bans) == 10_000 * is_node
