@@ -372,14 +372,16 @@ class LogWriter(logging.Handler):
             former, self.fd, self._next_fd = self.fd, self._next_fd, None
             self._is_changing = True
         # Without the lock: a disk may hang.
-        before, now = os.fstat(former), os.fstat(self.fd)
-        os.close(former)
+        now = os.fstat(self.fd)
+        with suppress(OSError):  # a network's disk fails only now; this thread goes on
+            before = os.fstat(former)
+            if (before.st_dev, before.st_ino) != (now.st_dev, now.st_ino):
+                self._torn = False
+            os.close(former)
         self._is_file = stat.S_ISREG(now.st_mode)
         self.first_failure = None  # that of the new file is reported, too
         if not self._is_file:
             self.failure = None  # a FIFO may have a reader again
-        if (before.st_dev, before.st_ino) != (now.st_dev, now.st_ino):
-            self._torn = False
         with self._changed:
             self._is_changing = False
             self._changed.notify_all()

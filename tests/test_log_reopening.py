@@ -1,5 +1,6 @@
 """A log file that is opened again: after it was renamed, no line is lost or torn."""
 
+import errno
 import logging
 import os
 import re
@@ -152,6 +153,25 @@ def test_lines_that_a_full_disk_lost_are_counted_in_the_new_file(tmp_path: Path)
     lines = file.read_text("utf-8").splitlines()
     assert lines[0].endswith("[LOG] 3 lines lost: no space left on device")
     assert NUMBERED.fullmatch(lines[1])
+
+
+def test_a_disk_that_fails_when_the_old_file_is_closed_does_not_end_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, log, close = tmp_path / "log", Log("server"), os.close
+    with file_writer(file) as writer:
+        old = writer.fd
+
+        def close_in_vain(fd: int) -> None:
+            close(fd)
+            if fd == old:  # as a network's disk does that is full
+                raise OSError(errno.EDQUOT, "disk quota exceeded")
+
+        monkeypatch.setattr(os, "close", close_in_vain)
+        writer.reopen(file)
+        monkeypatch.undo()
+        log.line("STATE", f"line 0 {'x' * 50}")
+    assert numbers_in(file) == [0]
 
 
 def test_reopening_when_the_log_has_ended_does_not_wait(tmp_path: Path) -> None:
