@@ -56,12 +56,11 @@ def _ignore(number: int, frame: object) -> None:
 class HangUps:
     """SIGHUP, for a server: it does not end the process, from when this is made.
 
-    *came* says whether one has come that `receive` did not return.  A SIGHUP that is ignored, as
-    under `nohup`, stays ignored.  Main thread only.
+    A SIGHUP that is ignored, as under `nohup`, stays ignored.  Main thread only.
     """
 
     def __init__(self) -> None:
-        self.came = False
+        self._has_come = False  # before `receive`
         self._is_ignored = (
             sys.platform == "win32" or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         )
@@ -69,7 +68,7 @@ class HangUps:
             signal.signal(signal.SIGHUP, self._note)
 
     def _note(self, *_: object) -> None:
-        self.came = True
+        self._has_come = True
 
     async def receive(self) -> AsyncGenerator[None]:
         """Yield for each SIGHUP, also for one that came before; those that come at once are one.
@@ -82,7 +81,7 @@ class HangUps:
             await trio.sleep_forever()
         try:
             with trio.open_signal_receiver(signal.SIGHUP) as signals:
-                if self.came:
+                if self._has_come:
                     yield
                 async for _ in signals:
                     yield

@@ -1,7 +1,7 @@
-"""The operator's commands, whoever gives them: the console, `ctl`, or an operator in the chat.
+"""The operator's commands, for the console, for `ctl`, and for operators in the chat.
 
 Parses the arguments as they are typed, acts on the server, and returns the answer.  Knows nothing
-of terminals, and does not ask whether it is an operator who asks.
+of terminals, and does not check permissions: its callers do.
 """
 
 import time
@@ -169,10 +169,9 @@ class AdminCommands:
         return [ban.describe(now) for ban in self._server.bans] or ["nobody is banned"]
 
     async def announce(self, text: str) -> str:
-        """Send *text* to everybody as the server; return how many clients of this server it has."""
+        """Send *text* to everybody as the server; say to how many clients of this server."""
         receipt = await self._server.broadcast(text)
-        clients = receipt.delivered + receipt.queued + receipt.lagging
-        return f"sent to {clients} client{'' if clients == 1 else 's'}"
+        return f"sent to {_count(receipt.delivered + receipt.queued + receipt.lagging, 'client')}"
 
     def drain(self, seconds: float | None = None) -> str:
         """Drain the server, for its configured time or for *seconds*; see `Server.drain`."""

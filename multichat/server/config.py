@@ -407,8 +407,8 @@ class ServerConfig:
         option_at_least=0,
     )
 
-    # Whether the line about a new client has its address.  Not by default: whoever keeps a log need
-    # not keep personal data in it.  Connections that were refused are always logged with theirs.
+    # Whether the line about a new client has its address.  Not by default: a log need
+    # not hold personal data.  Connections that were refused are always logged with theirs.
     log_addresses: bool = _setting(False, "Log the addresses of clients that connect.")
 
     # Whether what people write is logged: messages, topics, announcements, and the reasons of kicks

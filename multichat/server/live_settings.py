@@ -1,7 +1,7 @@
 """What of a server's configuration can change while it runs: secrets, operators, the certificate.
 
-Owns the check of new values, and who is told of them; all other settings stay as the server was
-started.  Each change is one step, without waiting, and concerns what happens from then on:
+Checks new values, and passes them to the parts of the server that use them; all other settings stay
+as the server was started.  Each change is one step, without waiting, and applies from then on:
 connected clients stay.
 """
 
@@ -72,7 +72,7 @@ class LiveSettings:
         return f"No account yet for the operator {missing}: {advice}" if missing else ""
 
     def change_webhook_tokens(self, tokens: Sequence[str]) -> None:
-        """Let exactly those post messages who have one of these *tokens*.
+        """Accept exactly these *tokens* of the webhook from now on.
 
         A post that was accepted before is completed.  Raises `ValueError` if one is not a possible
         token, or if the server was started without a webhook, or there would be no token left.

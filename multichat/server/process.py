@@ -47,9 +47,9 @@ async def serve_until_signal(
     SIGTERM drains the server, SIGINT and SIGQUIT shut it down; a second one of them ends it at
     once.  SIGHUP reloads the server; only if standard input was a terminal, and that has closed, it
     ends it, too.  A SIGHUP that is ignored, as under `nohup`, stays ignored.  *hang_ups* notes
-    those that come before.  *serve* takes a `task_status`, by which it says that it accepts
-    connections; then *manager* is told, and all that follows.  *tasks* run beside the server and
-    are cancelled at the end.  Raises as `Server.run` does.
+    those that come before.  *serve* reports to its `task_status` once it accepts
+    connections; from then on, *manager* is notified of the server's state.  *tasks* run beside the
+    server and are cancelled at the end.  Raises as `Server.run` does.
     """
     advice = _allow_files(server.config.max_clients)
     gc.freeze()  # imported modules stay

@@ -236,6 +236,7 @@ class Server:
         given = web_host or host or ()
         self._web_names = (given,) if isinstance(given, str) else tuple(given)
         async with AsyncExitStack() as stack:
+            stack.callback(passed.close)  # also if the server cannot be opened
             await stack.enter_async_context(self.open())
             listeners = await stack.enter_async_context(open_listeners(places))
             if listeners.admin:
@@ -569,7 +570,7 @@ async def serve(
     on_join: OnJoin | None = None,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run a chat server on TCP *port* until it is told to shut down; for `nursery.start`.
+    """Run a chat server on TCP *port* until `Server.shutdown` is called; for `nursery.start`.
 
     With *web*, that port has the page in the browser.  Passes its `Server` to `task_status` once
     connections are accepted.  For *config*, *journal*, *authenticate* and *on_join* see `Server`,

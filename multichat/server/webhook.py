@@ -155,7 +155,7 @@ class Webhook:
 
 
 class Poster:
-    """Whoever has one token: its rate limit, its log, and the nonces that it has used."""
+    """The user of one token: its rate limit, its log, and the nonces that it has used."""
 
     def __init__(self, config: ServerConfig, log: ClientLog) -> None:
         self.log = log
