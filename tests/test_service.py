@@ -253,10 +253,13 @@ def read_log(path: Path) -> str:
     return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
 
 
-async def test_a_backup_is_restored_as_the_guide_says(tmp_path: Path, port: int) -> None:
+async def test_a_backup_is_restored_as_the_guide_says(
+    tmp_path: Path, port: int, web_port: int
+) -> None:
     program("sqlite3")
-    async with installed(tmp_path, port) as service:
+    async with installed(tmp_path, port, web_port=web_port) as service:
         await service.start()
+        await service.do("web")
         client = await service.client()
         async with client.stream:
             await client.send("kept")
@@ -265,7 +268,14 @@ async def test_a_backup_is_restored_as_the_guide_says(tmp_path: Path, port: int)
             await client.send("lost")
             await service.wait_for("] lost")
         await service.signal(signal.SIGKILL)  # so that there is a -wal
-        await service.do("restore")
+        stop, _, rest = block("restore").partition("\n")
+        await service.systemd.run(*stop.split())
+        # Nobody can start it meanwhile: neither the chat's port nor the page's is open.
+        for closed in (port, web_port):
+            with pytest.raises(OSError, match="connect"):
+                await trio.open_tcp_stream("127.0.0.1", closed)
+        await service.systemd.shell(rest, Path("/"))
+        await (await trio.open_tcp_stream("127.0.0.1", web_port)).aclose()
         history = await service.do("history")
         assert "kept" in history
         assert "lost" not in history
