@@ -205,10 +205,15 @@ class ProcessMetrics:
 def render(registry: "CollectorRegistry", accept: str = "") -> tuple[bytes, str]:
     """Return what *registry* has as text, and its content type.
 
-    *accept* is the header of the request, which may ask for the format of OpenMetrics.
+    *accept* is the header of the request, which may ask for the format of OpenMetrics; what cannot
+    be understood in it asks for nothing.
     """
     from prometheus_client.exposition import choose_encoder
 
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+        content_type.encode("ascii")  # a part of *accept* is in it
+    except Exception:  # noqa: BLE001 - of a version that is none, it raises several
+        encode, content_type = choose_encoder("")
     data: bytes = encode(registry)
     return data, content_type

@@ -7,9 +7,11 @@ Invariants:
 1. At most `MAX_CONNECTIONS` are open; a newer one closes the oldest.  So connections that send
    nothing keep nobody from asking.
 2. Each takes its turns at the event loop like all others, and has the deadlines of the web port.
-3. It serves until the server has ended: while that drains or shuts down, `/ready` says so.
+3. A browser on this machine shows them to no page of somebody else: see `multichat.web.hosts`.
+4. It serves until the server has ended: while that drains or shuts down, `/ready` says so.
 """
 
+import socket
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from logging import WARNING
@@ -28,8 +30,9 @@ from multichat.server.health import health_response
 from multichat.server.http_io import http_date, read_head, send_response
 from multichat.server.metrics import ProcessMetrics, make_registry, render
 from multichat.server.origin import Origin
+from multichat.web.hosts import Hosts, own_names
 from multichat.web.http import HttpError, NotHttp, Request, RequestReader, Response
-from multichat.web.site import HEALTH, check_method
+from multichat.web.site import HEALTH, check_method, requested_host
 
 if TYPE_CHECKING:
     from multichat.server.server import Server
@@ -78,6 +81,7 @@ class MetricsPort:
         self._process = ProcessMetrics()
         self._registry = make_registry(server)
         self._registry.register(self._process)
+        self._hosts = Hosts(own_names(socket.gethostname()))
         self._open: dict[trio.CancelScope, None] = {}  # the oldest is first
 
     async def handle(self, stream: trio.abc.Stream) -> None:
@@ -94,7 +98,8 @@ class MetricsPort:
         self._open[scope] = None
         try:
             with scope:
-                await meter.measure(self._handle(stream, meter))
+                is_local = origin is not None and origin.is_loopback
+                await meter.measure(self._handle(stream, meter, is_local=is_local))
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # a client may leave at any time
         except* Exception as group:  # noqa: BLE001 - the boundary of one connection
@@ -103,7 +108,7 @@ class MetricsPort:
             self._open.pop(scope, None)
             await transport.close(stream)
 
-    async def _handle(self, stream: trio.abc.Stream, meter: Meter) -> None:
+    async def _handle(self, stream: trio.abc.Stream, meter: Meter, *, is_local: bool) -> None:
         await meter.take()
         config = self._config
         reader = RequestReader(config.web.max_head_bytes)
@@ -112,7 +117,7 @@ class MetricsPort:
             request = await read_head(stream, reader, config.handshake_seconds)
             if request is None:
                 return
-            response = await self._answer(request)
+            response = await self.answer(request, is_local=is_local)
         except HttpError as error:
             response = error.response
         except NotHttp:
@@ -125,13 +130,22 @@ class MetricsPort:
             linger=config.timeouts.linger,
         )
 
-    async def _answer(self, request: Request) -> Response:
+    async def answer(self, request: Request, *, is_local: bool) -> Response:
+        """Return the answer to *request*, which *is_local* if it came from this machine by TCP.
+
+        Raises `HttpError`.
+        """
         if (health := HEALTH.get(request.path)) is not None:
             check_method(request, "GET", "HEAD")
             return health_response(self._server, health)
         if request.path != METRICS:
             raise HttpError(404, f"there are {METRICS}, /live and /ready here")
         check_method(request, "GET", "HEAD")
+        host = requested_host(request)
+        # Other machines know this one by names that nobody has told us, but loopback has only its
+        # own: a page that asks for another one has made that name resolve to this machine.
+        if is_local and host is not None and not self._hosts.allows(host):
+            raise HttpError(421, f"ask for 127.0.0.1 or localhost, not for {host.name}")
         await self._process.refresh()
         body, content_type = render(self._registry, request.get("accept") or "")
         headers = {"Content-Type": content_type, "Cache-Control": "no-store"}

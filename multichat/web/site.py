@@ -15,7 +15,17 @@ from multichat.web.http import HttpError, Request, Response
 from multichat.web.origins import WebAddress, is_own_origin
 from multichat.web.page_files import PageFiles
 
-__all__ = ["HEALTH", "WEBSOCKET", "Health", "Post", "Route", "Site", "Upgrade", "check_method"]
+__all__ = [
+    "HEALTH",
+    "WEBSOCKET",
+    "Health",
+    "Post",
+    "Route",
+    "Site",
+    "Upgrade",
+    "check_method",
+    "requested_host",
+]
 
 WEBSOCKET = "/ws"
 _MESSAGES = re.compile("/rooms/([^/]+)/messages")
@@ -85,13 +95,9 @@ class Site:
         raise HttpError(404, "there is nothing here")
 
     def _host(self, request: Request) -> Host:
-        text = request.one("host")
-        if text is None:
+        host = requested_host(request)
+        if host is None:
             raise HttpError(400, "the request has no Host")
-        try:
-            host = Host.parse(text)
-        except ValueError:
-            raise HttpError(400, "the Host of the request is invalid") from None
         if not self._hosts.allows(host):
             raise HttpError(
                 421,
@@ -111,6 +117,15 @@ class Site:
             "its operator can set --web-url to the address that you have opened",
             logged="a page of another origin; if it is this server's behind a proxy, set --web-url",
         )
+
+
+def requested_host(request: Request) -> Host | None:
+    """Return the host that *request* is for; None if it has no `Host`.  Raises `HttpError`."""
+    text = request.one("host")
+    try:
+        return None if text is None else Host.parse(text)
+    except ValueError:
+        raise HttpError(400, "the Host of the request is invalid") from None
 
 
 def check_method(request: Request, *allowed: str) -> None:

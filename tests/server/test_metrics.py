@@ -15,18 +15,23 @@ from typing import Any
 import pytest
 import trio
 import trustme
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import DuplicateTimeseries
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import multichat
 from multichat import AdmissionRequest, Server, ServerConfig, WebConfig
+from multichat.log import Log
 from multichat.net.durations import BOUNDS
+from multichat.net.turns import Turns
 from multichat.server import metrics_port as ports
 from multichat.server.admission import MAX_PENDING
 from multichat.server.metrics import make_registry, render
 from multichat.server.refusals import DISCONNECT_CODES, RefusedFor
 from multichat.testing import memory_server
+from multichat.web.http import HttpError, Request, Response
 from tests.support.metrics import (
     Metrics,
     ask_metrics,
@@ -474,6 +479,48 @@ async def test_the_port_has_metrics_and_health_and_nothing_else() -> None:
         assert (await ask_metrics(port, "/metrics", method="POST")).status == 405
         assert (await ask_metrics(port, "/ready", method="DELETE")).status == 405
         assert (await ask_metrics(port, "/metrics", "X: " + "x" * 100_000)).status == 431
+
+
+@pytest.mark.process
+async def test_a_page_that_makes_its_name_resolve_to_this_machine_gets_no_metrics() -> None:
+    async with port_of_metrics() as (_, port):
+        for host in "127.0.0.1", f"127.0.0.1:{port}", "localhost:1", "[::1]", socket.gethostname():
+            assert (await ask_metrics(port, host=host)).status == 200
+        for host in "evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "localhostx":
+            answer = await ask_metrics(port, host=host)
+            assert (answer.status, b"multichat_" in answer.body) == (421, False)
+            assert (await ask_metrics(port, "/ready", host=host)).status == 200
+        assert (await ask_metrics(port, host="a b")).status == 400
+
+
+@pytest.mark.process
+async def test_to_other_machines_the_metrics_have_any_name() -> None:
+    fields = (("host", "prometheus.example"),)
+    request = Request(method="GET", path="/metrics", fields=fields)
+    async with memory_server() as network:
+        port = ports.MetricsPort(network.server, Turns(), Log("server"))
+        assert (await port.answer(request, is_local=False)).status == 200
+        with pytest.raises(HttpError, match=r"not for prometheus\.example"):
+            await port.answer(request, is_local=True)
+
+
+@pytest.mark.unit
+@given(
+    st.one_of(
+        st.text(),
+        st.builds(
+            "{};version={};escaping={};q={}".format,
+            st.sampled_from(["application/openmetrics-text", "text/plain", "*/*"]),
+            st.one_of(st.text(), st.sampled_from(["1.0.0", "1.x", "9" * 5000, "%", "\u0661.0"])),
+            st.one_of(st.text(), st.sampled_from(["allow-utf-8", "underscores", "\xe9"])),
+            st.text(),
+        ),
+    )
+)
+def test_any_header_accept_gets_the_metrics(accept: str) -> None:
+    body, content_type = render(CollectorRegistry(), accept)
+    assert body in (b"", b"# EOF\n")
+    Response(status=200, headers={"Content-Type": content_type}).encode(date="")
 
 
 @pytest.mark.process

@@ -84,13 +84,13 @@ async def metrics_port(server: ServerCommand) -> int:
 
 
 async def ask_metrics(
-    port: int, path: str = "/metrics", *fields: str, method: str = "GET"
+    port: int, path: str = "/metrics", *fields: str, method: str = "GET", host: str = LOOPBACK
 ) -> Answer:
     """Return the answer of a port of metrics."""
     with trio.fail_after(WAIT_SECONDS):
         stream = await trio.open_tcp_stream(LOOPBACK, port)
         async with stream:
-            await stream.send_all(http(path, *fields, method=method, host="prometheus.example"))
+            await stream.send_all(http(path, *fields, method=method, host=host))
             return parse_answer(await read_all(stream))
 
 
