@@ -62,14 +62,18 @@ class LiveSettings:
     def change_operators(self, names: Sequence[str]) -> str:
         """Make exactly the accounts with these *names* operators.
 
-        Returns a line of advice if one has no account, as yet; otherwise nothing.  Raises
+        Returns a line of advice if one has no account yet; otherwise nothing.  Raises
         `ValueError` if one is not a possible name.
         """
         self._config = replace(self._config, operators=tuple(names))
         self._accounts.change_operators(names)
-        missing = ", ".join(self._accounts.missing_operators())
+        return "; ".join(self.operators_advice())
+
+    def operators_advice(self) -> list[str]:
+        """Return a line for each operator without an account: until it has one, it is none."""
         advice = "add it with `multichat account add`, or with /account at the console"
-        return f"No account yet for the operator {missing}: {advice}" if missing else ""
+        missing = self._accounts.missing_operators()
+        return [f"The operator {name} has no account: {advice}" for name in missing]
 
     def change_webhook_tokens(self, tokens: Sequence[str]) -> None:
         """Accept exactly these *tokens* of the webhook from now on.

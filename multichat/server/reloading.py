@@ -89,11 +89,11 @@ class Reloading:
                 if name in faults
             }
             advice = [text for name in done if (text := answers[name])]
-            log_lines.reloaded(self._log, what)
-            for text in advice:
-                self._log.line("reload", text, WARNING)
             for name, text in failed.items():
                 log_lines.not_reloaded(self._log, name, text)
+            for text in advice:
+                self._log.line("reload", text, WARNING)
+            log_lines.reloaded(self._log, what)  # the last: then, the reload is over
             lines = [*failed.values(), f"Reloaded: {what}", *advice]
             if failed:
                 raise ReloadFailed(lines)

@@ -315,7 +315,8 @@ class Server:
                     if self._backend.is_shared:
                         self._other_nodes.load()
                         self._nursery.start_soon(self._other_nodes.follow)
-                    self._warn_of_operators()
+                    for advice in self.settings.operators_advice():
+                        self._log.line("start", advice, WARNING)
                     self._start_soon(self._turns.run)
                     self._start_soon(self._statistics.run)
                     async with self._bots.open():
@@ -325,12 +326,6 @@ class Server:
                 finally:
                     self._nursery.cancel_scope.cancel(reason="the server has ended")
                     self._nursery = None
-
-    def _warn_of_operators(self) -> None:
-        """Log which operators have no account yet: until they have, nobody is an operator."""
-        for name in self._registry.accounts.missing_operators():
-            advice = "add it with `multichat account add`, or with /account at the console"
-            self._log.line("start", f"The operator {name} has no account: {advice}", WARNING)
 
     def _start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
         if self._nursery is not None:  # otherwise the server has ended

@@ -104,13 +104,13 @@ def files(tmp_path: Path) -> Files:
 
 
 async def reload(server: ServerCommand) -> list[str]:
-    """Send SIGHUP; return the lines about it."""
+    """Send SIGHUP; return the lines about it, of which the last says what was reloaded."""
     before = server.out.count(RELOADED)
     server.signal(signal.SIGHUP)
     await server.wait_for(RELOADED, before + 1)
-    await trio.sleep(0.05)  # the lines of faults come with it
-    position = [n for n, line in enumerate(server.lines) if RELOADED in line][before]
-    return [line for line in server.lines[position:] if "[reload]" in line]
+    lines = [line for line in server.lines if "[reload]" in line]
+    ends = [0, *(n for n, line in enumerate(lines, 1) if RELOADED in line)]
+    return lines[ends[before] : ends[before + 1]]
 
 
 def served(port: int) -> bytes:
@@ -160,8 +160,8 @@ async def test_everything_is_reloaded_and_the_clients_stay(files: Files, tmp_pat
             files.path("log").rename(files.path("log.1"))
             lines = await reload(server)
 
-            assert DONE in lines[0]
-            assert re.search(r"\[WARNING\] .* expires on .*, in 2 days: renew it", lines[1])
+            assert re.search(r"\[WARNING\] .* expires on .*, in 2 days: renew it", lines[0])
+            assert DONE in lines[1]
             assert len(lines) == 2
             # The certificate: for new connections.
             second = await trio.to_thread.run_sync(served, server.port)
@@ -244,7 +244,7 @@ async def test_what_is_wrong_is_one_line_and_stays_as_it_was(files: Files, tmp_p
             for fault in faults:
                 path = files.path(name)
                 break_file(path, fault)
-                done, *failed = await reload(server)
+                *failed, done = await reload(server)
                 context = f"{name} {fault}: {done} {failed}"
                 assert len(failed) == 1, context
                 assert (
@@ -280,7 +280,7 @@ async def test_a_mistake_in_a_list_names_the_file_and_the_line(
         ):
             good = files.path(name).read_text("utf-8")
             files.write(name, text)
-            _, failed = await reload(server)
+            failed, _ = await reload(server)
             assert f" {files.path(name)} line 4: " in failed
             files.write(name, good)
 
@@ -295,10 +295,10 @@ async def test_a_key_of_another_certificate_and_an_expired_one_are_refused(
         other = files.path("chain").read_text("utf-8")
         key, certificates = chain.index("-----BEGIN CERT"), other.index("-----BEGIN CERT")
         files.write("chain", chain[:key] + other[certificates:])
-        _, failed = await reload(server)
+        failed, _ = await reload(server)
         assert "belongs to another certificate" in failed
         files.certify(days=-1)
-        _, failed = await reload(server)
+        failed, _ = await reload(server)
         assert "the certificate expired on " in failed
         assert await trio.to_thread.run_sync(served, server.port) == first
 
@@ -311,7 +311,7 @@ async def test_a_pipe_that_gave_the_password_is_not_read_again(tmp_path: Path) -
         nursery.start_soon(trio.Path(fifo).write_text, "secret\n")
         async with serve(tmp_path, f"--password-file={fifo}") as server:
             with trio.fail_after(WAIT_SECONDS):
-                _, failed = await reload(server)
+                failed, _ = await reload(server)
             assert "Could not reload the password (unchanged)" in failed
             connect = partial(multichat.connect, LOOPBACK, server.port, password="secret")
             async with connect(name="alice") as alice:

@@ -88,8 +88,8 @@ async def test_programs_find_in_the_log_what_was_reloaded() -> None:
                 await reloading.reload()
         os.close(write)
         first, second = map(json.loads, lines)
-    assert (first["event"], first["parts"]) == ("reloaded", "log file")
-    assert (second["event"], second["part"]) == ("not-reloaded", "bans")
+    assert (first["event"], first["part"]) == ("not-reloaded", "bans")
+    assert (second["event"], second["parts"]) == ("reloaded", "log file")
 
 
 async def test_advice_is_logged_and_returned(log: LogRecorder) -> None:
