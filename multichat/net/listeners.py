@@ -7,8 +7,8 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -32,6 +32,10 @@ __all__ = [
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 _BACKLOG = 1024
+
+# How long a server waits for another one that opens its socket, which takes milliseconds.
+_LOCK_SECONDS = 5.0
+_LOCK_RETRY_SECONDS = 0.01
 
 
 class FairListener(trio.abc.Listener[trio.SocketStream]):
@@ -115,25 +119,62 @@ async def listen_unix(path: Path, mode: int) -> trio.SocketListener:
     """
     where = str(path)
     try:
-        await _remove_stale(path)
-        # Not trio's `bind`: no other task may run while the umask is changed.
-        plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            before = os.umask(0o777 & ~mode)
+        async with _one_at_a_time(path.parent):
+            await _remove_stale(path)
+            # Not trio's `bind`: no other task may run while the umask is changed.
+            plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                plain.bind(where)
-            finally:
-                os.umask(before)
-            plain.listen(_BACKLOG)
-        except BaseException:
-            plain.close()
-            raise
+                before = os.umask(0o777 & ~mode)
+                try:
+                    plain.bind(where)
+                finally:
+                    os.umask(before)
+                plain.listen(_BACKLOG)
+            except BaseException:
+                plain.close()
+                raise
     except AttributeError:
         raise ListenFailed(where, None, "this system has no Unix sockets") from None
     except OSError as error:
         missing = missing_folder(path) if isinstance(error, FileNotFoundError) else ""
         raise ListenFailed(where, None, missing or transport.describe_error(error)) from error
     return trio.SocketListener(trio.socket.from_stdlib_socket(plain))
+
+
+@asynccontextmanager
+async def _one_at_a_time(folder: Path) -> AsyncGenerator[None]:
+    """Let no other server look at the sockets in *folder* while the block runs.
+
+    Of two that start at the same time, the second would take the socket of the first for stale,
+    before that listens, or remove it in place of the stale one.  Where the folder cannot be locked,
+    or somebody else keeps the lock, the block runs all the same.
+    """
+    try:
+        import fcntl
+
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        with trio.move_on_after(_LOCK_SECONDS):
+            # Not in a thread, which could not be cancelled.
+            while not _is_locked(fcntl.flock, fd, fcntl.LOCK_EX | fcntl.LOCK_NB):  # noqa: ASYNC110
+                await trio.sleep(_LOCK_RETRY_SECONDS)
+        yield
+    finally:
+        os.close(fd)  # with the lock
+
+
+def _is_locked(flock: Callable[[int, int], None], fd: int, how: int) -> bool:
+    """Return whether there is nothing to wait for: it is locked now, or it cannot be."""
+    try:
+        flock(fd, how)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # this file system has no locks
+    return True
 
 
 async def _remove_stale(path: Path) -> None:
@@ -164,12 +205,13 @@ def unlink_at_end(path: Path) -> Iterator[None]:
                 path.unlink()
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Return what another file at *path* would not have, even with the same inode."""
     try:
         found = path.lstat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def is_reachable_remotely(listener: trio.SocketListener) -> bool:

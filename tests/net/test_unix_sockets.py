@@ -1,5 +1,6 @@
 """Unix sockets: permissions, the path before and after, and conversations."""
 
+import fcntl
 import json
 import os
 import signal
@@ -168,6 +169,54 @@ async def test_a_stale_socket_is_replaced(path: Path) -> None:
     assert not path.exists()
 
 
+async def test_of_servers_that_start_at_once_one_has_the_socket(path: Path) -> None:
+    """Where a killed server has left one, too; nobody listens where no client can connect."""
+    for _ in range(10):
+        with closing(socket.socket(socket.AF_UNIX)) as stale:
+            stale.bind(str(path))
+        opened: list[trio.SocketListener] = []
+        errors: list[str] = []
+
+        async def start() -> None:
+            try:
+                opened.append(await listen_unix(path, 0o600))
+            except ListenFailed as error:
+                errors.append(error.reason)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(start)
+        assert (len(opened), errors) == (1, ["address already in use"] * 4)
+        async with opened[0], await trio.open_unix_socket(str(path)):
+            with trio.fail_after(60):
+                await (await opened[0].accept()).aclose()
+        path.unlink()
+
+
+async def test_a_lock_that_somebody_keeps_does_not_prevent_the_start(
+    path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        async with await listen_unix(path, 0o600):
+            assert stat.S_ISSOCK(path.stat().st_mode)
+    finally:
+        os.close(folder)
+    path.unlink()
+
+
+async def test_a_server_that_ends_leaves_the_socket_of_the_next_one(path: Path) -> None:
+    """The file system may give the new socket the inode of the old one, which is free again."""
+    for _ in range(3):
+        before = await listen_unix(path, 0o600)
+        with unlink_at_end(path):
+            await before.aclose()  # as a drain does
+            after = await listen_unix(path, 0o600)
+        async with after:
+            assert path.is_socket()
+
+
 async def test_a_socket_with_a_listener_is_not_replaced(path: Path) -> None:
     async with running(path):
         before = path.lstat().st_ino
@@ -231,7 +280,7 @@ async def test_a_link_to_a_living_socket_is_not_replaced(path: Path) -> None:
     ("place", "reason"),
     [
         ("x" * 200, "path too long"),
-        ("no/such/folder", "no such file or directory"),
+        ("no/such/folder", "/no/such"),  # there is no directory …
         ("a file/chat", "not a directory"),
     ],
 )
