@@ -12,7 +12,6 @@ does, and shows the answers.
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -57,20 +56,11 @@ or forever, which is the default; a number is minutes."""
 class AdminConsole:
     """The console of *server*; `run` may be called once.
 
-    *show* is called with each cleaned line of an answer and must not block.  *clock* returns the
-    Unix time in seconds.
+    *show* is called with each cleaned line of an answer and must not block.
     """
 
-    def __init__(
-        self,
-        server: "Server",
-        show: Callable[[str], object],
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, server: "Server", show: Callable[[str], object]) -> None:
         self._server = server
-        self._commands = server.admin
-        self._commands.clock = clock
         self._show_line = show
         self._queue, self._queued = trio.open_memory_channel[Callable[[], Awaitable[object]]](
             MAX_WAITING_LINES
@@ -140,7 +130,7 @@ class AdminConsole:
         elif command.name == "/help":
             self._show_all(_HELP_HEADER, *ADMIN_COMMANDS.help_lines(), *_HELP_ARGUMENTS.split("\n"))
         else:
-            match run_command(self._commands, command, rest):
+            match run_command(self._server.admin, command, rest):
                 case None:
                     self._show(f"usage: {usage(command)}")
                 case Answer() as answer:

@@ -44,7 +44,8 @@ class Desk:
         self.ended = False
 
     async def run(self) -> None:
-        await AdminConsole(self.server, self.shown.append, clock=lambda: NOW).run(self.lines)
+        self.server.admin.clock = lambda: NOW
+        await AdminConsole(self.server, self.shown.append).run(self.lines)
         self.ended = True
 
     async def type(self, *parts: Part) -> list[str]:
