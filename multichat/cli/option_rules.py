@@ -5,6 +5,7 @@ of two options that exclude each other the one with lower precedence is ignored.
 only if both have the same.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import typer
@@ -113,6 +114,11 @@ _ONCE = ("room",)
 _LAYERS = {"DEFAULT_MAP": 1, "ENVIRONMENT": 2, "COMMANDLINE": 3}
 
 
+# The names of options take up to 30 columns, and the longest name of a variable has 33, which is
+# broken in two where it does not fit.
+_NARROW_COLUMNS = 68
+_NARROW_OPTION_COLUMNS = 16
+
 # By the names of typer's types.
 _NOT_OF_KIND = {
     "boolean": "neither yes nor no",
@@ -137,6 +143,12 @@ class CheckedCommand(TyperCommand):
                 kind.readable = False
             if isinstance(each, TyperOption) and each.show_envvar and each.envvar is None:
                 each.envvar = f"MULTICHAT_{str(each.name).rstrip('_').upper()}"
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help; on a narrow terminal what follows the options has room for a word."""
+        if formatter.width < _NARROW_COLUMNS:
+            formatter.write_dl = partial(formatter.write_dl, col_max=_NARROW_OPTION_COLUMNS)
+        super().format_help(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse *args*; raises `UsageMistake` for an invalid variable, which `args` do not show.

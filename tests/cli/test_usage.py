@@ -1,6 +1,7 @@
 """Usage of the commands: hosts and ports, invalid options, and help."""
 
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 import typer.main
+from typer.testing import CliRunner
 
 from multichat.cli.main import COMMANDS, make_app
 from multichat.cli.main import connect as connect_command
@@ -622,3 +624,18 @@ def test_a_deleted_working_directory_is_not_reported_as_an_output_error(
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.stderr.rstrip() == said
     assert result.returncode == status
+
+
+@pytest.mark.parametrize("columns", [60, 70, 80])
+@pytest.mark.parametrize("name", COMMAND_NAMES)
+def test_help_breaks_no_name_of_an_option_or_variable(name: str, columns: int) -> None:
+    wide, narrow = (
+        CliRunner().invoke(
+            make_app(*COMMANDS), [name, "--help"], prog_name="multichat", terminal_width=width
+        )
+        for width in (400, columns - 2)
+    )
+    names = re.compile(r"--[a-z-]+\b|\bMULTICHAT_[A-Z_]+\b")
+    assert set(names.findall(wide.output)) <= set(names.findall(narrow.output))
+    assert "MULTICHAT_" in wide.output or name in ("history", "journal", "account", "config")
+    assert max(map(len, narrow.output.splitlines())) <= columns
