@@ -54,6 +54,7 @@ VALUES = {
     "keep_mib": "3",
     "max_clients_per_address": "3",
     "login": "alice",
+    "metrics_host": LOOPBACK,
     "name": "alice",
     "operators": "alice,bob",
     "operators_file": "operators.txt",
