@@ -117,10 +117,14 @@ class Ending:
             if now >= first_at and ready:
                 left = self.seconds_left
                 count = int(due) if left > _STEP_SECONDS else len(ready)
-                if count:
-                    due, rate = due - count, len(ready) / max(left, _STEP_SECONDS)
+                needed = len(ready) / max(left, _STEP_SECONDS)
+                # It rises at once when clients have caught up, and falls only with a goodbye.
+                rate = needed if count else max(rate, needed)
+                due -= count
                 for client in ready[:count]:
                     self._registry.disconnect(client, self._goodbye())
+            elif not ready:
+                due = min(due, 1.0)  # not saved up while all that are left lag
             await trio.sleep(_STEP_SECONDS)
             if self.shut_down.is_set():
                 return

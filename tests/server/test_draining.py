@@ -195,6 +195,28 @@ async def test_a_client_that_lags_gets_the_rest_first(autojump_clock: MockClock)
         assert await slow.rest() == [*(f"[Client 2] {number}" for number in range(20)), GOODBYE]
 
 
+async def test_clients_that_have_caught_up_leave_evenly_in_the_time_that_is_left(
+    autojump_clock: MockClock,
+) -> None:
+    config = ServerConfig(send_queue_batches=1, slow_timeout_seconds=0)
+    async with memory_server(config) as network, trio.open_nursery() as nursery:
+        slow, talker = [await network.stalled() for _ in range(20)], await network.join()
+        for number in range(20):
+            await talker.send(str(number))
+            await trio.testing.wait_all_tasks_blocked()
+        assert all(each.behind for each in network.server.members[:20])
+        network.server.drain(15)
+        await trio.sleep(5.5)
+        assert len(network.server.members) == 20  # only the talker has left
+        for client in slow:
+            client.recover()
+            nursery.start_soon(client.rest)
+        for seconds in (2.5, 2.5, 2.5):
+            before = len(network.server.members)
+            await trio.sleep(seconds)
+            assert 3 <= before - len(network.server.members) <= 7
+
+
 async def test_a_client_that_lags_to_the_end_of_the_drain_is_left_to_the_shutdown(
     autojump_clock: MockClock,
 ) -> None:
