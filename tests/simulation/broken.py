@@ -496,7 +496,7 @@ lose_what_finds_no_room = edited(
     "lose_what_finds_no_room",
     Replayer,
     "replay_part",
-    "lag.position, lag.gap_end = start, gap_end",
+    "lag.position, lag.gap_end, lag.missed = start, gap_end, missed",
     "pass",
 )
 lag_on_after_leaving = edited("lag_on_after_leaving", Room, "leave", "member.lag = None", "pass")
