@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from multichat.errors import ListenFailed
-from multichat.net.activation import take_passed_sockets
+from multichat import Server
+from multichat.errors import JournalFailed, ListenFailed
+from multichat.journal.sqlite.journal import SqliteJournal
+from multichat.net.activation import PassedSockets, take_passed_sockets
 from multichat.testing import ScriptedClient
 from tests.support.processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, Command, serve
 from tests.support.service_manager import Managed
@@ -232,3 +234,12 @@ async def test_a_server_without_a_service_manager_is_as_before(tmp_path: Path) -
         client = await open_client(server.port)
         async with client.stream:
             assert await pinged(client)
+
+
+async def test_a_server_that_cannot_be_opened_closes_what_was_passed(tmp_path: Path) -> None:
+    with tcp_listener() as listener:
+        passed = PassedSockets(chat=(listener,))
+        server = Server(journal=SqliteJournal(tmp_path / "no folder" / "chat.db"))
+        with pytest.raises(JournalFailed):
+            await server.run(None, passed=passed)
+        assert listener.fileno() == -1
