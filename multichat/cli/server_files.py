@@ -95,6 +95,7 @@ class ServerFiles:
         """
         settings = server.settings
         if self.log is not None and writer.file is not None:
+            # It changes the log in the thread: one that a disk delays is as good, only later.
             reopen = partial(writer.file.reopen, self.log)
             server.reloading.add("log file", reopen, lambda _: None)
         if (certificate := self.certificate) is not None:
