@@ -67,7 +67,7 @@ echo_what_comes_back = edited(
 number_nothing_in_the_session = edited(
     "number_nothing_in_the_session",
     RoomFeed,
-    "_take",
+    "_delivery_of",
     "delivery.submission.number(said.epoch, said.first)",
     "pass",
 )

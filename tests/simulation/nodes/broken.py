@@ -88,7 +88,7 @@ keep_whom_another_node_has = edited(
     "keep_whom_another_node_has",
     OtherNodes,
     "_replace",
-    "self._registry.leave(client, TAKEN_OVER, last_words=words, taken_over=True)",
+    'self._registry.leave(client, TAKEN_OVER, last_words=words, code="replaced", taken_over=True)',
     "pass",
 )
 continue_after_the_fence = edited(
