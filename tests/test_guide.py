@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from multichat import ServerConfig
 from multichat.journal.sqlite.journal import SqliteJournal
+from multichat.server.config import CONNECTIONS_PER_MIB, MAX_CLIENTS_PER_ADDRESS
 
 from .support.journals import encode, running, wait_stored
 
@@ -71,6 +73,97 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "cluster/test_deploy::test_the_check_of_health_of_the_image_fails_when_the_event_loop_stands_still",
         ),
     },
+    "operating.md": {
+        "On one machine or a private network": (
+            "net/test_unix_sockets::test_the_socket_has_the_requested_mode_whatever_the_umask",
+            "net/test_unix_sockets::test_people_talk_through_a_socket",
+        ),
+        "On the internet": (
+            "cli/test_config_file::test_serve_takes_the_port_and_the_page_from_the_file",
+            "cli/test_config_file::test_config_shows_each_setting_and_its_source",
+            "cli/test_commands::test_options_have_environment_variables",
+        ),
+        "Behind a load balancer": (
+            "server/test_proxied::test_behind_haproxy",
+            "server/test_proxied::test_limits_count_for_the_clients_address_and_not_for_the_balancers",
+            "server/test_proxied::test_bans_are_about_the_clients_address",
+            "server/test_proxied::test_only_a_header_that_says_tls_makes_a_connection_private",
+            "server/test_proxied::test_tls_to_the_server_begins_behind_the_header",
+            "server/test_proxied::test_a_check_of_health_is_no_client",
+            "server/test_proxied::test_the_time_for_the_header_is_limited",
+            "server/test_proxied::test_a_proxy_of_the_page_at_the_same_address_sends_no_header",
+        ),
+        "Keep messages": ("cli/test_history::test_the_messages_of_one_room_are_shown_without_its_name",
+        "Several machines": (),
+        "Slow clients": (
+            "server/test_slow_clients::test_after_the_wait_budget_a_slow_client_lags_and_gets_the_rest_when_it_reads",
+            "server/test_slow_clients::test_the_wait_budget_refills_at_a_fifteenth_of_real_time",
+            "server/test_slow_clients::test_a_room_is_as_fast_as_its_fastest_reader_and_no_slower",
+            "server/test_slow_clients::test_a_lagging_client_that_takes_nothing_is_disconnected_after_the_stall_timeout",
+            "server/test_slow_clients::test_drop_skips_messages_and_reports_the_count_in_their_place",
+            "server/test_slow_clients::test_disconnect_does_not_wait",
+        ),
+        "Limits": ("test_guide::test_limits_of_the_guide_are_the_defaults",),
+        "Accounts": (
+            "cli/test_account::test_accounts_are_added_listed_and_removed",
+            "cli/test_account::test_the_journal_of_a_running_server_is_left_alone",
+            "cli/test_account::test_the_passphrase_is_asked_for_twice_and_not_shown",
+            "server/test_accounts::test_accounts_survive_a_restart_if_the_journal_is_a_file",
+            "server/test_accounts::test_the_name_of_an_operator_cannot_be_registered_in_the_chat",
+            "server/test_logins::test_where_a_login_is_required_others_can_only_read",
+            "server/test_logins::test_operators_do_what_the_console_does",
+            "server/test_logins::test_the_start_warns_of_operators_without_an_account",
+        ),
+        "At the console": ("terminal/test_admin_console::test_the_operator_of_a_real_server",),
+        "Control a running server": (
+            "cli/test_ctl::test_each_command_on_a_running_server",
+            "cli/test_ctl::test_a_refused_command_is_one_line_and_says_what_to_do",
+            "cli/test_ctl::test_the_socket_may_be_in_the_environment_or_the_configuration_file",
+            "cli/test_ctl::test_another_user_can_neither_connect_nor_disturb",
+            "cli/test_ctl::test_the_socket_of_a_killed_server_is_refused_and_then_replaced",
+            "cli/test_ctl::test_a_passphrase_comes_from_a_file_and_is_in_no_list_of_processes",
+            "cli/test_ctl::test_watch_shows_the_statistics_until_it_is_interrupted",
+            "server/test_control::test_each_request_is_answered_in_order_on_one_connection",
+            "server/test_control::test_a_connection_without_a_whole_request_is_closed_after_the_idle_time",
+        ),
+        "Reload": (
+            "cli/test_reload::test_everything_is_reloaded_and_the_clients_stay",
+            "cli/test_reload::test_what_is_wrong_is_one_line_and_stays_as_it_was",
+            "cli/test_reload::test_a_key_of_another_certificate_and_an_expired_one_are_refused",
+            "cli/test_reload::test_a_pipe_that_gave_the_password_is_not_read_again",
+            "cli/test_reload::test_a_log_that_is_rotated_under_a_flood_has_every_line",
+            "cli/test_commands::test_a_server_under_nohup_ignores_sighup",
+            "terminal/test_admin_prompt::test_a_terminal_that_closes_ends_the_server_in_order",
+        ),
+        "Filters": ("server/test_filters::test_a_room_gets_the_filtered_messages",),
+        "As a service": (
+            "cli/test_drain::test_clients_of_all_kinds_come_back_after_a_drain_and_miss_and_hear_nothing_twice",
+            "cli/test_drain::test_a_second_signal_in_a_drain_ends_it_at_once_and_in_order",
+            "cli/test_drain::test_sigint_shuts_down_without_a_drain",
+            "cli/test_drain::test_without_a_drain_sigterm_shuts_down_as_sigint_does",
+            "server/test_systemd::test_a_service_says_when_it_is_ready_what_it_does_and_when_it_stops",
+            "server/test_systemd::test_a_drain_is_a_stop_that_says_how_long_it_takes",
+            "server/test_systemd::test_a_blocked_loop_does_not_feed_the_watchdog",
+        ),
+        "How large": ("test_guide::test_figures_of_the_guide_are_measured_ones",),
+        "Watch it": (
+            "server/test_metrics::test_there_is_every_metric_with_its_kind_and_bounded_labels",
+            "server/test_metrics::test_the_port_has_metrics_and_health_and_nothing_else",
+            "server/test_metrics::test_the_web_port_has_health_and_no_metrics",
+            "server/test_metrics::test_a_page_that_makes_its_name_resolve_to_this_machine_gets_no_metrics",
+            "server/test_metrics::test_metrics_on_other_addresses_are_warned_about",
+        ),
+        "The log": (
+            "test_log::test_log_lines_match_the_specification_to_the_letter",
+            "server/test_log_lines::test_addresses_of_clients_are_logged_only_if_asked_for",
+            "server/test_log_lines::test_without_messages_the_log_has_all_events_and_nothing_that_was_written",
+            "server/test_log_lines::test_the_guide_lists_every_event_of_the_log",
+        ),
+        "Check it": (
+            "cli/test_send_and_who::test_send_sends_one_message_and_exits",
+            "cli/test_send_and_who::test_who_lists_the_members",
+        ),
+    },
     "troubleshooting.md": dict.fromkeys(
         (
             "The server does not start",
@@ -123,6 +216,32 @@ def test_commands_are_run_or_said_to_be_not() -> None:
                 assert f'"{name}"' in used, name
             elif not is_install and not is_setting:
                 assert NOT_RUN.search(text), (section, block)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ("line", f"{ServerConfig.max_line_bytes:,} bytes"),
+        ("clients", f"{ServerConfig.max_clients:,}, at most {CONNECTIONS_PER_MIB} for each MiB"),
+        ("clients from one address", f"{MAX_CLIENTS_PER_ADDRESS}, no limit for loopback"),
+        ("messages, bytes per second", "no limit"),
+        ("rooms", f"{ServerConfig.max_rooms:,}"),
+        ("rooms that one client may be in", f"{ServerConfig.max_rooms_per_client}"),
+        ("new rooms from one address", f"{ServerConfig.max_new_rooms}"),
+        ("send queue of a client", f"{ServerConfig.send_queue_batches} batches"),
+        ("memory for messages", f"{ServerConfig.memory_bytes >> 20} MiB"),
+        ("idle time", "no limit"),
+        ("delivery to clients that leave", f"{ServerConfig.grace_seconds:g} s"),
+        ("messages logged of a client", f"{ServerConfig.log_rate:g}, and"),
+    ],
+)
+def test_limits_of_the_guide_are_the_defaults(named: str, expected: str) -> None:
+    assert ServerConfig.rate is ServerConfig.byte_rate is ServerConfig.idle_seconds is None
+    rows = re.findall(r"^\| (.*?) \| (.*?) \|", sections("operating.md")["Limits"], re.MULTILINE)
+    [shown] = [value for name, value in rows if name == named] or [
+        value for name, value in rows if name.startswith(named)
+    ]
+    assert shown.startswith(expected)
 
 
 def test_figures_of_the_guide_are_measured_ones() -> None:
