@@ -93,7 +93,9 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "server/test_proxied::test_the_time_for_the_header_is_limited",
             "server/test_proxied::test_a_proxy_of_the_page_at_the_same_address_sends_no_header",
         ),
-        "Keep messages": ("cli/test_history::test_the_messages_of_one_room_are_shown_without_its_name",
+        "Keep messages": (
+            "cli/test_history::test_the_messages_of_one_room_are_shown_without_its_name",
+        ),
         "Several machines": (),
         "Slow clients": (
             "server/test_slow_clients::test_after_the_wait_budget_a_slow_client_lags_and_gets_the_rest_when_it_reads",

@@ -135,7 +135,7 @@ class Negotiation:
 
     *password_asked* says that the server requires a password and has not accepted one,
     *password_sent* that it was sent one, *password_refused* that this is wrong, *password_accepted*
-    that one was accepted, whoever sent it.
+    that one was accepted, also one that the user sent.
 
     *asks_first* says that `PROBE` has to be sent before the hello, *is_ours* that it was answered.
 

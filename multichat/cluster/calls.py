@@ -1,6 +1,6 @@
 """How a node calls the functions of the log in the engine: arguments, answers, packets.  Pure.
 
-A `Call` is sent by whoever has a connection; a packet is a block of messages as the engine has it,
+A `Call` is sent on any connection; a packet is a block of messages as the engine has it,
 in a stream or pushed on a channel.  What the functions do is in `library.lua`.
 """
 

@@ -131,7 +131,7 @@ class TakeNumbers(Change, frozen=True, tag="numbers"):
 
 
 class ClaimName(Change, frozen=True, tag="claim"):
-    """A name for a client, and with *login* the account of that name, whoever has them."""
+    """A name for a client, and with *login* the account of that name, also from other clients."""
 
     client: int
     generation: int

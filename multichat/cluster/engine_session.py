@@ -1,6 +1,6 @@
 """A connection to the engine for one command, which is no node.
 
-Ends with the first loss of the connection: whoever runs the command repeats it.
+Ends with the first loss of the connection: the user runs the command again.
 """
 
 from collections.abc import AsyncGenerator, Sequence

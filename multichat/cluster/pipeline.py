@@ -2,7 +2,7 @@
 
 Invariants:
 
-1. A request stays until its reply has arrived, whoever waits for it.
+1. A request stays until its reply has arrived, also if nobody waits for it.
 2. RESP3 answers a subscription by pushes, one a channel, or by one error.  Both come in the order
    of the requests, so the first request in flight is the one that is answered.
 """

@@ -2,7 +2,7 @@
 
 A line that begins with anything but a slash and yet reads as a command (` /msg bob secret`, with a
 space, an invisible character or a look-alike of the slash in front, or ` /login bob secret`) is
-*disguised*: it is neither run nor said, unless whoever typed it confirms that.  In a pipe,
+*disguised*: it is neither run nor said, unless the user confirms that.  In a pipe,
 disguised commands are dropped; unknown commands, such as paths, are sent as messages
 (`say_unless_command`).
 """

@@ -107,7 +107,7 @@ password.
 class Authentication:
     """Authenticates the connections to one server, by password or by *authenticate*.
 
-    *knows_session* says whether a token is that of a session that can be resumed: whoever has one
+    *knows_session* says whether a token is that of a session that can be resumed: its client
     was admitted before, and is not locked out by a new password.  It may raise `MultichatError`.
     *web_url* is where the server's page is, empty without one.
     """

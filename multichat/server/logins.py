@@ -72,7 +72,7 @@ class Logins:
             )
 
     def log_in(self, client: Client, account: Account) -> None:
-        """Log *client* in, and give it the account's name, whoever has it.
+        """Log *client* in, and give it the account's name, also from another client.
 
         Raises `WrongPassphrase` if the account was changed or removed since its passphrase was
         compared, `NameAssigned` or `Banned`.

@@ -98,7 +98,7 @@ class OpenRooms:
     async def prepare(self, names: Iterable[str]) -> None:
         """Load what is needed to `open` the rooms called *names* in the same step.
 
-        Waits for those that are open, too: whoever comes from another node may know messages that
+        Waits for those that are open, too: a client from another node may know messages that
         are not delivered here yet.  Returns without a checkpoint if nothing is missing.  Raises
         `StorageFailed`.
         """

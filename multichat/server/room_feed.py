@@ -1,6 +1,6 @@
 """A room whose log is decided elsewhere: what was proposed, and applying what comes back.
 
-One task (`RoomFeed.follow`) applies what the log hands out, in its order, whoever has proposed it;
+One task (`RoomFeed.follow`) applies what the log hands out, in its order, from this node and from others;
 a publisher only waits for that.  A publisher that is cancelled goes; its messages are applied all
 the same, if the log has them.
 """
@@ -140,7 +140,7 @@ class RoomFeed:
         block: SayBlock,
         session: StoredSession | None,
     ) -> Receipt:
-        """Wait until *proposal*, of *block* by whoever has that *session*, is applied.
+        """Wait until *proposal*, of *block*, by the client with *session*, is applied.
 
         Returns what became of it.  Cancelled, it does not wait.  Raises `StorageFailed` if it is
         not in the log.

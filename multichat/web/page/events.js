@@ -47,7 +47,7 @@ function rename(chat, client, old, name) {
   noteIn(conversation, chat, "notice", `${old} is now ${name}`);
 }
 
-/** Whoever has written before and has another name now, which we were not told in a large room. */
+/** Somebody who wrote before has another name now, which we were not told in a large room. */
 function followName(chat, { client, name }) {
   const known = chat.directs.find((each) => each.isKnown && each.client === client);
   if (!known || known.key === directKey(name)) return;

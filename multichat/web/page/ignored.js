@@ -2,7 +2,7 @@
 // DOM.
 //
 // A name is ignored until it is named again.  Who had it stays ignored under any other name, by the
-// number of the client; that other name is not ignored for whoever has it next.
+// number of the client; that other name is not ignored when somebody else has it.
 
 import { fold } from "./names.js";
 
