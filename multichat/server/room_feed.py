@@ -1,8 +1,8 @@
 """A room whose log is decided elsewhere: what was proposed, and applying what comes back.
 
-One task (`RoomFeed.follow`) applies what the log hands out, in its order, from this node and from others;
-a publisher only waits for that.  A publisher that is cancelled goes; its messages are applied all
-the same, if the log has them.
+One task (`RoomFeed.follow`) applies what the log hands out, in its order, from all nodes; a
+publisher only waits for that.  If a publisher is cancelled, its messages are still applied if the
+log has them.
 """
 
 import itertools
