@@ -56,6 +56,10 @@ _RECEIVE_BYTES = 64 * 1024
 _RUNNING_SECONDS = 0.25
 _FROZEN_SECONDS = 1.0
 
+# An answer after this without any says that the engine is back: what it has not answered yet comes
+# now, and waits for it from now on only.
+_SILENT_SECONDS = 1.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineTimeouts:
@@ -196,7 +200,7 @@ class Link:
         self._dropped = 0
         self._something_to_take = trio.Event()
         self._received_at = trio.current_time()
-        self._ran_at = self._thawed_at = self._received_at
+        self._ran_at = self._thawed_at = self._answered_at = self._received_at
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
         self.reason = ""  # why it has ended
@@ -232,7 +236,8 @@ class Link:
     def unanswered_seconds(self) -> float:
         """How long the oldest request has waited for its reply; 0 if none waits.
 
-        Without the time in which this process was frozen, or too busy to read.
+        Without the time in which this process was frozen, or too busy to read, and without a
+        silence of the engine that has ended with a reply.
         """
         oldest, now = self._pipeline.oldest, trio.current_time()
         if oldest is None or now - self._ran_at > _FROZEN_SECONDS:
@@ -349,6 +354,10 @@ class Link:
             self.end(str(error))
 
     def _finish(self, answer: Answer[Request]) -> None:
+        silent_since = max(answer.request.sent_at, self._answered_at)
+        self._answered_at = self._received_at
+        if self._answered_at - silent_since > _SILENT_SECONDS:
+            self._thawed_at = self._answered_at
         answer.request.finish(answer.reply)
         self._round_trips.note(self._received_at - answer.request.sent_at)
         if isinstance(answer.reply, EngineRefused) and answer.reply.code == "READONLY":
