@@ -80,6 +80,32 @@ def test_the_order_of_a_sender_is_compared() -> None:
     assert found(*heard(0, 1, 2), alice=alice) == []
 
 
+def test_a_message_that_was_deleted_before_anybody_was_told_of_it_may_be_told_as_missed() -> None:
+    alice = Record("alice", said=[f"room alice {number}" for number in range(3)])
+    alice.unsure = set(alice.said)
+    bob = *heard(0), Missed(1), *heard(2)
+    assert found(*bob, history=(0, 2), alice=alice, retained=True) == []
+    alice.unsure = {"room alice 0", "room alice 2"}
+    alice.refused = {"room alice 1"}
+    assert any("and of 1" in e for e in found(*bob, history=(0, 2), alice=alice, retained=True))
+    alice.unsure, alice.refused = set(alice.said), set()
+    assert any("and of 1" in e for e in found(*bob, history=(0, 2), alice=alice))
+
+
+@pytest.mark.parametrize(
+    ("repeated", "is_right"), [({0: 3}, True), ({0: 2}, True), ({0: 1}, False), ({1: 3}, False)]
+)
+def test_a_message_that_was_sent_again_comes_before_all_that_were_said_later(
+    repeated: dict[int, int], is_right: bool
+) -> None:
+    """The first message is stored after the second; the third was said after both."""
+    alice = Record("alice", said=[f"room alice {number}" for number in (1, 0, 2)])
+    alice.accepted = {f"room alice {number}": f"e-{number}" for number in range(3)}
+    alice.repeated = {alice.said[place]: count for place, count in repeated.items()}
+    violations = found(*heard(0, 1, 2), alice=alice)
+    assert (violations == []) is is_right, violations
+
+
 def test_what_is_not_kept_any_more_is_known_by_what_was_told_of_it() -> None:
     assert found(*heard(0, 1, 2), history=(2,), retained=True) == []
     assert found(Missed(1), *heard(1, 2), history=(2,), retained=True) == []

@@ -39,7 +39,8 @@ class Record:
 
     *said* are its texts in the order in which it sent them for the first time.  *refused* were
     certainly not published, *unsure* were given up, *late* were repeated after a refusal, so that
-    their place in the order is open.
+    their place in the order is open.  *repeated* were sent again after a lost connection, each with
+    how many had been said by then: a refusal may have been lost, and the message comes after those.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Record:
     refused: set[str] = field(default_factory=set)
     unsure: set[str] = field(default_factory=set)
     late: set[str] = field(default_factory=set)
+    repeated: dict[str, int] = field(default_factory=dict)
     heard: list[Heard | Missed] = field(default_factory=list)
 
     def messages(self) -> list[Heard]:
@@ -67,12 +69,17 @@ def check_room(
     *history* is what a new client gets as a replay in the end.  With *lossy* acknowledged messages
     may be missing there, and one that was delivered before the loss may be delivered again.  With
     *retained* it has only the newest messages; the others are known by what was told of them.
+    Those that were deleted before anybody was told of them may be told as missed.
     """
+    untold = 0
     if retained:
         newest, history = list(history), _everything_told(records, history)
         if newest != history[len(history) - len(newest) :]:
             return [f"{room}: the history is not what the members were told last"], 0
-    found = [f"{room}: {each}" for each in _check(records, history, lossy=lossy)]
+        known = {each.text for each in history}
+        untold = sum(len(record.unsure - known) for record in records)
+    every = _check(records, history, lossy=lossy, untold=untold)
+    found = [f"{room}: {each}" for each in every]
     stored = {each.text for each in history}
     lost = sum(text not in stored for record in records for text in record.accepted)
     return found, lost
@@ -84,7 +91,9 @@ def _everything_told(records: Sequence[Record], history: History) -> list[Heard]
     return sorted(told, key=lambda each: each.id)
 
 
-def _check(records: Sequence[Record], history: History, *, lossy: bool) -> Iterator[str]:
+def _check(
+    records: Sequence[Record], history: History, *, lossy: bool, untold: int
+) -> Iterator[str]:
     stored = {each.text: each.id for each in history}
     yield from _few(
         "stored twice", (t for t, n in Counter(e.text for e in history).items() if n > 1)
@@ -107,7 +116,8 @@ def _check(records: Sequence[Record], history: History, *, lossy: bool) -> Itera
         theirs = set(record.said)
         others = [each for each in history if each.text not in theirs]
         yield from (
-            f"{record.name} {each}" for each in _check_heard(record, others, theirs, history, lossy)
+            f"{record.name} {each}"
+            for each in _check_heard(record, others, theirs, history, lossy, untold)
         )
 
 
@@ -125,18 +135,27 @@ def _check_sender(
     yield from _few("acknowledged with another id", wrong)
     decided = set(record.accepted) | record.refused | record.unsure
     yield from _few("never answered", (text for text in record.said if text not in decided))
-    ordered = [text for text in record.said if text in stored and text not in record.late]
-    mine, late = set(ordered), record.late
-    found = [e.text for e in history if e.text in mine and e.text not in late]
-    if ordered != found and not lossy:
-        said, is_stored = next((a, b) for a, b in zip(ordered, found, strict=True) if a != b)
-        where = f"{is_stored} ({stored[is_stored]}) before {said} ({stored[said]})"
-        kinds = [each in record.unsure for each in (is_stored, said)]
-        yield f"the messages of {record.name} are stored in another order: {where}, bare: {kinds}"
+    if not lossy:
+        yield from _check_order(record, history, stored)
+
+
+def _check_order(record: Record, history: History, stored: dict[str, str]) -> Iterator[str]:
+    places = {text: place for place, text in enumerate(record.said) if text not in record.late}
+    last = -1
+    for each in history:
+        place = places.get(each.text, last)
+        if last > place and last >= record.repeated.get(each.text, 0):
+            early = record.said[last]
+            where = f"{early} ({stored[early]}) before {each.text} ({each.id})"
+            again = [record.repeated.get(text, "once") for text in (early, each.text)]
+            what = f"the messages of {record.name} are stored in another order: {where}"
+            yield f"{what}, repeated after: {again}"
+            return
+        last = max(last, place)
 
 
 def _check_heard(
-    record: Record, others: History, theirs: set[str], history: History, lossy: bool
+    record: Record, others: History, theirs: set[str], history: History, lossy: bool, untold: int
 ) -> Iterator[str]:
     messages = record.messages()
     stored = {each.text: each.id for each in history}
@@ -150,11 +169,11 @@ def _check_heard(
     yield from _few("heard its own", (each.text for each in messages if each.text in theirs))
     if not _rises([each.id for each in messages]):
         yield "heard ids that do not rise: " + _falls([each.id for each in messages])
-    yield from _check_gaps(record, others, theirs, history, lossy)
+    yield from _check_gaps(record, others, theirs, history, lossy, untold)
 
 
 def _check_gaps(
-    record: Record, others: History, theirs: set[str], history: History, lossy: bool
+    record: Record, others: History, theirs: set[str], history: History, lossy: bool, untold: int
 ) -> Iterator[str]:
     """Check that what was not heard, and only that, is told as missed, in its place."""
     heard = {each.text for each in record.messages()}
@@ -166,7 +185,8 @@ def _check_gaps(
         before = each.id if each is not None else "~"
         gap = [e.text for e in others if after < e.id < before and e.text not in heard]
         own = sum(after < e.id < before and e.text in theirs for e in history)
-        if not len(gap) <= missed <= len(gap) + own and not (lossy and missed > len(gap)):
+        most = len(gap) + own + untold
+        if not len(gap) <= missed <= most and not (lossy and missed > len(gap)):
             where = f"between {after or 'the start'} and {'the end' if each is None else before}"
             yield f"was not told {len(gap)} messages {where}, and of {missed}: {gap[:_SHOWN]}"
         after, missed = before, 0

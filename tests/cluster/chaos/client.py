@@ -259,6 +259,8 @@ class Chatter:
         for each in self.unaccepted.values():
             each.sent += 1
             each.refused_at = None
+            record = self.records[each.room]
+            record.repeated[each.text] = len(record.said)
         return [
             *(self._say(nonce) for nonce in self.unaccepted),
             *(self._direct_again(nonce) for nonce in self.open_directs),
