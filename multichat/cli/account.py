@@ -84,6 +84,7 @@ def account(
         import trio
 
         from multichat.journal.sqlite.file_lock import IN_USE
+        from multichat.stdio import until_signal
 
         is_cluster = isinstance(file, ClusterUrl)
         if is_cluster:
@@ -101,13 +102,20 @@ def account(
                 passphrase = read_secret_file(passphrase_file, "passphrase")
         elif not is_cluster and not file.exists():
             raise JournalFailed(file, "no such file")
+        lines: list[str] = []
+
+        async def act() -> None:
+            lines.extend(await _run(backend, file, action, name or "", passphrase))
+
         try:
-            lines = trio.run(_run, backend, file, action, name or "", passphrase)
+            finished = trio.run(until_signal, act)
         except JournalFailed as error:
             if error.reason != IN_USE:
                 raise
             reason = "its server is running: stop it first, or type /account at its console"
             raise JournalFailed(file, reason) from None
+        if not finished:
+            raise JournalFailed(file, "interrupted")
     for line in lines:
         typer.echo(line)
 

@@ -76,11 +76,15 @@ def show_cluster_history(
     limit: int | None = None,
     json: bool = False,
 ) -> None:
-    """Write the messages in the engine of a cluster to *output_fd*; as `show_history` does."""
+    """Write the messages in the engine of a cluster to *output_fd*; as `show_history` does.
+
+    Raises `KeyboardInterrupt` if a signal ended it.
+    """
     import trio
 
     from multichat.cluster.engine_session import open_session
     from multichat.cluster.history import open_history
+    from multichat.stdio import until_signal
 
     room = None if room is None else room_of(room)
 
@@ -91,10 +95,12 @@ def show_cluster_history(
             async for said in history.read(room=room, since=since, limit=limit):
                 data = JSON.encode_said(said) if json else _encode(said, with_room=not one_room)
                 # In a thread: while a pager waits for its user, the connection stays in use.
-                await trio.to_thread.run_sync(write_output, output_fd, data)
+                # A signal leaves it, since the pager may never read on.
+                await trio.to_thread.run_sync(write_output, output_fd, data, abandon_on_cancel=True)
 
     try:
-        trio.run(show)
+        if not trio.run(until_signal, show):
+            raise KeyboardInterrupt
     except OutputLost as lost:
         if not isinstance(lost.__cause__, BrokenPipeError):
             raise

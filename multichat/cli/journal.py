@@ -58,7 +58,7 @@ def journal(
     stopped. Nothing is written to the file. An import that was aborted continues when the command
     is run again.
     """
-    with one_line_errors():
+    with one_line_errors("interrupted: run it again to continue"):
         access = EngineAccess(cluster_password_file, cluster_ca, cluster_tls_name)
         connection = cluster_connection(url, access, given="URL")
 
@@ -67,6 +67,7 @@ def journal(
         from multichat.cluster.engine_session import open_session
         from multichat.cluster.importing import import_contents
         from multichat.journal.sqlite.contents import open_contents
+        from multichat.stdio import until_signal
 
         told = -_TELL_SECONDS
 
@@ -76,12 +77,16 @@ def journal(
                 told = now
                 typer.echo(f"{room}: {messages} messages", err=True)
 
-        async def run() -> "Imported":
+        results: list[Imported] = []
+
+        async def run() -> None:
             async with open_session(connection) as session:
-                return await import_contents(contents, session, add=add, tell=tell)
+                results.append(await import_contents(contents, session, add=add, tell=tell))
 
         with open_contents(file) as contents:
-            done = trio.run(run)
+            if not trio.run(until_signal, run):
+                raise KeyboardInterrupt
+            [done] = results
             damaged = contents.damaged
     for line in _summary(done, damaged):
         typer.echo(line)

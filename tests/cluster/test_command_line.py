@@ -153,6 +153,32 @@ def test_without_the_extra_one_line_says_so() -> None:
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (("history", "URL"), 0, ""),
+        (("account", "list", "URL"), 1, "multichat: URL: interrupted\n"),
+    ],
+)
+async def test_a_signal_ends_a_command_that_waits_for_the_engine_without_a_traceback(
+    words: tuple[str, ...], status: int, said: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
+    async with listener:
+        url = f"valkey://{LOOPBACK}:{listener.socket.getsockname()[1]}"
+        argv = [each.replace("URL", url) for each in words]
+        async with Command(tmp_path, MULTICHAT, *argv) as command:
+            with trio.fail_after(60):
+                stream = await listener.accept()
+                async with stream:
+                    # It has asked, and no answer comes.
+                    assert await stream.receive_some()
+                    command.signal(number)
+                    assert await command.wait() == status
+            assert command.err == said.replace("URL", url)
+
+
 async def test_a_changed_password_is_reloaded_while_the_node_runs(
     engines: Engines, tmp_path: Path
 ) -> None:
