@@ -917,7 +917,7 @@ async def test_options_have_environment_variables(tmp_path: Path) -> None:
         "operators", "operators-file", "registration",
         "log-file", "log-level", "log-format", "log-messages", "log-rate",
         "journal", "durability", "keep-messages", "keep-days", "keep-mib", "max-sessions", "away",
-        "drain",
+        "drain", "metrics", "metrics-host",
         "cluster", "cluster-password-file", "cluster-ca", "cluster-tls-name",
         "web", "web-host", "web-url", "web-proxy", "webhook-token-file",
     }  # fmt: skip
