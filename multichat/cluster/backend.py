@@ -50,7 +50,9 @@ from multichat.cluster.errors import (
     EngineRefused,
     EngineUnavailable,
     FateUnknown,
+    NotOurs,
     Rejected,
+    reading_answer,
 )
 from multichat.cluster.keys import NODES
 from multichat.cluster.library import LibraryRefused, check_library, load_library
@@ -443,22 +445,20 @@ class ValkeyBackend(Backend):
         """Return that session; waits while the engine is away."""
         while True:
             try:
-                found = await self._directory.decide(ReadSession(digest.hex()))
-            except Rejected:
+                return _saved(digest, await self._directory.decide(ReadSession(digest.hex())))
+            except (Rejected, NotOurs):
                 return None
             except StorageFailed:
                 await self._wait_available()
                 await trio.lowlevel.checkpoint()
-            else:
-                return _saved(digest, found)
 
     async def take_session(self, digest: bytes, generation: int) -> SavedSession | None:
         """Take the session for this node, with a new generation."""
         try:
             taken = await self._directory.decide(TakeSession(digest.hex(), generation))
-        except Rejected:
+            return _saved(digest, taken)
+        except (Rejected, NotOurs):
             return None
-        return _saved(digest, taken)
 
     # --- Names, logins, presence ------------------------------------------------------------------
 
@@ -557,6 +557,7 @@ class ValkeyBackend(Backend):
         return await self._directory.receive()
 
 
+@reading_answer()
 def _saved(digest: bytes, found: Sequence[Any]) -> SavedSession:
     client, generation, text, nonces, *age = found
     session = _decode_session(text)

@@ -48,6 +48,12 @@ T = TypeVar("T")
 # As `library.lua` has it: so many calls of `append` may be unanswered at once.
 MAX_CALLS = 64
 
+# Hexadecimal digits of an epoch, which is a time in milliseconds.
+_MAX_EPOCH = 16
+
+# Numbers are below this, as those of the engine are.
+_MAX_NUMBER = 2**63
+
 
 class InvalidPacket(MultichatError):
     """The engine has an entry that no multichat has written."""
@@ -133,6 +139,8 @@ def parse_packet(packet: bytes) -> Packet:
     try:
         first, count, epoch, ms, run, sequence, index = line.decode("ascii").split(" ")
         header = Header(int(first), int(count), epoch, int(ms), run, int(sequence), int(index))
+        if max(map(abs, (header.end, header.first, header.ms, header.sequence))) >= _MAX_NUMBER:
+            raise InvalidPacket
         if not payload:
             return Packet(header, None, len(packet))
         time, room, client, name, act, text = _unpack_fields(payload)
@@ -152,7 +160,10 @@ def parse_push(payload: bytes) -> list[Packet] | Trimmed:
     """Parse what a channel of a room was told; raises `InvalidPacket`."""
     try:
         if payload.startswith(_TRIMMED):
-            return Trimmed(int(payload[len(_TRIMMED) :]))
+            trimmed = Trimmed(int(payload[len(_TRIMMED) :]))
+            if abs(trimmed.first) >= _MAX_NUMBER:
+                raise InvalidPacket
+            return trimmed
         packets: list[Packet] = []
         at = 0
         while at < len(payload):
@@ -249,7 +260,15 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     known: list[Known]
 
 
-_decode_answers = msgspec.msgpack.Decoder(list[Answer]).decode
+_unpack_answers = msgspec.msgpack.Decoder(list[Answer]).decode
+
+
+def _decode_answers(reply: bytes) -> list[Answer]:
+    answers = _unpack_answers(reply)
+    for answer in answers:
+        if answer.status == Status.APPENDED:
+            _hexadecimal(answer.epoch)
+    return answers
 
 
 def append(
@@ -278,7 +297,7 @@ def begin_era(primary: str, *, era: int, epoch: str) -> Call[int]:
 
     *era* and *epoch* are the highest that this node knows, so that both rise in any case.
     """
-    return Call("multichat_begin_era", (primary, era, int(epoch or "0", 16)), int)
+    return Call("multichat_begin_era", (primary, era, int(epoch or "0", 16)), index)
 
 
 class Tail(msgspec.Struct, frozen=True, array_like=True):
@@ -301,14 +320,21 @@ def tails(rooms: Sequence[tuple[str, str]]) -> Call[list[Tail]]:
 
 def _tails(reply: list[list[Any]]) -> list[Tail]:
     return [
-        Tail(index(first), index(next_), _text(epoch), tuple(map(_epoch, epochs)))
+        Tail(index(first), index(next_), _hexadecimal(_text(epoch)), tuple(map(_epoch, epochs)))
         for first, next_, epoch, epochs in reply
     ]
 
 
 def _epoch(line: bytes) -> tuple[str, int]:
     epoch, _, number = _text(line).partition(" ")
-    return epoch, int(number)
+    return _hexadecimal(epoch), int(number)
+
+
+def _hexadecimal(epoch: str) -> str:
+    """Return *epoch*, which begins the next era; raises `ValueError` if none could follow it."""
+    if len(epoch) > _MAX_EPOCH or int(epoch or "0", 16) < 0:
+        raise ValueError("no epoch")
+    return epoch
 
 
 def _packets(reply: list[bytes]) -> list[Packet]:

@@ -79,6 +79,9 @@ _MAX_BLOCK = 64
 # How many events are read at once: about 1 MiB.
 _PAGE = 2000
 
+# Client numbers are below this, which a double can tell apart.
+_MAX_CLIENT = 2**53
+
 # Of the number of an event.
 _MAX_DIGITS = 19
 
@@ -257,7 +260,7 @@ class Directory:
                 floor = max((self._highest, *self._clients, *self.replica.clients))
                 count = self._block
                 match await self.decide(TakeNumbers(count, floor)):
-                    case [int(first)]:
+                    case [int(first)] if 0 < first < _MAX_CLIENT:
                         pass
                     case _:
                         raise StorageFailed("the engine's answer is not ours")

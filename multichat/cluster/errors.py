@@ -171,7 +171,14 @@ def reading_answer() -> Iterator[None]:
     """Raise `NotOurs` if the block, which reads an answer of the engine, fails at its format."""
     try:
         yield
-    except (AttributeError, LookupError, TypeError, ValueError, msgspec.MsgspecError) as error:
+    except (
+        ArithmeticError,  # an integer made of infinity
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        msgspec.MsgspecError,
+    ) as error:
         raise NotOurs(str(error)) from None
 
 

@@ -11,10 +11,11 @@ loaded only if no other node runs.
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
+from operator import index
 from typing import Any, NamedTuple
 
 from multichat.cluster.calls import Call
-from multichat.cluster.errors import EngineRefused
+from multichat.cluster.errors import EngineRefused, reading_answer
 from multichat.cluster.keys import NODES, lease_of
 from multichat.cluster.link import Link
 from multichat.errors import MultichatError
@@ -86,7 +87,7 @@ class Version(NamedTuple):
 
 def _version(reply: Any) -> Version:
     number, digest = reply
-    return Version(number, digest.decode())
+    return Version(index(number), digest.decode())
 
 
 VERSION_CALL = Call("multichat_version", (), _version, writes=False)
@@ -147,7 +148,10 @@ async def find_library(link: Link) -> Version | None:
 
 async def _is_in_use(link: Link, node: str) -> bool:
     """Return whether another node than *node* runs, or did until its lease ends."""
-    for each in await link.call("HKEYS", NODES):
-        if each != node.encode() and await link.call("EXISTS", lease_of(each.decode())):
+    reply = await link.call("HKEYS", NODES)
+    with reading_answer():
+        others = [name for each in reply if (name := each.decode()) != node]
+    for other in others:
+        if await link.call("EXISTS", lease_of(other)):
             return True
     return False

@@ -27,13 +27,15 @@ _MAX_LINE = 16 * 1024
 # That of hiredis.
 _MAX_DEPTH = 8
 
+_MAX_INTEGER = 2**63
+
 # Of a number in a header; no limit needs more.
 _MAX_DIGITS = 10
 
 _STRINGS = frozenset(b"$=")
 _LISTS = frozenset(b"*~>")
 _MAP = ord("%")
-_LINES = frozenset(b"+-:,#_(")
+_LINES = frozenset(b"+-:,#_")
 _KINDS = _STRINGS | _LISTS | _LINES | {_MAP}
 
 # How other protocols begin, and what to tell the operator.
@@ -64,7 +66,14 @@ class ReplyLimits:
 
 
 def pack(words: tuple[Word, ...]) -> bytes:
-    """Return a request of these *words*."""
+    """Return a request of these *words*.
+
+    Raises `OverflowError` for a number of more than 64 bits: `hiredis` ends the process at one of
+    some thousand.
+    """
+    for word in words:
+        if isinstance(word, int) and not -_MAX_INTEGER <= word < _MAX_INTEGER:
+            raise OverflowError(f"a number of {word.bit_length()} bits cannot be sent")
     return hiredis.pack_command(words)  # type: ignore[no-any-return, arg-type]
 
 
@@ -131,6 +140,8 @@ class ReplyDecoder:
             for start, reason in _OTHERS:
                 if self._is_first and header.startswith(start[: len(header)]):
                     raise BadReply(reason)
+            if not self._is_first and kind == b"(":
+                raise BadReply("it sends a number of more than 64 bits")
             raise BadReply("it does not speak the protocol of Valkey and Redis")
 
     def _read_header(self, header: bytes) -> None:

@@ -136,6 +136,7 @@ def test_garbage_raises_only_bad_reply(pieces: list[bytes]) -> None:
         (b"$99999999999999999999\r\n", "invalid reply"),
         (b"*1\r\n" * 9, "more than 8 levels"),
         (b"+" + b"x" * 20_000, "more than 16384 bytes"),
+        (b"*2\r\n:1\r\n(" + b"9" * 4000 + b"\r\n", "a number of more than 64 bits"),
         (b"|1\r\n+a\r\n+b\r\n:1\r\n", "does not speak the protocol"),
         (b"HTTP/1.1 400 Bad Request\r\n", "it is a web server"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "it is an SSH server"),
@@ -162,7 +163,11 @@ def test_an_error_of_the_engine_is_cleaned_and_short() -> None:
     assert len(str(error)) < 400
 
 
-@given(st.lists(st.binary(max_size=40) | st.integers() | st.text(max_size=20), min_size=1))
+@given(
+    st.lists(
+        st.binary(max_size=40) | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=20), min_size=1
+    )
+)
 def test_a_request_is_a_list_of_its_words(words: list[Any]) -> None:
     expected = [
         each if isinstance(each, bytes) else str(each).encode("utf-8", "surrogatepass")
@@ -173,3 +178,9 @@ def test_a_request_is_a_list_of_its_words(words: list[Any]) -> None:
     except UnicodeEncodeError:
         return
     assert list(ReplyDecoder().feed(packed)) == [expected]
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 16**4000], ids=["above", "below", "huge"])
+def test_a_number_at_which_the_packer_would_end_the_process_is_refused(number: int) -> None:
+    with pytest.raises(OverflowError, match="bits cannot be sent"):
+        pack(("GET", number))
