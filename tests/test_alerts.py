@@ -4,7 +4,6 @@ Prometheus itself does not read them here: its `promtool` is used where it is in
 """
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 from multichat.server.refusals import DISCONNECT_CODES, RefusedFor
 from multichat.testing import memory_server
 from tests.support.metrics import Metrics, metrics_of
-from tests.support.processes import module
+from tests.support.processes import module, program
 
 yaml = module("yaml")
 
@@ -95,8 +94,6 @@ async def test_the_guide_has_every_metric_label_and_alert() -> None:
 
 @pytest.mark.process
 def test_prometheus_accepts_the_rules() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed")
-    done = subprocess.run([promtool, "check", "rules", str(ALERTS)], capture_output=True, text=True)
+    command = [program("promtool"), "check", "rules", str(ALERTS)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
