@@ -78,6 +78,10 @@ class EngineTimeouts:
     # is silent for seconds, and a new connection would not help then.
     silence: float = 10.0
 
+    # Time after which a link is given up on which no request is answered, whatever else arrives.
+    # The largest answer takes less on a slow network.
+    overdue: float = 60.0
+
     # Delay before the first attempt to reconnect; it doubles with each attempt.
     first_retry: float = 0.1
 
@@ -386,10 +390,11 @@ class Link:
             if oldest is None:
                 self._send(("PING",))
                 continue
-            since = max(oldest.sent_at, self._received_at, self._thawed_at)
-            waited = trio.current_time() - since
-            if waited >= self._timeouts.silence:
+            now, since = trio.current_time(), max(oldest.sent_at, self._thawed_at)
+            if now - max(since, self._received_at) >= self._timeouts.silence:
                 self.end(f"the engine did not answer in {self._timeouts.silence:g} s")
+            elif now - max(since, self._answered_at) >= self._timeouts.overdue:
+                self.end(f"the engine did not answer a request in {self._timeouts.overdue:g} s")
 
 
 async def open_link(

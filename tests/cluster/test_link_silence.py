@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_pair
 
+from multichat.cluster.errors import FateUnknown
 from multichat.cluster.handshake import EngineInfo
 from multichat.cluster.link import EngineTimeouts, Link, LinkLimits
 from multichat.cluster.resp import ReplyDecoder, ReplyLimits
@@ -87,3 +88,31 @@ async def test_what_others_say_is_no_answer(autojump_clock: trio.testing.MockClo
         await engine.send_all(b">3\r\n$7\r\nmessage\r\n$1\r\na\r\n$2\r\nhi\r\n")
         await trio.testing.wait_all_tasks_blocked()
         assert logs.refusal == AWAY
+
+
+async def test_an_engine_that_says_other_things_and_answers_nothing_is_given_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with scripted() as (link, engine):
+        request = link.request("PING")
+        started = trio.current_time()
+        while not link.reason:
+            assert trio.current_time() - started < 2 * EngineTimeouts().overdue
+            await engine.send_all(b">3\r\n$7\r\nmessage\r\n$1\r\na\r\n$2\r\nhi\r\n")
+            await trio.sleep(1)
+        assert link.reason == "the engine did not answer a request in 60 s"
+        with pytest.raises(FateUnknown):
+            await request.reply()
+
+
+async def test_an_engine_that_answers_slowly_but_steadily_is_kept(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with scripted() as (link, engine):
+        for _ in range(20):
+            link.request("PING")
+        for _ in range(20):
+            await trio.sleep(9)
+            await engine.send_all(b"+PONG\r\n")
+        await trio.testing.wait_all_tasks_blocked()
+        assert not link.reason
