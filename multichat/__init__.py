@@ -97,7 +97,9 @@ if TYPE_CHECKING:
         Slow,
     )
     from multichat.server.join_hook import OnJoin
+    from multichat.server.live_settings import LiveSettings
     from multichat.server.metrics import ServerCollector
+    from multichat.server.reloading import Reloading
     from multichat.server.server import Server, serve
     from multichat.server.statistics import Durations, ServerStatistics
     from multichat.web.config import WebConfig
@@ -140,6 +142,7 @@ __all__ = [
     "Left",
     "LineTooLong",
     "ListenFailed",
+    "LiveSettings",
     "LocalProtocolError",
     "LogMessages",
     "LoggedIn",
@@ -167,6 +170,7 @@ __all__ = [
     "Refused",
     "Rejected",
     "ReloadFailed",
+    "Reloading",
     "RemoteProtocolError",
     "Renamed",
     "Renaming",
@@ -218,7 +222,9 @@ _HOMES = (
     "protocol.messages",
     "server.join_hook",
     "server.client",
+    "server.live_settings",
     "server.metrics",
+    "server.reloading",
     "server.server",
     "server.statistics",
     "web.config",

@@ -51,6 +51,7 @@ UNIT_TEST = """
 import os, subprocess
 import pytest
 
+@pytest.mark.unit
 def test_it():
     {}
 """
@@ -59,6 +60,7 @@ import os
 import re
 import pytest
 
+@pytest.mark.unit
 def test_it():
     ours = {key: os.environ[key] for key in os.environ if key.startswith("MULTICHAT_")}
     assert ours == {"MULTICHAT_CONFIG": os.devnull, "MULTICHAT_KILL_SEED": "7"}

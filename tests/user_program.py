@@ -90,8 +90,8 @@ async def moderate(server: multichat.Server) -> None:
     except multichat.InvalidBan as error:
         print(error)
     assert_type(server.bans, list[multichat.Ban])
-    server.settings.change_password("another")
-    server.reloading.add(
+    assert_type(server.settings, multichat.LiveSettings).change_password("another")
+    assert_type(server.reloading, multichat.Reloading).add(
         "certificate",
         partial(multichat.server_tls, Path("chain.pem")),
         server.settings.change_certificate,

@@ -400,7 +400,9 @@ class Backend(ABC):
         """Store the *topic* of *room*, case-folded, or delete it if it is empty.
 
         It was set by *client*, called *name*; 0 if it was the operator.  Raises `StorageFailed`.
-        Shared: others get it as `TopicChanged`; raises `InvalidRequest` if `MAX_TOPICS` have one.
+        Shared: all nodes, this one too, get it as `TopicChanged`, in one order, so that of two
+        topics that are set at once all end with the same; raises `InvalidRequest` if `MAX_TOPICS`
+        have one.
         """
 
     def add_ban(self, ban: BanRecord) -> None:

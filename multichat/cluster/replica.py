@@ -71,8 +71,9 @@ class Replica:
     """The replica of the node called *node*.
 
     *number* is that of the last event that was applied, -1 before the first snapshot.  *clients*
-    are those of other nodes, by number.  With *echoes*, changes of accounts, topics and bans that
-    this node has asked for are returned as well: it may not know that they were made.
+    are those of other nodes, by number.  With *echoes*, changes of accounts and bans that this node
+    has asked for are returned as well, as those of topics always are: it may not know that they
+    were made.
     """
 
     def __init__(self, node: str) -> None:
@@ -181,8 +182,7 @@ class Replica:
                 self.topics.pop(key, None)
                 if topic:
                     self.topics[key] = topic
-                if not is_known:
-                    yield TopicChanged(key, topic, client, name)
+                yield TopicChanged(key, topic, client, name)
             case Banned(ban=ban):
                 self.bans[ban.target] = ban
                 if not is_known:

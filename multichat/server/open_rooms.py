@@ -232,11 +232,12 @@ class OpenRooms:
         with trio.CancelScope(shield=True):  # it may be stored: the room must have it, too
             await self._backend.save_topic(room.key, topic, number, name)
         changed = TopicChanged(room.name, topic, number, name)
-        self.put_topic(room.key, changed, by)
+        if not self._backend.is_shared:  # otherwise it comes in the order of those of all nodes
+            self.put_topic(room.key, changed, by)
         return changed
 
     def put_topic(self, key: str, changed: TopicChanged, by: Client | None) -> None:
-        """Note the topic of the room *key*, set by *by*, or on another node."""
+        """Note the topic of the room *key*, set by *by*; None for the console or another node."""
         self._topics[key] = changed.text
         if not changed.text:
             del self._topics[key]

@@ -96,7 +96,8 @@ class OtherNodes:
             case AccountChanged(key, name, hash_):
                 registry.logins.put_account(key, name, hash_)
             case TopicChanged(key, topic, client, name):
-                registry.rooms.put_topic(key, messages.TopicChanged(key, topic, client, name), None)
+                changed = messages.TopicChanged(key, topic, client, name)
+                registry.rooms.put_topic(key, changed, registry.find(client))
             case BanAdded(ban):
                 self._bans.put(ban)
             case BanRemoved(target):

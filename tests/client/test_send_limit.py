@@ -155,7 +155,8 @@ async def test_the_delivery_timeout_covers_everything_after_the_end_of_input(
     async with scripted(timeouts, accepted=100, seconds=SECONDS - 5) as endpoint:
         with (
             piped(tmp_path, 100) as fd,
-            pytest.raises(ConnectionLost, match=r"not everything was accepted in 120 s; 9\d lines"),
+            # How many depends on when the input, which a thread reads, is at its end.
+            pytest.raises(ConnectionLost, match=r"not everything was accepted in 120 s; \d+ lines"),
         ):
             await send(endpoint, endpoint.options, None, input_fd=fd)
 

@@ -443,7 +443,7 @@ async def test_a_failing_accept_is_retried(monkeypatch: pytest.MonkeyPatch, tmp_
         listeners.extend(map(Scarce, await listen_tcp(*args)))
         return listeners
 
-    monkeypatch.setattr("multichat.server.server.listen_tcp", listen)
+    monkeypatch.setattr("multichat.server.listening.listen_tcp", listen)
     log = tmp_path / "log"
     with log.open("wb") as output, open_log(output.fileno()):
         async with trio.open_nursery() as nursery:

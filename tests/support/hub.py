@@ -366,7 +366,7 @@ class HubBackend(Backend):
     async def save_topic(self, room: str, topic: str, client: int, name: str) -> None:
         self._check()
         self._hub.topics[room] = topic
-        self._hub.tell(TopicChanged(room, topic, client, name), but=self.name)
+        self._hub.tell(TopicChanged(room, topic, client, name))
         await self._reply()
 
     def add_ban(self, ban: BanRecord) -> None:

@@ -483,7 +483,7 @@ class SharedEngine(Engine):
 
     def _save_topic(self, node: _Node, room: str, topic: str, client: int, name: str) -> None:
         self._topics[room] = topic
-        self._tell_others(node, TopicChanged(room, topic, client, name))
+        self._tell_others(None, TopicChanged(room, topic, client, name))
 
     def _add_ban(self, node: _Node, ban: BanRecord) -> None:
         self._bans[ban.target] = ban
