@@ -9,6 +9,7 @@ import importlib
 import inspect
 import re
 import sys
+from contextlib import suppress
 from dataclasses import Field, fields, is_dataclass
 from functools import cache
 from typing import get_args, get_type_hints
@@ -185,12 +186,14 @@ def shorten_signature(
 
 def drop_limits(_app: Sphinx) -> None:
     """Show types without msgspec's limits, which are in docs/protocol.md."""
-    for name in multichat.__all__:
-        value = getattr(multichat, name)
+    public = {name: getattr(multichat, name) for name in multichat.__all__}
+    for value in public.values():
         found = [value, *vars(value).values()] if inspect.isclass(value) else [value]
         for each in found:
             if inspect.isfunction(each) or (each is value and inspect.isclass(each)):
-                each.__annotations__ = get_type_hints(each)
+                # What a module imports for the checker only has no limits.
+                with suppress(NameError):
+                    each.__annotations__ = get_type_hints(each, localns=public)
 
 
 def setup(app: Sphinx) -> None:
