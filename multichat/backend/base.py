@@ -408,7 +408,8 @@ class Backend(ABC):
     def add_ban(self, ban: BanRecord) -> None:
         """Store a ban; never waits or fails.
 
-        If there are `MAX_BANS`, this node gets `BanRefused`.  Shared.
+        All nodes, this one too, get it as `BanAdded`, in one order with what is lifted.  If there
+        are `MAX_BANS`, this node gets `BanRefused`.  Shared.
         """
         raise NotImplementedError
 

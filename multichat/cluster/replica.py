@@ -71,9 +71,9 @@ class Replica:
     """The replica of the node called *node*.
 
     *number* is that of the last event that was applied, -1 before the first snapshot.  *clients*
-    are those of other nodes, by number.  With *echoes*, changes of accounts and bans that this node
-    has asked for are returned as well, as those of topics always are: it may not know that they
-    were made.
+    are those of other nodes, by number.  Changes of topics and bans that this node has asked for
+    are returned as well, because their order counts; with *echoes* those of accounts, too: it may
+    not know that they were made.
     """
 
     def __init__(self, node: str) -> None:
@@ -185,12 +185,10 @@ class Replica:
                 yield TopicChanged(key, topic, client, name)
             case Banned(ban=ban):
                 self.bans[ban.target] = ban
-                if not is_known:
-                    yield BanAdded(ban)
+                yield BanAdded(ban)
             case Unbanned(target=target):
                 self.bans.pop(target, None)
-                if not is_known:
-                    yield BanRemoved(target)
+                yield BanRemoved(target)
             case _:
                 yield from self._tell(fed.event, is_ours=is_ours)
 

@@ -106,8 +106,12 @@ class BanKeeper:
             self._put(record, lambda ban: self._bans.add(ban, time.time()))
 
     def put(self, record: BanRecord) -> None:
-        """Add a ban of another node; one that cannot be added is logged."""
-        self._put(record, self._add)
+        """Add a ban of a node, unless it is in force; one that cannot be added is logged."""
+        self._put(record, self._add_new)
+
+    def _add_new(self, ban: Ban) -> None:
+        if ban not in self.current():
+            self._add(ban)
 
     def _put(self, record: BanRecord, add: Callable[[Ban], object]) -> None:
         try:
@@ -117,7 +121,7 @@ class BanKeeper:
             self._log.line("STATE", f"A ban of another node is not in force: {error}", ERROR)
 
     def take(self, target: str) -> None:
-        """Remove a ban that another node has lifted."""
+        """Remove a ban that a node has lifted."""
         try:
             self._remove(target)
         except LocalProtocolError as error:

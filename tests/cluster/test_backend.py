@@ -462,7 +462,8 @@ async def test_a_ban_that_is_one_too_many_is_refused_to_the_node_that_gave_it(
         a.backend.add_ban(BanRecord(target="name bob"))
         a.backend.add_ban(BanRecord(target="name eve"))
         assert await a.wait_for(BanRefused) == BanRefused("name eve", 1)
-        await b.wait_for(BanAdded)
+        for node in (a, b):
+            assert (await node.wait_for(BanAdded)).ban.target == "name bob"
         assert [each.target for each in b.backend.bans] == ["name bob"]
         assert not any(isinstance(each, BanAdded | BanRefused) for each in (*a.heard, *b.heard))
 

@@ -371,11 +371,11 @@ class HubBackend(Backend):
 
     def add_ban(self, ban: BanRecord) -> None:
         self._hub.bans[ban.target] = ban
-        self._hub.tell(BanAdded(ban), but=self.name)
+        self._hub.tell(BanAdded(ban))
 
     def remove_ban(self, target: str) -> None:
         self._hub.bans.pop(target, None)
-        self._hub.tell(BanRemoved(target), but=self.name)
+        self._hub.tell(BanRemoved(target))
 
     def disconnect(self, client: int, code: str, reason: str) -> None:
         self._hub.tell(DisconnectAsked(client, code, reason), but=self.name)

@@ -16,7 +16,7 @@ from tests.simulation.history import Visit
 from tests.simulation.invariants import Violation
 from tests.simulation.rooms.wire import Request, Talk
 
-from .plan import NodesPlan
+from .plan import LEASE_SECONDS, NodesPlan
 
 __all__ = [
     "LAST_WHO",
@@ -386,8 +386,17 @@ storage_fails_only_without_engine = _of_talkings(
 
 
 def only_the_replaced_are_fenced(history: NodesHistory) -> Iterator[str]:
-    """What a connection says is fenced only if its client has resumed, or its node was frozen."""
+    """What a connection says is fenced only if its client has resumed, or its node was away.
+
+    That is a node that was frozen, or one that was cut off and says that it was taken for dead.
+    """
     frozen = {node for _, node, _ in history.plan.freezes}
+    frozen |= {
+        node
+        for _, node, text in history.log
+        if "taken for dead" in text
+        and sum(time for _, time in history.plan.links[node].cuts) >= LEASE_SECONDS / 2
+    }
     for talking in history.talkings:
         later = [
             other

@@ -487,11 +487,11 @@ class SharedEngine(Engine):
 
     def _add_ban(self, node: _Node, ban: BanRecord) -> None:
         self._bans[ban.target] = ban
-        self._tell_others(node, BanAdded(ban))
+        self._tell_others(None, BanAdded(ban))
 
     def _remove_ban(self, node: _Node, target: str) -> None:
         self._bans.pop(target, None)
-        self._tell_others(node, BanRemoved(target))
+        self._tell_others(None, BanRemoved(target))
 
     # --- To other nodes ---------------------------------------------------------------------------
 
