@@ -15,8 +15,9 @@ import trio.testing
 
 from multichat import Slow
 from multichat.errors import NotRead, StorageFailed
-from multichat.journal.base import PendingWrite, RoomJournal, SavedSession
+from multichat.journal.base import PendingWrite, SavedSession
 from multichat.net.send_queue import SendQueue, SendResult
+from multichat.protocol.ids import MessageIds
 from multichat.protocol.json_codec import JsonCodec
 from multichat.protocol.lookalikes import NameIndex
 from multichat.protocol.messages import (
@@ -417,17 +418,17 @@ keep_the_epoch_of_a_backup = edited(
 )
 know_ids_beyond_a_backup = edited(
     "know_ids_beyond_a_backup",
-    RoomJournal,
+    MessageIds,
     "number_of",
     "self.earlier.get(epoch, 0)",
     "self.next",
 )
 know_no_earlier_epochs = edited(
-    "know_no_earlier_epochs", RoomJournal, "number_of", "self.earlier.get(epoch, 0)", "0"
+    "know_no_earlier_epochs", MessageIds, "number_of", "self.earlier.get(epoch, 0)", "0"
 )
 call_all_by_the_present_epoch = edited(
     "call_all_by_the_present_epoch",
-    RoomJournal,
+    MessageIds,
     "id_of",
     "if number >= self.earlier[earlier]:",
     "if True:",
