@@ -146,6 +146,8 @@ def checked_room() -> tuple[list[Member], list[tuple[str, str]]]:
         ("another id", "another id than the others"),
         ("an id twice", "an id was given twice"),
         ("own order", "in another order"),
+        ("own order, sent again", "in another order"),
+        ("own order, sent again, refused", ""),
     ],
 )
 def test_the_checker_notices(fault: str, found: str) -> None:
@@ -164,10 +166,14 @@ def test_the_checker_notices(fault: str, found: str) -> None:
             a.accepted[next(iter(a.accepted))] = "id-9"
         case "an id twice":
             history[0] = history[1][0], history[0][1]
-        case "own order":
-            history[0], history[2] = history[2], history[0]
-            for member in (b, reader):
+        case "own order" | "own order, sent again" | "own order, sent again, refused":
+            a.repeated = {history[0][1]} if "again" in fault else set()
+            a.was_refused = "refused" in fault
+            texts = [history[number][1] for number in (2, 1, 0, 3)]
+            history[:] = [(f"id-{number}", text) for number, text in enumerate(texts)]
+            for member in members:
                 member.heard = [each for each in history if f" {member.name} " not in each[1]]
+                member.accepted = {text: id_ for id_, text in history if f" {member.name} " in text}
     if not found:
         check_room("room0", members, history)
         return
