@@ -50,7 +50,7 @@ __all__ = [
     "Skipped",
 ]
 
-# The number of no client: the operator's, and that of a recipient who is gone.
+# The number of no client: the operator, or a recipient that has disconnected.
 NOBODY = 0
 
 
@@ -439,9 +439,9 @@ class Backend(ABC):
         """Send a private message to a client on any node, and return what has become of it.
 
         *generation* is the sender's, whose number is in *message*.  With a *nonce*, for whose text
-        *check* stands, it is delivered at most once however often and on whichever node it is sent
-        again, as the same that it was: the later calls return its fate, and send it only if it was
-        certainly not delivered.  To `NOBODY` nothing is sent.
+        *check* stands, it is delivered at most once, on whichever nodes it is sent again: later
+        calls return its fate, and send it only if it was certainly not delivered.
+        To `NOBODY` nothing is sent.
 
         Shared.  Raises `StorageFailed` if it was certainly not sent, and `NonceReused` if the
         nonce was that of another message.

@@ -33,7 +33,7 @@ def backoff(timeouts: ClientTimeouts, random: Callable[[], float] = random) -> I
 class Delays:
     """The delays of one chat before its attempts to reconnect.
 
-    After a goodbye with `after` the next attempt waits for so long.  One that says `draining` is
+    After a goodbye with `after` the next attempt waits for that time.  One that says `draining` is
     different, because another node may be there at once, and an attempt at a server that has closed
     its listeners costs it nothing: then attempts go on as usual, and *after* says when the server
     may be back, at which there is one, with jitter, however long the backoff has become.

@@ -213,7 +213,7 @@ def render(registry: "CollectorRegistry", accept: str = "") -> tuple[bytes, str]
     try:
         encode, content_type = choose_encoder(accept)
         content_type.encode("ascii")  # a part of *accept* is in it
-    except Exception:  # noqa: BLE001 - of a version that is none, it raises several
+    except Exception:  # noqa: BLE001 - an invalid version raises several kinds
         encode, content_type = choose_encoder("")
     data: bytes = encode(registry)
     return data, content_type

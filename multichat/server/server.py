@@ -469,7 +469,7 @@ class Server:
         *seconds* is negative or more than a day.
         """
         if self._nursery is None:
-            self.shutdown()  # there is nobody
+            self.shutdown()  # it is not open, and has no clients
         elif self.ending.drain(seconds):
             self._start_soon(self.ending.run)
 

@@ -247,7 +247,7 @@ class _Run:
             await trio.aclose_forcefully(client.stream)
 
     async def ban(self, service: Service) -> None:
-        """Ban a client by its name; raise `Wrong` unless it has to go and stays away."""
+        """Ban a client by its name; raise `Wrong` unless it is disconnected and stays out."""
         client = await self.connect()
         try:
             with trio.fail_after(_SECONDS):
