@@ -414,7 +414,10 @@ class Backend(ABC):
         raise NotImplementedError
 
     def remove_ban(self, target: str) -> None:
-        """Remove the ban of exactly that *target*; never waits or fails.  Shared."""
+        """Remove the ban of exactly that *target*; never waits or fails.
+
+        All nodes, this one too, get it as `BanRemoved`, in one order with what is added.  Shared.
+        """
         raise NotImplementedError
 
     # --- To clients on other nodes ----------------------------------------------------------------
@@ -454,6 +457,8 @@ class Backend(ABC):
 
     async def receive(self) -> Event:
         """Return what another node did, or what happened to the backend, in order.
+
+        Of what this node did it returns topics and bans: see `save_topic` and `add_ban`.
 
         Called by one task of the server, again and again.  A local backend never returns.
         """

@@ -128,7 +128,7 @@ class AccountChanged(_Event, frozen=True, tag=True):
 
 
 class TopicChanged(_Event, frozen=True, tag=True):
-    """Another node has given the room *key* a topic, empty for none.
+    """A node, perhaps this one, has given the room *key* a topic, empty for none.
 
     It was set by *client*, 0 if it was the operator, called *name*.
     """
@@ -140,13 +140,13 @@ class TopicChanged(_Event, frozen=True, tag=True):
 
 
 class BanAdded(_Event, frozen=True, tag=True):
-    """Another node has added a ban."""
+    """A node, perhaps this one, has added a ban."""
 
     ban: BanRecord
 
 
 class BanRemoved(_Event, frozen=True, tag=True):
-    """Another node has lifted the ban of exactly that *target*."""
+    """A node, perhaps this one, has lifted the ban of exactly that *target*."""
 
     target: str
 

@@ -6,8 +6,8 @@ until `leave` says that the engine is away.
 
 Invariants:
 
-1. What others did is applied in the order of the feed; a decision is returned after everything that
-   it followed.
+1. What others did is applied in the order of the feed, and so are topics and bans of this node; a
+   decision is returned after everything that it followed.
 2. After a reconnect the engine has the clients that this node has, and no others of it.
 3. A run that was fenced is never used again.
 """

@@ -153,7 +153,10 @@ class Replica:
                 yield BanAdded(ban)
 
     def _apply(self, fed: Fed) -> Iterator[Update]:
-        """Change the state, and yield what is new to this node: not what it did itself."""
+        """Change the state, and yield what the node has to apply.
+
+        Of what it did itself those are topics and bans, and with `echoes` accounts.
+        """
         is_ours = fed.actor == self.node
         is_known = is_ours and not self.echoes
         match fed.event:
