@@ -56,7 +56,8 @@ def _ignore(number: int, frame: object) -> None:
 class HangUps:
     """SIGHUP, for a server: it does not end the process, from when this is made.
 
-    A SIGHUP that is ignored, as under `nohup`, stays ignored.  Main thread only.
+    It is no longer blocked then (see `multichat.__main__`).  A SIGHUP that is ignored, as under
+    `nohup`, stays ignored.  Main thread only.
     """
 
     def __init__(self) -> None:
@@ -66,6 +67,7 @@ class HangUps:
         )
         if sys.platform != "win32" and not self._is_ignored:
             signal.signal(signal.SIGHUP, self._note)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
 
     def _note(self, *_: object) -> None:
         self._has_come = True

@@ -3,6 +3,7 @@
 Owns what is changed for the whole process: a server that is embedded in a program leaves it alone.
 """
 
+import errno
 import gc
 import signal
 import sys
@@ -84,7 +85,7 @@ async def _obey_signals(signals: EndingSignals, server: Server, scope: trio.Canc
 
 
 async def _obey_hang_ups(hang_ups: HangUps, server: Server) -> None:
-    had_terminal = _has_terminal()
+    had_terminal = _has_terminal() or _has_closed_terminal()
     async with trio.open_nursery() as nursery, aclosing(hang_ups.receive()) as received:
         async for _ in received:
             if had_terminal:
@@ -109,6 +110,19 @@ def _has_terminal() -> bool:
         return sys.stdin.isatty()  # False, too, once it has closed
     except (AttributeError, ValueError):  # there is none
         return False
+
+
+def _has_closed_terminal() -> bool:
+    """Return whether standard input is a terminal that has closed, as during the start."""
+    try:
+        import termios
+
+        termios.tcgetattr(sys.stdin)
+    except (ImportError, TypeError, ValueError):  # Windows; or there is none
+        return False
+    except termios.error as error:
+        return bool(error.args[0] == errno.EIO)  # ENOTTY: it never was one
+    return False
 
 
 def _allow_files(clients: int) -> str:

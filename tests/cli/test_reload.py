@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import ssl
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -375,6 +376,56 @@ async def test_a_log_that_is_rotated_under_a_flood_has_every_line(tmp_path: Path
 async def _discard(stream: trio.SocketStream) -> None:
     while await stream.receive_some():
         pass
+
+
+# Runs `multichat` with the arguments after the first two.  Before it imports the command line, it
+# closes the descriptor that is the first, and sends itself the signal that is the second.
+INTERRUPTED_START = """
+import os, sys
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == "multichat.cli":
+            if closed >= 0:
+                os.close(closed)
+            os.kill(os.getpid(), number)
+closed, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+sys.meta_path.insert(0, Finder)
+from multichat.__main__ import main
+main()
+"""
+
+
+def interrupted_start(
+    tmp_path: Path, *argv: str, closed: int = -1, stdin: int | None = None
+) -> Command:
+    code = sys.executable, "-c", INTERRUPTED_START, str(closed), str(int(signal.SIGHUP))
+    return Command(tmp_path, *code, *argv, stdin=stdin)
+
+
+async def test_a_sighup_before_the_server_has_imported_anything_reloads_it(tmp_path: Path) -> None:
+    async with interrupted_start(tmp_path, "serve", "0", "--host", LOOPBACK) as server:
+        await server.wait_for(RELOADED)
+        server.signal(signal.SIGTERM)
+        assert await server.wait() == 0
+        assert server.err == ""
+
+
+async def test_a_sighup_ends_a_client_that_starts(tmp_path: Path) -> None:
+    async with interrupted_start(tmp_path, "connect", LOOPBACK, "1") as client:
+        assert await client.wait() == -signal.SIGHUP
+
+
+async def test_a_server_ends_whose_terminal_closes_while_it_starts(tmp_path: Path) -> None:
+    master, slave = os.openpty()
+    start = interrupted_start(
+        tmp_path, "serve", "0", "--host", LOOPBACK, closed=master, stdin=slave
+    )
+    start.passed = (master,)
+    async with start as server:
+        os.close(master)
+        os.close(slave)
+        await server.wait_for("Listening on")
+        assert await server.wait() == 0
 
 
 async def test_fifty_reloads_under_load_lose_no_message_and_no_client(
