@@ -26,16 +26,16 @@ _TLS = {"valkey": False, "valkeys": True, "redis": False, "rediss": True}
 # More Sentinels than this are a mistake; each is asked before each connection.
 _MAX_HOSTS = 16
 
-# Databases of an engine have small numbers.
+# An engine numbers its databases from 0, and has few of them.
 _MAX_DATABASE_DIGITS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterAddress:
-    """Where the engine is: at the one of *hosts*, or where the Sentinels at *hosts* say.
+    """The address of the engine, or of the Sentinels that know its address.
 
-    These know the primary under *sentinel_name*, which is otherwise empty.  Without *user* the
-    engine's default user is meant.
+    With *sentinel_name*, *hosts* are Sentinels, and that is their name for the primary; without it,
+    *hosts* has one entry, the engine.  An empty *user* is the engine's default user.
     """
 
     hosts: tuple[tuple[str, int], ...]
@@ -46,7 +46,7 @@ class ClusterAddress:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the address that the URL *text* is; raises `ValueError`, without a password."""
+        """Parse the URL *text*; raises `ValueError`, whose message never contains a password."""
         scheme, colon, rest = text.partition("://")
         name, plus, kind = scheme.partition("+")
         if not colon or name not in _TLS or (plus and kind != "sentinel"):
@@ -101,7 +101,7 @@ class ClusterAddress:
 
 
 def format_host(host: str, port: int) -> str:
-    """Return *host* and *port* as one text: `127.0.0.1:6379`, `[::1]:6379`."""
+    """Return *host* and *port* as one string: `127.0.0.1:6379`, `[::1]:6379`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -1,10 +1,11 @@
-"""What a node wants to append, in numbered calls, each repeated until its fate is known.  Pure.
+"""A node's queue of appends: numbered calls, each repeated until its outcome is known.  Pure.
 
 1. Blocks are appended in the order of `add`, in calls with rising sequences.
-2. A call in flight stays until it is answered: after a reconnect it is repeated as it was, before
-   anything new is sent.  One that is repeated may be done already: refused, it is repeated again.
-3. A block is sent in one call only; what was never sent can be taken back.
-4. What waits and what is in flight is bounded by `AppendLimits`.
+2. A call in flight is kept until it is answered: after a reconnect it is repeated unchanged, before
+   anything new is sent.  A repeated call may have been executed already; if it is refused, it is
+   repeated again.
+3. A block is sent in one call only; a block that was never sent can be taken back.
+4. `AppendLimits` bounds what waits and what is in flight.
 """
 
 from collections import deque
@@ -21,10 +22,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AppendLimits:
-    """How much is sent at once and in all.
+    """Limits of a call and of the queue.
 
-    A call keeps the engine for about 3 µs a message, and everybody waits for it: a call has at most
-    *call_blocks* and *call_bytes*.  *calls* are in flight at most, *bytes* wait.
+    A call occupies the engine for about 3 µs per message, and all other requests wait for it, so a
+    call has at most *call_blocks* blocks and *call_bytes* bytes.  At most *calls* calls are in
+    flight, and at most *bytes* bytes are queued.
     """
 
     calls: int = 16
@@ -39,7 +41,7 @@ class AppendLimits:
 
 @dataclass(frozen=True, slots=True)
 class AppendsCall(Generic[T]):
-    """A call: its *run* and *sequence*, and its blocks, each with what they were added with."""
+    """A call: its *run* and *sequence*, and its blocks, each with the tag passed to `add`."""
 
     run: str
     sequence: int
@@ -47,7 +49,7 @@ class AppendsCall(Generic[T]):
 
 
 class Appends(Generic[T]):
-    """The blocks that a node appends, as the calls of one *run* after the other."""
+    """The blocks that a node appends, grouped into the calls of one *run* after another."""
 
     def __init__(self, limits: AppendLimits) -> None:
         self._limits = limits
@@ -57,32 +59,32 @@ class Appends(Generic[T]):
         self._bytes = 0
         self._in_flight: dict[tuple[str, int], AppendsCall[T]] = {}  # in order
         self._unsent: deque[AppendsCall[T]] = deque()  # to be repeated
-        self._doubtful: set[tuple[str, int]] = set()  # of those in flight, which may be done
+        self._doubtful: set[tuple[str, int]] = set()  # in flight, possibly executed already
 
     def __len__(self) -> int:
-        """How many blocks wait or are in flight."""
+        """The number of blocks that wait or are in flight."""
         return len(self._queue) + sum(len(call.entries) for call in self._in_flight.values())
 
     @property
     def is_full(self) -> bool:
-        """Whether too much waits for another block."""
+        """Whether the queue has no room for another block."""
         return self._bytes >= self._limits.bytes
 
     def add(self, block: Block, tag: T) -> None:
-        """Append *block* after all others; *tag* comes back with its call."""
+        """Queue *block* after all others; its call carries *tag*."""
         self._queue.append((block, tag))
         self._bytes += block.size
 
     def begin(self, run: str) -> None:
-        """Make new calls as those of *run*, from the first sequence on if it is a new one."""
+        """Number the next calls in *run*, starting at the first sequence if the run is new."""
         if run != self.run:
             self.run, self._sequence = run, 0
 
     def reconnected(self) -> None:
         """Repeat what is in flight, on a new connection.
 
-        That includes the calls of a former run: the engine knows whether they were done, and does
-        nothing for an ended run.
+        That includes the calls of an earlier run: the engine knows whether they were executed, and
+        executes nothing for a run that has ended.
         """
         self._unsent = deque(self._in_flight.values())
         self._doubtful = set(self._in_flight)
@@ -111,7 +113,7 @@ class Appends(Generic[T]):
             yield self._queue.popleft()
 
     def not_sent(self, call: AppendsCall[T]) -> None:
-        """Take *call* back, which `next_call` has just returned: it could not be sent."""
+        """Put back *call*, which `next_call` has just returned and which could not be sent."""
         self._unsent.appendleft(call)
 
     def may_be_done(self, call: AppendsCall[T]) -> bool:
@@ -119,26 +121,26 @@ class Appends(Generic[T]):
         return (call.run, call.sequence) in self._doubtful
 
     def repeat(self, call: AppendsCall[T]) -> None:
-        """Send *call* again, which is in flight, before anything new."""
+        """Send *call*, which is in flight, again before anything new."""
         unsent = {(one.run, one.sequence) for one in (*self._unsent, call)}
         self._unsent = deque(one for key, one in self._in_flight.items() if key in unsent)
 
     def answered(self, call: AppendsCall[T]) -> None:
-        """Note that the fate of *call* is known: it is not sent again."""
+        """Record that the outcome of *call* is known: it is not sent again."""
         self._in_flight.pop((call.run, call.sequence), None)
         if call in self._unsent:
             self._unsent.remove(call)
         self._doubtful.discard((call.run, call.sequence))
 
     def take_back(self) -> list[T]:
-        """Drop what was never sent; return what it was added with."""
+        """Drop the blocks that were never sent; return their tags."""
         dropped = [tag for _, tag in self._queue]
         self._queue.clear()
         self._bytes = 0
         return dropped
 
     def give_up(self) -> list[T]:
-        """Drop everything, also what is in flight; return what it was added with."""
+        """Drop all blocks, including those in flight; return their tags."""
         in_flight = [tag for call in self._in_flight.values() for _, tag in call.entries]
         self._in_flight.clear()
         self._unsent.clear()

@@ -1,10 +1,10 @@
-"""The backend of a cluster's node: everything is decided by an engine that all nodes share.
+"""The backend of a cluster node: an engine that all nodes share makes every decision.
 
 Owns the connection to the engine, and whether the engine is available.  The rooms' logs are in
 `multichat.cluster.room_logs`, everything else in `multichat.cluster.directory`.
 
-Without a working connection for `ClusterConfig.unavailable_seconds` nothing is decided: who waits
-gets `StorageFailed`.  When the connection is back, the engine is told the whole again.
+Without a working connection for `ClusterConfig.unavailable_seconds` nothing can be decided, and
+pending calls fail with `StorageFailed`.  After a reconnect the node reports its complete state.
 """
 
 import secrets
@@ -84,16 +84,16 @@ from multichat.protocol.messages import Directed, Nonce
 
 __all__ = ["ClusterConfig", "ValkeyBackend"]
 
-# An engine that answers nothing for as long is in trouble, if anything waits.
+# An engine that leaves requests unanswered for this long is in trouble.
 _SLOW_SECONDS = 1.0
 
-# Interval in which that is looked at.
+# The interval at which that is checked.
 _WATCH_SECONDS = 0.25
 
-# More rooms than are loaded at the same time.
+# More rooms than are ever loaded at the same time.
 _MAX_LOADING = 10_000
 
-# How long the last reports may take at the end.
+# How long the last reports may take at shutdown.
 _END_SECONDS = 2.0
 
 
@@ -101,9 +101,9 @@ _END_SECONDS = 2.0
 class ClusterConfig:
     """How a node takes part in a cluster.
 
-    *node* is its name, a random one if it is empty.  After *unavailable_seconds* without the engine
-    nothing is decided.  *retention*, *directory* and the limits of accounts, topics and bans should
-    be the same on all nodes.
+    *node* is the node's name; if it is empty, a random one is used.  After *unavailable_seconds*
+    without the engine nothing can be decided.  *retention*, *directory* and the limits of accounts,
+    topics and bans should be the same on all nodes.
     """
 
     connection: ConnectionConfig
@@ -117,7 +117,7 @@ class ClusterConfig:
 
 
 class _Session(msgspec.Struct, frozen=True):
-    """What the engine keeps of a session for the nodes."""
+    """A session as the nodes store it in the engine."""
 
     name: str
     rooms: tuple[str, ...]
@@ -129,7 +129,7 @@ _decode_nonce: msgspec.json.Decoder[Nonce] = msgspec.json.Decoder(Nonce)
 
 
 class _Trouble(NamedTuple):
-    """What is wrong with the engine: for the operator, for clients, and *since* when."""
+    """What is wrong with the engine, worded for the operator and for clients, and *since* when."""
 
     reason: str
     told: str
@@ -155,7 +155,7 @@ class ValkeyBackend(Backend):
             )
         )
         self._deletion = Deletion(self._rooms, config.retention, log)
-        self._link: Link | None = None  # that is prepared
+        self._link: Link | None = None  # one that is prepared
         self._scope = trio.CancelScope()
         self._reason = "the engine cannot be reached"
         self._available = True
@@ -163,12 +163,12 @@ class ValkeyBackend(Backend):
         self._prepared = trio.Event()
         self._stop = trio.Event()
         self._era = 0
-        self._primary = ""  # whose warnings were logged
+        self._primary = ""  # the one whose warnings were logged
         self._complained = ""
         self._loading: dict[str, PendingWrite] = {}
 
     def change_password(self, password: str) -> None:
-        """Log in to the engine with *password* from the next connection on."""
+        """Use *password* from the next connection to the engine on."""
         self._connection.change_password(password)
 
     @property
@@ -183,18 +183,18 @@ class ValkeyBackend(Backend):
 
     @property
     def accounts(self) -> Sequence[AccountRecord]:  # type: ignore[override]
-        """The accounts that there are now."""
+        """The current accounts."""
         accounts = self._directory.replica.accounts.values()
         return [AccountRecord(name=each.name, hash=each.hash) for each in accounts]
 
     @property
     def topics(self) -> Mapping[str, str]:  # type: ignore[override]
-        """The topics that there are now."""
+        """The current topics."""
         return self._directory.replica.topics
 
     @property
     def bans(self) -> Sequence[BanRecord]:  # type: ignore[override]
-        """The bans that there are now."""
+        """The current bans."""
         return list(self._directory.replica.bans.values())
 
     @property
@@ -217,7 +217,7 @@ class ValkeyBackend(Backend):
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect to the engine, join the cluster, report that, and serve until cancelled.
 
-        Cancelled, it reports what is queued, and ends this node in order, within two seconds.
+        On cancellation, report what is queued and leave the cluster, within two seconds.
         """
         with lone_exception():
             async with trio.open_nursery() as nursery:
@@ -247,7 +247,7 @@ class ValkeyBackend(Backend):
             raise JournalFailed(self.location, error.reason) from None
 
     async def _begin(self, nursery: trio.Nursery) -> None:
-        """Take the first link; what is wrong with it ends the start."""
+        """Take the first link; an error on it fails the start."""
         while self._link is None:
             event = await self._connection.receive()
             if isinstance(event, Ready):
@@ -262,7 +262,7 @@ class ValkeyBackend(Backend):
                     raise JournalFailed(self.location, reason) from None
 
     async def _receive(self, nursery: trio.Nursery) -> None:
-        """Take what comes from the engine, in order."""
+        """Handle the connection's events in order."""
         while True:
             event = await self._connection.receive()
             try:
@@ -301,7 +301,7 @@ class ValkeyBackend(Backend):
             link.end(str(why))
 
     async def _prepare(self, nursery: trio.Nursery, link: Link) -> None:
-        """Load the library, join, and catch up; then the link is used."""
+        """Load the library, join the cluster and catch up; then use the link."""
         loaded = await load_library(link, self.node)
         await link.subscribe(CHANNEL).reply()
         primary = f"{link.engine.run_id}/{link.engine.replication_id}"
@@ -346,7 +346,7 @@ class ValkeyBackend(Backend):
             if self._link is not None:
                 await self._directory.end(self._link, "the server shuts down")
         except MultichatError:
-            pass  # the others see it by the lease
+            pass  # the other nodes notice when the lease ends
 
     def before_shutdown(self) -> None:
         """Log what was deleted."""
@@ -380,7 +380,7 @@ class ValkeyBackend(Backend):
         return _Trouble(directory.refused, directory.told, since)
 
     def _complain(self) -> None:
-        """Log what the engine has refused for a reason that only its operator can understand."""
+        """Log refusals of the engine that only its operator can act on."""
         for complaint in dict.fromkeys((self._directory.complaint, self._rooms.complaint)):
             if complaint and complaint != self._complained:
                 self._complained = complaint
@@ -395,7 +395,7 @@ class ValkeyBackend(Backend):
 
     async def _wait_available(self) -> None:
         while not self._available:
-            if self._changed.is_set():  # else others wait for it already
+            if self._changed.is_set():  # otherwise others wait for it already
                 self._changed = trio.Event()
             await self._changed.wait()
 
@@ -404,7 +404,7 @@ class ValkeyBackend(Backend):
     def load_room(self, key: str) -> PendingWrite | None:
         """Prepare the log of the room *key*.
 
-        Returns None if that was waited for just now, unless the room is open.
+        Returns None if the caller has just waited for that, unless the room is open.
         """
         pending = self._loading.pop(key, None)
         if pending is not None and pending.resolved:
@@ -414,7 +414,7 @@ class ValkeyBackend(Backend):
         pending = pending or self._rooms.load(key)
         if pending is not None and not self._rooms.is_open(key):
             self._loading[key] = pending
-            if len(self._loading) > _MAX_LOADING:  # of callers that were cancelled
+            if len(self._loading) > _MAX_LOADING:  # left by callers that were cancelled
                 del self._loading[next(iter(self._loading))]
         return pending
 
@@ -425,11 +425,11 @@ class ValkeyBackend(Backend):
     # --- Client numbers, sessions -----------------------------------------------------------------
 
     async def give_client_number(self) -> int:
-        """Return a number that no client of any node has had."""
+        """Return a client number that no node has ever used."""
         return await self._directory.give_client_number()
 
     def save_session(self, record: SessionRecord, *, connected: bool) -> None:
-        """Report the session's state."""
+        """Report the state of a session."""
         session = _Session(record.name, record.rooms, record.login)
         text = msgspec.json.encode(session).decode()
         digest = record.digest.hex()
@@ -438,11 +438,11 @@ class ValkeyBackend(Backend):
         )
 
     def forget_session(self, digest: bytes) -> None:
-        """End the session, unless it was resumed elsewhere."""
+        """End a session, unless it was resumed elsewhere."""
         self._directory.forget_session(digest.hex())
 
     async def session(self, digest: bytes) -> SavedSession | None:
-        """Return that session; waits while the engine is away."""
+        """Return a session; waits while the engine is away."""
         while True:
             try:
                 return _saved(digest, await self._directory.decide(ReadSession(digest.hex())))
@@ -453,7 +453,7 @@ class ValkeyBackend(Backend):
                 await trio.lowlevel.checkpoint()
 
     async def take_session(self, digest: bytes, generation: int) -> SavedSession | None:
-        """Take the session for this node, with a new generation."""
+        """Take over a session for this node, with a new generation."""
         try:
             taken = await self._directory.decide(TakeSession(digest.hex(), generation))
             return _saved(digest, taken)
@@ -494,7 +494,7 @@ class ValkeyBackend(Backend):
     async def save_account(
         self, key: str, record: AccountRecord | None, *, former: AccountRecord | None
     ) -> None:
-        """Store or remove an account, if what is stored is *former*."""
+        """Store or remove an account, provided that *former* is what is stored."""
         name, hash_ = ("", "") if record is None else (record.name, record.hash)
         keys = lookalike_keys(name) if name else ()
         former_hash = "" if former is None else former.hash
@@ -553,7 +553,7 @@ class ValkeyBackend(Backend):
         self._directory.answer_direct(received.request, delivered=delivered)
 
     async def receive(self) -> Event:
-        """Return what others did, or what happened to the engine, in order."""
+        """Return the next event, in order: a change made elsewhere, or of the engine's state."""
         return await self._directory.receive()
 
 
@@ -578,7 +578,7 @@ def _saved(digest: bytes, found: Sequence[Any]) -> SavedSession:
 def _nonce(nonce: str, value: str) -> SavedNonce | None:
     check, epoch, number, room = value.split(" ", 3)
     if epoch == "-" and number != "0":
-        return None  # a private message of unknown fate: the engine is asked if it is sent again
+        return None  # outcome unknown: if the message is sent again, the engine is asked
     return SavedNonce(
         _decode_nonce.decode(nonce),
         "" if epoch == "-" else epoch,

@@ -1,10 +1,11 @@
-"""What a node asks the directory for: changes in numbered batches.  Pure.
+"""A node's requests to the directory: changes in numbered batches.  Pure.
 
-1. Changes are sent in the order of `add`: at once, together only while many are in flight.
-2. A batch stays until it is answered: after a lost connection it is repeated as it was, with its
+1. Changes are sent in the order of `add`, immediately; they are combined only while many batches
+   are in flight.
+2. A batch is kept until it is answered: after a lost connection it is repeated unchanged, under its
    number, before anything new is sent.
-3. What waits is bounded.  While the engine is away, reports of what clients are now are not kept:
-   the whole is sent afterwards, see `resume`.
+3. What waits is bounded.  While the engine is away, reports of the clients' state are not kept: the
+   complete state is sent afterwards, see `resume`.
 """
 
 from collections import deque
@@ -21,17 +22,17 @@ T = TypeVar("T")
 # As `directory.lua` keeps answers.
 MAX_IN_FLIGHT = 64
 
-# The engine takes 10 ms for as many, and everybody waits for it.
+# The engine takes 10 ms for this many, and all other requests wait for it.
 _MAX_CHANGES = 200
 
-# Of clients that have left while the engine was away, the latest are reported in order; of the
-# others the engine only learns that they are gone.
+# Of the clients that left while the engine was away, the latest are reported in order; for the
+# others, the engine learns only that they have left.
 _MAX_KEPT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Batch(Generic[T]):
-    """Changes with the number *sequence*, each with who waits for its result, or None."""
+    """Changes under the number *sequence*, each with the waiter for its result, or None."""
 
     sequence: int
     changes: tuple[tuple[Change, T | None], ...]
@@ -44,28 +45,28 @@ class Batch(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Dropped(Generic[T]):
-    """Who waits no longer for a change: for one that was *sent*, which may be made, or *unsent*."""
+    """The waiters of dropped changes: *sent* ones, which may still be made, and *unsent* ones."""
 
     sent: list[T]
     unsent: list[T]
 
 
 class Batches(Generic[T]):
-    """The changes that a node asks for in one run; with `begin` another run begins.
+    """The changes that a node requests in one run; `begin` starts another run.
 
-    *answered_up_to* is the number of the last batch that was answered; they are answered in order.
+    *answered_up_to* is the number of the last answered batch; answers come in order.
     """
 
     def __init__(self) -> None:
         self._queue: deque[tuple[Change, T | None]] = deque()
         self._sequence = 0
         self._in_flight: dict[int, Batch[T]] = {}
-        self._unsent: deque[int] = deque()  # of those in flight, to be repeated
+        self._unsent: deque[int] = deque()  # in flight, to be repeated
         self._is_away = False
         self.answered_up_to = 0
 
     def __len__(self) -> int:
-        """How many changes wait or are in flight."""
+        """The number of changes that wait or are in flight."""
         return len(self._queue) + sum(len(each.changes) for each in self._in_flight.values())
 
     @property
@@ -74,7 +75,7 @@ class Batches(Generic[T]):
         return bool(self._in_flight)
 
     def add(self, change: Change, waiting: T | None = None) -> None:
-        """Ask for *change* after all others; *waiting* waits for its result."""
+        """Queue *change* after all others; *waiting* is the waiter for its result."""
         if self._is_away and not _is_kept(change):
             return
         self._queue.append((change, waiting))
@@ -94,23 +95,26 @@ class Batches(Generic[T]):
         return batch
 
     def not_sent(self, batch: Batch[T]) -> None:
-        """Take *batch* back, which `take` has just returned: it could not be sent."""
+        """Put back *batch*, which `take` has just returned and which could not be sent."""
         self._unsent.appendleft(batch.sequence)
 
     def answered(self, batch: Batch[T]) -> Batch[T] | None:
-        """Note that *batch* was answered; return it with who waits now, None if it is known."""
+        """Record that *batch* was answered.
+
+        Returns it with its present waiters, or None if it was already answered.
+        """
         self.answered_up_to = max(self.answered_up_to, batch.sequence)
         return self._in_flight.pop(batch.sequence, None)
 
     def repeat(self) -> None:
-        """Send everything that is in flight again, on a new connection."""
+        """Send everything in flight again, on a new connection."""
         self._unsent = deque(self._in_flight)
 
     def drop_waiting(self, *, also_sent: bool = True) -> Dropped[T]:
-        """Return who waits for a result, and let nobody wait any more.
+        """Remove the waiters and return them.
 
-        What was never sent of that is dropped; what is in flight may still be made, and is waited
-        for unless *also_sent* is True.
+        Their changes are dropped if they were never sent.  Changes in flight may still be made;
+        their waiters are removed only if *also_sent* is True.
         """
         dropped: Dropped[T] = Dropped([], [])
         for batch in self._in_flight.values() if also_sent else ():
@@ -122,22 +126,22 @@ class Batches(Generic[T]):
         return dropped
 
     def leave(self) -> Dropped[T]:
-        """Note that the engine is away; otherwise as `drop_waiting`."""
+        """Record that the engine is away; otherwise like `drop_waiting`."""
         self._is_away = True
         dropped = self.drop_waiting()
         self._queue = deque(each for each in self._queue if _is_kept(each[0]))
         return dropped
 
     def resume(self, whole: Iterable[Change]) -> None:
-        """Note that the engine is back; *whole* is all that it has to know, sent after the rest."""
+        """Record that the engine is back; *whole*, the complete state, is sent after the rest."""
         self._is_away = False
         self._queue.extend((change, None) for change in whole)
 
     def begin(self) -> Dropped[T]:
-        """Begin another run; return who waits for a result.
+        """Begin another run; return the waiters.
 
-        What was asked for is dropped, but bans: nothing else tells the others of them, and to add
-        or lift one twice is harmless.
+        All changes are dropped except bans: nothing else reports those to the other nodes, and
+        adding or lifting a ban twice is harmless.
         """
         dropped = self.drop_waiting()
         asked = [each for batch in self._in_flight.values() for each in batch.changes]
@@ -151,7 +155,7 @@ class Batches(Generic[T]):
 
 
 def _is_kept(change: Change) -> bool:
-    """Return whether *change* is not part of the whole that is sent after a time away."""
+    """Return whether *change* is kept while the engine is away: `resume` does not repeat it."""
     match change:
         case PutClient():
             return False

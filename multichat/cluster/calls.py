@@ -1,7 +1,7 @@
-"""How a node calls the functions of the log in the engine: arguments, answers, packets.  Pure.
+"""Calls of the engine's log functions: arguments, answers and packets.  Pure.
 
-A `Call` is sent on any connection; a packet is a block of messages as the engine has it,
-in a stream or pushed on a channel.  What the functions do is in `library.lua`.
+A `Call` can be sent on any connection.  A packet is a block of messages as the engine has it, in a
+stream or pushed on a channel.  The functions themselves are in `library.lua`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -45,18 +45,18 @@ __all__ = [
 
 T = TypeVar("T")
 
-# As `library.lua` has it: so many calls of `append` may be unanswered at once.
+# How many calls of `append` may be unanswered at once, as in `library.lua`.
 MAX_CALLS = 64
 
 # Hexadecimal digits of an epoch, which is a time in milliseconds.
 _MAX_EPOCH = 16
 
-# Numbers are below this, as those of the engine are.
+# Numbers are below this, like the engine's own.
 _MAX_NUMBER = 2**63
 
 
 class InvalidPacket(MultichatError):
-    """The engine has an entry that no multichat has written."""
+    """The engine has an entry that was not written by multichat."""
 
     def __init__(self) -> None:
         super().__init__("the engine has an entry in a room's log that is not ours")
@@ -64,7 +64,7 @@ class InvalidPacket(MultichatError):
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One call of a function: its *arguments*, and how its answer is decoded."""
+    """One call of a function: its *arguments*, and the decoder of its answer."""
 
     function: str
     arguments: Sequence[str | bytes | int]
@@ -83,7 +83,7 @@ class Call(Generic[T]):
 
 
 def _exactly(count: int, decode: Callable[[Any], list[T]]) -> Callable[[Any], list[T]]:
-    """Return *decode* that raises `ValueError` unless there are *count* results."""
+    """Return *decode*, changed to raise `ValueError` unless there are *count* results."""
 
     def decode_exactly(reply: Any) -> list[T]:
         found = decode(reply)
@@ -98,7 +98,7 @@ def _exactly(count: int, decode: Callable[[Any], list[T]]) -> Callable[[Any], li
 
 
 class Header(msgspec.Struct, frozen=True, array_like=True):
-    """What the engine says of a block: its numbers, epoch and time, and which call appended it."""
+    """The engine's header of a block: its numbers, epoch, time and the call that appended it."""
 
     first: int
     count: int
@@ -115,26 +115,27 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Packet(msgspec.Struct, frozen=True, array_like=True):
-    """A block of messages as the engine has it; without *said* if it was too large to be pushed."""
+    """A block of messages as the engine has it; *said* is None if it was too large for a push."""
 
     header: Header
     said: SaidBlock | None
     size: int
 
 
-# Time, room, client, name, whether it is an action, text: `library.lua` knows the text's place.
+# Time, room, client, name, whether it is an action, text: `library.lua` relies on the position of
+# the text.
 _Fields = tuple[str, str, int, str, bool, str]
 _pack_fields = msgspec.msgpack.Encoder().encode
 _unpack_fields = msgspec.msgpack.Decoder(_Fields).decode
 
 
 def pack_block(draft: SaidBlock) -> bytes:
-    """Pack what the engine need not know of *draft*; raises `UnicodeEncodeError`."""
+    """Pack the part of *draft* that the engine does not interpret; raises `UnicodeEncodeError`."""
     return _pack_fields((draft.time, draft.room, draft.client, draft.name, draft.act, draft.text))
 
 
 def parse_packet(packet: bytes) -> Packet:
-    """Parse what a stream has; raises `InvalidPacket`."""
+    """Parse an entry of a stream; raises `InvalidPacket`."""
     line, _, payload = packet.partition(b"\n")
     try:
         first, count, epoch, ms, run, sequence, index = line.decode("ascii").split(" ")
@@ -157,7 +158,7 @@ class Trimmed(msgspec.Struct, frozen=True):
 
 
 def parse_push(payload: bytes) -> list[Packet] | Trimmed:
-    """Parse what a channel of a room was told; raises `InvalidPacket`."""
+    """Parse a push on a room's channel; raises `InvalidPacket`."""
     try:
         if payload.startswith(_TRIMMED):
             trimmed = Trimmed(int(payload[len(_TRIMMED) :]))
@@ -182,10 +183,10 @@ _TRIMMED = b"trimmed "
 
 
 class Block(msgspec.Struct, frozen=True, array_like=True):
-    """Messages to append: their number *count*, and what `pack_block` has made of them.
+    """Messages to append: their *count*, and the result of `pack_block`.
 
-    *nonces* has one for each message, empty for none, or is empty; *checks* has eight hexadecimal
-    digits for each nonce.
+    *nonces* has one entry for each message, empty where it has no nonce; or the list is empty.
+    *checks* has eight hexadecimal digits for each nonce.
     """
 
     room: str
@@ -205,14 +206,14 @@ class Block(msgspec.Struct, frozen=True, array_like=True):
         nonces: Sequence[Nonce | None] = (),
         checks: bytes = b"",
     ) -> "Block":
-        """Make it of what `RoomLog.propose` gets; raises `UnicodeEncodeError`."""
+        """Build the block from the arguments of `RoomLog.propose`; raises `UnicodeEncodeError`."""
         count = draft.text.count("\n") + 1
         encoded = [b"" if nonce is None else encode_nonce(nonce) for nonce in nonces]
         return cls(room, draft.client, generation, count, pack_block(draft), encoded, checks.hex())
 
     @property
     def size(self) -> int:
-        """About how many bytes it takes."""
+        """Its approximate size in bytes."""
         return len(self.payload) + 20 * len(self.nonces) + 300
 
 
@@ -220,7 +221,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def encode_nonce(nonce: Nonce) -> bytes:
-    """Return *nonce* as the engine knows it: in JSON, a long one as its digest.
+    """Return *nonce* as the engine stores it: as JSON, or as its digest if it is long.
 
     Raises `UnicodeEncodeError`.
     """
@@ -228,16 +229,16 @@ def encode_nonce(nonce: Nonce) -> bytes:
 
 
 class Status:
-    """What has become of a block."""
+    """The outcome of appending a block."""
 
     APPENDED, FENCED, FAILED, KNOWN = range(4)
 
 
 class Known(msgspec.Struct, frozen=True, array_like=True):
-    """A message of a block that is in the log already, by its nonce.
+    """A message of a block whose nonce is already in the log.
 
-    *index* is its number in the block, *epoch* is `-` for a private message.  Not *same*: the nonce
-    was another message's.
+    *index* is its position in the block; *epoch* is `-` for a private message.  If *same* is false,
+    the nonce belongs to a different message.
     """
 
     index: int
@@ -248,7 +249,7 @@ class Known(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """What has become of a block; *epoch*, which is the reason of a failure, and its numbers.
+    """The outcome of appending a block: *epoch*, or the reason of a failure, and its numbers.
 
     The messages in *known* were left out.
     """
@@ -276,9 +277,9 @@ def append(
 ) -> Call[list[Answer]]:
     """Append *blocks* in order, as the call *sequence* of this *run* of *node*.
 
-    A repeated call appends nothing and gets the first answer.  Nonces are forgotten
-    *nonce_seconds* after a client's last.  The engine refuses it with `FENCED` if the node has
-    another run, and with `FORGOTTEN` if the first answer is not stored any more.
+    A repeated call appends nothing and gets the first answer again.  A client's nonces expire
+    *nonce_seconds* after its last one.  The engine refuses the call with `FENCED` if the node has
+    another run, and with `FORGOTTEN` if the first answer is no longer stored.
     """
     arguments: list[str | bytes | int] = [node, run, sequence, int(nonce_seconds * 1000)]
     count = 0
@@ -293,17 +294,17 @@ def append(
 
 
 def begin_era(primary: str, *, era: int, epoch: str) -> Call[int]:
-    """Return the era of *primary*: a new one if another primary had the last.
+    """Return the era of *primary*: a new era if the latest one belongs to another primary.
 
-    *era* and *epoch* are the highest that this node knows, so that both rise in any case.
+    *era* and *epoch* are the highest that this node knows, so that both always rise.
     """
     return Call("multichat_begin_era", (primary, era, int(epoch or "0", 16)), index)
 
 
 class Tail(msgspec.Struct, frozen=True, array_like=True):
-    """A room's log: its numbers, its epoch, and all *epochs* with their first numbers.
+    """The end of a room's log: its numbers, its epoch, and all *epochs* with their first numbers.
 
-    *epochs* is empty if *epoch* is the one that the caller knew; *epoch* is empty in a new room.
+    *epochs* is empty if the caller already knew *epoch*; *epoch* is empty in a new room.
     """
 
     first: int
@@ -313,7 +314,7 @@ class Tail(msgspec.Struct, frozen=True, array_like=True):
 
 
 def tails(rooms: Sequence[tuple[str, str]]) -> Call[list[Tail]]:
-    """Return the tails of *rooms*, each with the epoch that the caller knows, or an empty one."""
+    """Return the tails of *rooms*: pairs of a key and an epoch, possibly empty."""
     arguments = [word for room in rooms for word in room]
     return Call("multichat_tails", arguments, _exactly(len(rooms), _tails), writes=False)
 
@@ -340,24 +341,24 @@ def _hexadecimal(epoch: str) -> str:
 def _packets(reply: list[bytes]) -> list[Packet]:
     packets: list[Packet] = []
     for packet in reply:
-        with suppress(InvalidPacket):  # a hole in the log, which is the operator's
+        with suppress(InvalidPacket):  # a gap in the log, for the operator to explain
             packets.append(parse_packet(packet))
     return packets
 
 
 def read(room: str, start: int, stop: int, *, max_bytes: int) -> Call[list[Packet]]:
-    """Return blocks with the messages from *start* up to and without *stop*, oldest first.
+    """Return the blocks that contain the messages from *start* up to, excluding, *stop*, in order.
 
-    Stops before a block that would exceed *max_bytes*, but returns at least one.  The first and the
-    last may have other messages as well.
+    Stops before a block that would exceed *max_bytes*, but returns at least one.  The first and
+    last blocks may contain messages outside that range.
     """
     return Call("multichat_read", (room, start, stop, max_bytes), _packets, writes=False)
 
 
 def read_before(room: str, stop: int, *, max_messages: int, max_bytes: int) -> Call[list[Packet]]:
-    """Return the blocks with the newest messages below *stop*, the newest first.
+    """Return the blocks with the newest messages below *stop*, newest first.
 
-    At most one block more than *max_messages* and *max_bytes* need.
+    Returns at most one block more than *max_messages* and *max_bytes* require.
     """
     arguments = (room, stop, max_messages, max_bytes)
     return Call("multichat_read_before", arguments, _packets, writes=False)
@@ -367,9 +368,10 @@ def read_before(room: str, stop: int, *, max_messages: int, max_bytes: int) -> C
 
 
 class Deleted(msgspec.Struct, frozen=True, array_like=True):
-    """What a step has deleted: *counts* are messages and their rooms, by age, messages, bytes.
+    """What one step deleted: *counts* are messages and their rooms, by age, messages and bytes.
 
-    *ms* is the engine's clock, *cursor* is for the next step; *more* if there is more to delete.
+    *ms* is the engine's clock, *cursor* is passed to the next step, and *more* tells whether there
+    is more to delete.
     """
 
     ms: int
@@ -388,7 +390,7 @@ def trim(
 ) -> Call[Deleted]:
     """Delete the oldest blocks above the limits, at most about *max_blocks* of them.
 
-    Looks for *max_messages* at some rooms only: pass the cursor on, `0` at first.
+    Each step checks only some of the rooms for *max_messages*: pass the cursor on, `0` at first.
     """
     age = int((max_age_seconds or 0) * 1000)
     arguments = (cursor, age, max_messages or 0, max_bytes or 0, max_blocks)

@@ -1,6 +1,6 @@
-"""The directory's changes and events, as the functions in directory.lua have them.  Pure.
+"""The directory's changes and events, as directory.lua defines them.  Pure.
 
-A change is a packed array [KIND, …] that a node asks for; an event is [ACTOR, [KIND, …]].  The
+A change is a packed array [KIND, …] that a node requests; an event is [ACTOR, [KIND, …]].  The
 fields are in the order of the arguments there.
 
 Invariant: every text in a change, and so in an event, is valid UTF-8.
@@ -87,12 +87,12 @@ def _without_surrogates(value: Any) -> Any:
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node asks of the directory; times in milliseconds.
+    """A node's settings for the directory; times are in milliseconds.
 
-    *lease* is how long a node that is not heard of is waited for, *away* how long the name of a
-    client that has disconnected is reserved, *session* how long it can be resumed, and *nonces*
-    how long nonces of messages are kept.  Of the sessions of those away at most *max_sessions* are
-    kept, which take at most *session_bytes* in the engine.
+    A node that has not renewed its lease for *lease* counts as dead.  The name of a disconnected
+    client is reserved for *away*, and its session can be resumed for *session*.  Nonces of messages
+    are kept for *nonces*.  At most *max_sessions* sessions of disconnected clients are kept, which
+    take at most *session_bytes* in the engine.
     """
 
     lease: int = 10_000
@@ -103,9 +103,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     session_bytes: int = 128 << 20
 
     def within(self, maxmemory: int) -> "Settings":
-        """Return them for an engine with that `maxmemory` in bytes; 0 or less is no limit.
+        """Return the settings for an engine with *maxmemory* bytes; 0 or less means no limit.
 
-        Sessions take a quarter of it at most: the rest is for messages.
+        Sessions take at most a quarter of it: the rest is for messages.
         """
         if maxmemory <= 0:
             return self
@@ -117,13 +117,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Change(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
-    """What a node asks the directory for."""
+    """A request of a node to the directory."""
 
 
 class TakeNumbers(Change, frozen=True, tag="numbers"):
-    """A block of *count* client numbers; the result is the first.
+    """Reserve *count* client numbers; the result is the first.
 
-    They are above *floor*, and far above it if the engine has lost that it was given.
+    They are above *floor*, and far above it if the engine has lost the record of that number.
     """
 
     count: int
@@ -131,7 +131,10 @@ class TakeNumbers(Change, frozen=True, tag="numbers"):
 
 
 class ClaimName(Change, frozen=True, tag="claim"):
-    """A name for a client, and with *login* the account of that name, also from other clients."""
+    """Give a client a name; with *login* also the account of that name.
+
+    With *login* the name is taken from another client that holds it.
+    """
 
     client: int
     generation: int
@@ -160,7 +163,7 @@ class ClaimName(Change, frozen=True, tag="claim"):
 
 
 class PutClient(Change, frozen=True, tag="put"):
-    """The present state of a client; what is not in it is given back."""
+    """Report the complete state of a client; what it no longer holds is released."""
 
     record: ClientRecord
     fold: str
@@ -174,7 +177,7 @@ class PutClient(Change, frozen=True, tag="put"):
 
 
 class Gone(Change, frozen=True, tag="gone"):
-    """A client has disconnected; its name is kept for *keep* ms, unless that is negative."""
+    """Report that a client has disconnected; unless negative, *keep* reserves its name (in ms)."""
 
     client: int
     generation: int
@@ -183,7 +186,7 @@ class Gone(Change, frozen=True, tag="gone"):
 
 
 class SaveSession(Change, frozen=True, tag="save-session"):
-    """The present state of a client's session: *record* is for the nodes."""
+    """Report the state of a client's session; only the nodes interpret *record*."""
 
     digest: str
     client: int
@@ -193,13 +196,13 @@ class SaveSession(Change, frozen=True, tag="save-session"):
 
 
 class ReadSession(Change, frozen=True, tag="session"):
-    """Read a session; the result is as for `TakeSession`, and its age in ms."""
+    """Read a session; the result is that of `TakeSession` and the session's age in ms."""
 
     digest: str
 
 
 class TakeSession(Change, frozen=True, tag="take-session"):
-    """Resume a session on this node, if it has that generation.
+    """Resume a session on this node, if its generation is the given one.
 
     The result is the client, its new generation, the record, and its nonces with their values.
     """
@@ -209,7 +212,7 @@ class TakeSession(Change, frozen=True, tag="take-session"):
 
 
 class ForgetSession(Change, frozen=True, tag="forget-session"):
-    """Nobody can resume that session any more."""
+    """End a session: it can no longer be resumed."""
 
     digest: str
     client: int
@@ -217,15 +220,15 @@ class ForgetSession(Change, frozen=True, tag="forget-session"):
 
 
 class RetainClients(Change, frozen=True, tag="retain"):
-    """This node has these clients and no others."""
+    """Report that this node has these clients and no others."""
 
     clients: tuple[int, ...]
 
 
 class StoreAccount(Change, frozen=True, tag="account"):
-    """Store an account in place of the one with the hash *former*, empty if it is new.
+    """Store an account in place of the one with the hash *former*, which is empty for a new one.
 
-    Without a *name* remove it.  At most *most* are stored.
+    An empty *name* removes the account.  At most *most* accounts are stored.
     """
 
     fold: str
@@ -237,7 +240,7 @@ class StoreAccount(Change, frozen=True, tag="account"):
 
 
 class SetTopic(Change, frozen=True, tag="topic"):
-    """Give a room a topic, or none; at most *most* rooms have one."""
+    """Set or remove the topic of a room; at most *most* rooms have one."""
 
     key: str
     topic: str
@@ -247,7 +250,7 @@ class SetTopic(Change, frozen=True, tag="topic"):
 
 
 class PutBan(Change, frozen=True, tag="ban"):
-    """Add a ban, or replace that of the same target; at most *most*."""
+    """Add a ban, or replace the ban of the same target; at most *most* are stored."""
 
     ban: BanRecord
     most: int
@@ -260,7 +263,7 @@ class DropBan(Change, frozen=True, tag="unban"):
 
 
 class DisconnectClient(Change, frozen=True, tag="disconnect"):
-    """Disconnect a client wherever it is; unless it *returns*, its session ends now."""
+    """Disconnect a client of any node; unless *returns* is true, its session ends now."""
 
     client: int
     code: str
@@ -269,18 +272,19 @@ class DisconnectClient(Change, frozen=True, tag="disconnect"):
 
 
 class Announce(Change, frozen=True, tag="announce"):
-    """Tell all clients of the other nodes."""
+    """Send an announcement to all clients of the other nodes."""
 
     text: str
 
 
 class SendDirect(Change, frozen=True, tag="direct"):
-    """A private message of *client* to the client *to*; *message* is its event in JSON.
+    """Send a private message from *client* to the client *to*; *message* is its event in JSON.
 
-    *nonce* is in JSON, too, empty if it has none; *check* has eight hexadecimal digits.  The result
-    is the id of the message, another one if the nonce is known and its message is under way; and
-    whether this node has to deliver it, which has claimed it then.  It is refused with
-    `delivered`, `unknown` or `nonce-reused` if the fate of the message with that nonce is decided.
+    *nonce* is JSON, too, and empty if there is none; *check* has eight hexadecimal digits.  The
+    result is the id of the message, and whether this node is to deliver it, in which case this node
+    has claimed it.  If a message with that nonce is already in transit, the id is that message's.
+    The change is refused with `delivered`, `unknown` or `nonce-reused` if the outcome of the
+    message with that nonce is decided.
     """
 
     id: str
@@ -293,20 +297,20 @@ class SendDirect(Change, frozen=True, tag="direct"):
 
 
 class ClaimDirect(Change, frozen=True, tag="claim-direct"):
-    """The recipient's node is about to deliver it; refused if the sender waits no longer."""
+    """The recipient's node is about to deliver the message; refused if it was withdrawn."""
 
     id: str
 
 
 class FinishDirect(Change, frozen=True, tag="finish-direct"):
-    """The recipient's node has delivered it, or could not."""
+    """The recipient's node has delivered the message, or has failed to."""
 
     id: str
     delivered: bool
 
 
 class WithdrawDirect(Change, frozen=True, tag="withdraw-direct"):
-    """The sender waits no longer; refused if it is claimed, or its fate is decided."""
+    """The sender no longer waits; refused if the message is claimed or its outcome is decided."""
 
     id: str
 
@@ -315,17 +319,17 @@ class WithdrawDirect(Change, frozen=True, tag="withdraw-direct"):
 
 
 class _Event(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
-    """What has changed."""
+    """Something that has changed."""
 
 
 class Put(_Event, frozen=True, tag="put"):
-    """The state of a client of the node that is the actor."""
+    """The state of a client of the acting node."""
 
     record: ClientRecord
 
 
 class ClientLeft(_Event, frozen=True, tag="gone"):
-    """A client has disconnected; if it is *away* it may resume."""
+    """A client has disconnected; with *away* it may still resume."""
 
     client: int
     generation: int
@@ -352,7 +356,7 @@ class Lost(_Event, frozen=True, tag="name-lost"):
 
 
 class AccountStored(_Event, frozen=True, tag="account"):
-    """An account is new, or its hash is; without a *name* it was removed."""
+    """An account is new or has a new hash; with an empty *name* it was removed."""
 
     fold: str
     name: str
@@ -360,7 +364,7 @@ class AccountStored(_Event, frozen=True, tag="account"):
 
 
 class TopicSet(_Event, frozen=True, tag="topic"):
-    """A room has that topic, or none, by a client or the console (0)."""
+    """The topic of a room was set or removed, by a client or the console (0)."""
 
     key: str
     topic: str
@@ -369,7 +373,7 @@ class TopicSet(_Event, frozen=True, tag="topic"):
 
 
 class Banned(_Event, frozen=True, tag="banned"):
-    """A ban is new, or replaced."""
+    """A ban was added or replaced."""
 
     ban: BanRecord
 
@@ -381,7 +385,7 @@ class Unbanned(_Event, frozen=True, tag="unbanned"):
 
 
 class Disconnect(_Event, frozen=True, tag="disconnect"):
-    """That client of *node* is to be disconnected."""
+    """A client of *node* is to be disconnected."""
 
     client: int
     node: str
@@ -390,13 +394,13 @@ class Disconnect(_Event, frozen=True, tag="disconnect"):
 
 
 class Announcement(_Event, frozen=True, tag="announced"):
-    """All clients are to be told."""
+    """An announcement to all clients."""
 
     text: str
 
 
 class DirectSent(_Event, frozen=True, tag="direct"):
-    """A private message for a client of *node*, which claims it first."""
+    """A private message for a client of *node*, which must claim it before delivery."""
 
     id: str
     to: int
@@ -405,7 +409,7 @@ class DirectSent(_Event, frozen=True, tag="direct"):
 
 
 class DirectDone(_Event, frozen=True, tag="direct-done"):
-    """What became of a private message, for *node*, which has sent it; see `DirectFate`."""
+    """The outcome of a private message that *node* sent; see `DirectFate`."""
 
     id: str
     node: str
@@ -419,7 +423,7 @@ class NodeJoined(_Event, frozen=True, tag="node-joined"):
 
 
 class NodeLost(_Event, frozen=True, tag="node-lost"):
-    """The lease of a node has ended; that its clients are gone follows."""
+    """The lease of a node has ended; events for the loss of its clients follow."""
 
     node: str
 
@@ -443,7 +447,7 @@ FeedEvent: TypeAlias = (
 
 
 class Fed(msgspec.Struct, frozen=True, array_like=True):
-    """An *event* of the feed; *actor* is the node that asked for it, if one did."""
+    """An *event* of the feed; *actor* is the node that requested it, if any."""
 
     actor: str
     event: FeedEvent
@@ -453,7 +457,7 @@ _EVENTS = msgspec.msgpack.Decoder(Fed)
 
 
 def read_event(packed: bytes) -> Fed | None:
-    """Unpack an event; None for one that this version does not know, as of a newer node."""
+    """Unpack an event; None if this version does not know it, for example from a newer node."""
     try:
         return _EVENTS.decode(packed)
     except msgspec.MsgspecError:
@@ -461,7 +465,7 @@ def read_event(packed: bytes) -> Fed | None:
 
 
 def read_direct(id_: str, to: int, message: str) -> DirectReceived | None:
-    """Return the event for the private message of a `SendDirect`; None for one that is not ours."""
+    """Return the event for the message of a `SendDirect`; None if that is not from multichat."""
     try:
         return DirectReceived(id_, to, _DIRECTED.decode(message))
     except msgspec.MsgspecError:
@@ -485,10 +489,10 @@ class Account(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """All that the directory has, up to the event *number*.
+    """The whole directory, up to the event *number*.
 
-    *clients* are by number, each with its node; *accounts* by key; *topics* by room; *bans* in the
-    order in which they were added.
+    *clients* maps numbers to clients, each with its node; *accounts* is by key, *topics* by room,
+    and *bans* are in the order in which they were added.
     """
 
     number: int
@@ -505,7 +509,7 @@ _RESULTS = msgspec.msgpack.Decoder(list[list[Any]])
 
 
 def read_results(reply: Any, count: int) -> tuple[int, list[list[Any]]]:
-    """Return the number of the last event, and *count* results; raises `NotOurs`."""
+    """Return the number of the last event and *count* results; raises `NotOurs`."""
     with reading_answer():
         number, packed = reply
         results = _RESULTS.decode(packed)
@@ -518,7 +522,7 @@ def read_results(reply: Any, count: int) -> tuple[int, list[list[Any]]]:
 
 
 def read_snapshot(reply: Sequence[Any]) -> Snapshot:
-    """Decode what `multichat_snapshot` answers; raises as `reading_answer` takes it."""
+    """Decode the answer of `multichat_snapshot`; for use within `reading_answer`."""
     number, clients, accounts, topics, bans = reply
     entries = [_ENTRIES.decode(entry) for entry in clients[1::2]]
     return Snapshot(

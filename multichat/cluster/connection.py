@@ -1,13 +1,13 @@
-"""The node's connection to the engine: one link at a time, and visible reconnects.
+"""The node's connection to the engine: one link at a time, with visible reconnects.
 
-Its user is told of every change: nothing is subscribed again, repeated or made up for here, because
-only the user knows what it missed meanwhile.
+Every change is reported to the caller.  Nothing is resubscribed, repeated or made up for here,
+because only the caller knows what it missed.
 
 Invariants:
 
-1. There is at most one link.  `Ready` names it, and `Lost` comes before the next `Ready`.
-2. What `receive` has not returned yet is bounded: the messages of a link by its limits, and a link
-   that was lost before its `Ready` was taken is not mentioned.
+1. There is at most one link.  `Ready` contains it, and `Lost` comes before the next `Ready`.
+2. What `receive` has not yet returned is bounded: the messages of a link by its limits; and a link
+   that was lost before its `Ready` was received is not reported at all.
 """
 
 from collections import deque
@@ -38,9 +38,9 @@ __all__ = ["Connection", "ConnectionConfig", "Event", "Lost", "Ready", "Retrying
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionConfig:
-    """Where the engine is and how to connect to it.
+    """The address of the engine, and how to connect to it.
 
-    The user, the database and whether TLS is used are part of *address*; *login* has the rest.
+    *address* also has the user, the database and whether TLS is used; *login* has the rest.
     """
 
     address: ClusterAddress
@@ -65,7 +65,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Retrying:
-    """The engine is still away, now for this *reason*; told when the reason changes."""
+    """The engine is still away, for this *reason*; sent whenever the reason changes."""
 
     reason: str
 
@@ -76,7 +76,7 @@ Event = Ready | Lost | Retrying | Message | MessagesDropped
 class Connection:
     """A connection to the primary that *config* describes; see `open`.
 
-    *round_trips* gets how long each request took.
+    *round_trips* is called with the duration of each request.
     """
 
     def __init__(
@@ -88,21 +88,21 @@ class Connection:
         self._noted = trio.Event()
         self._taken: Link | None = None  # the link whose messages are received
         self._lost_at: float | None = None
-        self._primary: Primary | None = None  # the latest that the Sentinels have told
+        self._primary: Primary | None = None  # the latest that the Sentinels reported
         self._login = replace(
             config.login, user=config.address.user, database=config.address.database
         )
 
     def change_password(self, password: str) -> None:
-        """Log in with *password* from the next link on; the present one stays."""
+        """Use *password* from the next link on; the current link stays."""
         self._login = replace(self._login, password=password)
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None]:
         """Connect, and stay connected while the block runs.
 
-        The first event is `Ready`, unless that link is lost before it is taken.  While the engine
-        is loading its data this waits; otherwise it raises `EngineUnavailable` if the first attempt
+        The first event is `Ready`, unless that link is lost before it is received.  Waits while
+        the engine is loading its data; otherwise raises `EngineUnavailable` if the first attempt
         fails.
         """
         link = await self._open_first()
@@ -115,7 +115,7 @@ class Connection:
     async def receive(self) -> Event:
         """Return the next event, in order.  For one task at a time.
 
-        It may make requests itself: no reply waits for this.
+        That task may make requests itself: replies do not depend on it calling `receive`.
         """
         while True:
             if self._notes:
@@ -130,7 +130,7 @@ class Connection:
             try:
                 return await self._taken.receive()
             except EngineAway:
-                self._taken = None  # the note of its loss comes
+                self._taken = None  # the note of its loss follows
 
     @property
     def away_seconds(self) -> float:
@@ -140,7 +140,7 @@ class Connection:
     def _note(self, note: Ready | Lost | Retrying) -> None:
         notes = self._notes
         if isinstance(note, Lost) and notes and isinstance(notes[-1], Ready):
-            notes.pop()  # nobody has seen it
+            notes.pop()  # it was not received yet
             note = Retrying(note.reason)
         if isinstance(note, Retrying) and notes and isinstance(notes[-1], Retrying):
             notes.pop()
@@ -157,13 +157,13 @@ class Connection:
             reason = await self._serve(link)
             self._lost_at = trio.current_time()
             self._note(Lost(reason))
-            # An engine that admits us and closes at once is not asked ten times a second.
+            # An engine that accepts us and closes at once must not be tried ten times a second.
             if self._lost_at - started > timeouts.longest_retry:
                 pauses = backoff(timeouts.for_dialing())
             link = await self._reconnect(reason, pauses)
 
     async def _serve(self, link: Link) -> str:
-        """Run *link* and return why it has ended."""
+        """Run *link* and return the reason why it ended."""
         async with trio.open_nursery() as nursery:
             if self._config.address.sentinel_name:
                 nursery.start_soon(self._watch_sentinels, link)
@@ -172,7 +172,7 @@ class Connection:
         return reason
 
     async def _watch_sentinels(self, link: Link) -> None:
-        """End *link* when the Sentinels have another primary."""
+        """End *link* when the Sentinels report another primary."""
         while True:
             await trio.sleep(self._config.timeouts.sentinel)
             with suppress(EngineUnavailable):  # a link that works needs no Sentinels
@@ -223,7 +223,7 @@ class Connection:
             raise
 
     async def _ask_sentinels(self) -> Primary:
-        """Return the latest primary that a Sentinel has told; raises `EngineUnavailable`."""
+        """Return the latest primary that a Sentinel reported; raises `EngineUnavailable`."""
         address = self._config.address
         found = await find_primary(
             address.hosts, address.sentinel_name, self._login, self._config.timeouts

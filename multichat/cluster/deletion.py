@@ -1,7 +1,7 @@
-"""Deletes from the engine the messages above the retention limits, and logs what was deleted.
+"""Deletes messages above the retention limits from the engine, and logs what was deleted.
 
-Every node does it, in small steps: it does not matter which of them comes first, and none has to
-be told that it is the one.  The engine's clock counts, once it was steady for long enough here.
+Every node does this, in small steps: it does not matter which of them comes first, so no node has
+to be elected.  The engine's clock counts, once it has been steady for long enough.
 """
 
 import math
@@ -20,23 +20,23 @@ __all__ = ["Deletion", "DeletionConfig"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeletionConfig:
-    """How messages are deleted; see `multichat.journal.sqlite.limits`."""
+    """Settings of the deletion; see `multichat.journal.sqlite.limits`."""
 
-    # Interval of steps; while there is more to delete, a step follows after a hundredth of it.
+    # The interval between steps; a hundredth of it while there is more to delete.
     step_seconds: float = 5.0
 
-    # The most blocks of a step: they keep the engine busy for about 2 ms.
+    # The maximum of blocks in a step: these keep the engine busy for about 2 ms.
     step_blocks: int = 500
 
     # How long the engine's clock must have been steady before messages are deleted by age.
     steady_seconds: float = 6 * 3600.0
 
-    # The least time between two lines in the log.
+    # The minimum time between two lines in the log.
     tell_seconds: float = 60.0
 
 
 class Deletion:
-    """Deletes above *retention* from the engine of *logs*; `run` it beside them."""
+    """Deletes messages above *retention* from the engine of *logs*; `run` it beside them."""
 
     def __init__(
         self, logs: RoomLogs, retention: Retention, log: Log, config: DeletionConfig | None = None
@@ -66,12 +66,12 @@ class Deletion:
             try:
                 more = await self._step()
             except NotRead:
-                more = False  # a message then is answered with the reason
+                more = False  # a message sent now is answered with the reason
             self.tell(at_once=False)
             await trio.sleep(self._config.step_seconds / (100 if more else 1))
 
     async def _step(self) -> bool:
-        """Delete some; return whether there is more to delete."""
+        """Delete some messages; return whether there is more to delete."""
         retention, is_trusted = self._retention, self._now.wait <= 0
         result = await self._logs.call(
             trim(
@@ -91,7 +91,7 @@ class Deletion:
         return result.more
 
     def tell(self, *, at_once: bool = True) -> None:
-        """Log what was deleted since the last line, if there was none lately."""
+        """Log what was deleted since the last such line, unless that is recent."""
         now = trio.current_time()
         if self._retention.max_age_seconds is not None and not self._is_wait_told:
             self._is_wait_told = True
