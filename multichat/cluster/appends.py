@@ -62,7 +62,7 @@ class Appends(Generic[T]):
         self._doubtful: set[tuple[str, int]] = set()  # in flight, possibly executed already
 
     def __len__(self) -> int:
-        """The number of blocks that wait or are in flight."""
+        """Return the number of blocks that wait or are in flight."""
         return len(self._queue) + sum(len(call.entries) for call in self._in_flight.values())
 
     @property
@@ -76,7 +76,7 @@ class Appends(Generic[T]):
         self._bytes += block.size
 
     def begin(self, run: str) -> None:
-        """Number the next calls in *run*, starting at the first sequence if the run is new."""
+        """Use *run* for the next calls, starting at the first sequence if the run is new."""
         if run != self.run:
             self.run, self._sequence = run, 0
 

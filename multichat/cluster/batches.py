@@ -66,7 +66,7 @@ class Batches(Generic[T]):
         self.answered_up_to = 0
 
     def __len__(self) -> int:
-        """The number of changes that wait or are in flight."""
+        """Return the number of changes that wait or are in flight."""
         return len(self._queue) + sum(len(each.changes) for each in self._in_flight.values())
 
     @property

@@ -314,7 +314,7 @@ class Tail(msgspec.Struct, frozen=True, array_like=True):
 
 
 def tails(rooms: Sequence[tuple[str, str]]) -> Call[list[Tail]]:
-    """Return the tails of *rooms*: pairs of a key and an epoch, possibly empty."""
+    """Return the tails of *rooms*, each with the epoch that the caller knows, possibly empty."""
     arguments = [word for room in rooms for word in room]
     return Call("multichat_tails", arguments, _exactly(len(rooms), _tails), writes=False)
 

@@ -1,15 +1,15 @@
-"""The directory of a cluster, as one node uses it: asks for changes, and hears of those of others.
+"""One node's view of the cluster's directory: requests changes, and follows those of other nodes.
 
-Owns what this node has told the engine, so that it can tell it again as a whole: its clients and
-their sessions.  Runs on one link at a time; between two, what somebody waits for waits as well,
-until `leave` says that the engine is away.
+Owns the state that this node has reported to the engine, its clients and their sessions, so that it
+can report it again completely.  Uses one link at a time; between two links, pending requests stay
+pending until `leave` is called because the engine is away.
 
 Invariants:
 
 1. What others did is applied in the order of the feed, and so are topics and bans of this node; a
    decision is returned after everything that it followed.
-2. After a reconnect the engine has the clients that this node has, and no others of it.
-3. A run that was fenced is never used again.
+2. After a reconnect the engine has exactly the clients that this node has.
+3. A fenced run is never used again.
 """
 
 import secrets
@@ -72,31 +72,32 @@ __all__ = ["CHANNEL", "Directory", "DirectoryConfig", "NodeInUse"]
 
 CHANNEL = b"multichat:directory"
 
-# Client numbers are taken from the engine in blocks: the first of one, each of twice the one before
-# up to this, so that the numbers of a quiet server are small.
+# Client numbers are taken from the engine in blocks: the first has one number, and each further
+# block twice as many as the one before, up to this, so that a quiet server has small numbers.
 _MAX_BLOCK = 64
 
 # How many events are read at once: about 1 MiB.
 _PAGE = 2000
 
-# Client numbers are below this, which a double can tell apart.
+# Client numbers are below this, so that a double can represent them exactly.
 _MAX_CLIENT = 2**53
 
-# Of the number of an event.
+# Digits of an event's number.
 _MAX_DIGITS = 19
 
-# Pause before a call is repeated that the engine refuses, as when its memory is full.
+# Pause before a refused call is repeated, for example while the engine's memory is full.
 _REFUSED_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DirectoryConfig:
-    """How a node uses the directory.
+    """Settings of a node's use of the directory.
 
-    *renew_seconds* is the interval in which it renews its lease, a third of the lease: two may be
-    lost.  A private message waits for *direct_seconds* for its recipient on another node: longer
-    than that waits for a slow client.  An answer waits for *follow_seconds* for the events before
-    it: several renewals, which read them; else the link is given up.
+    *renew_seconds* is the interval at which the node renews its lease: a third of the lease, so
+    that two renewals may be lost.  A private message waits *direct_seconds* for the recipient's
+    node, which is longer than that node waits for a slow client.  An answer waits *follow_seconds*
+    for the events that precede it, which is several renewals, because each reads events; after
+    that, the link is given up.
     """
 
     settings: Settings
@@ -110,7 +111,7 @@ class NodeInUse(Exception):
 
 
 class _Decision:
-    """The result of a change that somebody waits for."""
+    """The result of a change, for its waiter."""
 
     __slots__ = ("_done", "_failure", "_is_sent", "_result")
 
@@ -139,7 +140,7 @@ class _Decision:
 
 
 _Waiting: TypeAlias = _Decision | DirectReceived
-"""Who waits for a result; a private message waits until it may be delivered."""
+"""The waiter for a result; a private message waits until it may be delivered."""
 
 
 class Directory:
@@ -152,7 +153,7 @@ class Directory:
         self._config = config
         self._settings = pack(config.settings)
         self._batches: Batches[_Waiting] = Batches()
-        self._link: Link | None = None  # on which batches are sent
+        self._link: Link | None = None  # batches are sent on it
         self._awaited: deque[tuple[Batch[_Waiting], Request]] = deque()
         self._sent = trio.Event()
         self._emptied = trio.Event()
@@ -161,7 +162,7 @@ class Directory:
         self._sessions: dict[str, SaveSession] = {}
         self._events: deque[Event] = deque()
         self._heard = trio.Event()
-        self._data = ""  # which engine's data the replica follows
+        self._data = ""  # the id of the data that the replica follows
         self._numbers: deque[int] = deque()
         self._number_lock = trio.Lock()
         self._load_lock = trio.Lock()
@@ -174,7 +175,7 @@ class Directory:
         )
         self._away = ""
         self._owes_whole = False  # some reports were refused
-        self.refused = ""  # why the engine takes nothing just now, and what clients are told
+        self.refused = ""  # why the engine refuses everything now, worded for clients
         self.told = ""
         self.complaint = ""  # what is wrong with the engine, for its operator
 
@@ -188,7 +189,7 @@ class Directory:
         return self._events.popleft()
 
     def tell(self, event: Event) -> None:
-        """Let `receive` return *event* after all others."""
+        """Queue *event* for `receive`."""
         self._events.append(event)
         self._heard.set()
 
@@ -217,10 +218,10 @@ class Directory:
     # --- What this node asks for ------------------------------------------------------------------
 
     async def decide(self, change: Change) -> Sequence[Any]:
-        """Ask for *change*, and return the result.
+        """Request *change* and return the result.
 
-        Raises `Rejected`, or `StorageFailed` if the engine is away; `PerhapsMade` if it may be
-        made all the same.
+        Raises `Rejected`; `StorageFailed` if the engine is away; or `PerhapsMade` if the change may
+        be made nevertheless.
         """
         if self._away:
             raise StorageFailed(self._away)
@@ -229,7 +230,7 @@ class Directory:
         return await decision.wait()
 
     def report(self, change: Change) -> None:
-        """Ask for *change*, and wait for nothing."""
+        """Request *change* without waiting for the result."""
         match change:
             case PutClient(record=record):
                 self._clients[record.client] = record
@@ -245,7 +246,7 @@ class Directory:
         self._add(change)
 
     def forget_session(self, digest: str) -> None:
-        """Ask for the end of a session of this node's clients, unless it was resumed elsewhere."""
+        """End the session of a client of this node, unless it was resumed elsewhere."""
         if (session := self._sessions.pop(digest, None)) is not None:
             self._add(ForgetSession(digest, session.client, session.generation))
 
@@ -254,7 +255,7 @@ class Directory:
         self._flush()
 
     async def give_client_number(self) -> int:
-        """Return a number that no client of any node has had; raises `StorageFailed`."""
+        """Return a client number that no node has ever used; raises `StorageFailed`."""
         async with self._number_lock:
             while not self._numbers:
                 floor = max((self._highest, *self._clients, *self.replica.clients))
@@ -283,7 +284,7 @@ class Directory:
         self._directs.answer(id_, delivered=delivered)
 
     async def wait_sent(self) -> None:
-        """Wait until the engine has answered everything that was asked for."""
+        """Wait until the engine has answered all requests."""
         while len(self._batches):
             self._emptied = trio.Event()
             await self._emptied.wait()
@@ -291,9 +292,9 @@ class Directory:
     # --- On a link --------------------------------------------------------------------------------
 
     async def connect(self, link: Link) -> None:
-        """Join on *link*, which subscribes to `CHANNEL` already, and catch up with the feed.
+        """Join on *link*, which is subscribed to `CHANNEL`, and catch up with the feed.
 
-        Begins another run if this one was fenced.  Raises `NodeInUse`, and what a link raises.
+        Begins another run if this one was fenced.  Raises `NodeInUse` and the errors of a link.
         """
         data = f"{link.engine.run_id} {link.engine.replication_id}"
         self._settings = pack(self._config.settings.within(link.engine.maxmemory))
@@ -321,14 +322,14 @@ class Directory:
         self._flush()
 
     def resume(self) -> None:
-        """Note that the engine answers again, on the same link, after `leave`."""
+        """Record that the engine answers again on the same link, after `leave`."""
         if self._away:
             self._away = ""
             self._batches.resume(self._whole())
             self._flush()
 
     def _whole(self) -> list[Change]:
-        """Return all that the engine has to know of this node."""
+        """Return the complete state of this node, as changes."""
         return [
             *map(PutClient.of, self._clients.values()),
             *self._sessions.values(),
@@ -336,7 +337,7 @@ class Directory:
         ]
 
     async def _begin_run(self, link: Link) -> None:
-        """Begin another run: others have removed our clients, and some were resumed elsewhere."""
+        """Begin another run: our clients were removed, and some were resumed on other nodes."""
         clients = list(self._clients.values())
         if clients:
             numbers = [record.client for record in clients]
@@ -354,9 +355,9 @@ class Directory:
         self.tell(NodeFenced())
 
     def leave(self, reason: str) -> None:
-        """Note that the engine is away, and let nobody wait for it any more."""
+        """Record that the engine is away, and resolve everything that waits for it."""
         self._away = reason
-        # Nobody is told of what is in flight otherwise.
+        # Otherwise nothing would report the outcome of what is in flight.
         self.replica.echoes = self.replica.echoes or self._batches.is_in_flight
         self._fail(self._batches.leave(), reason)
 
@@ -365,11 +366,11 @@ class Directory:
             for each in waiting:
                 if isinstance(each, _Decision):
                     each.fail(reason, is_sent=is_sent)
-                else:  # whether it is claimed is not known here: its sender learns that it is not
+                else:  # it may be claimed, which is not known here: tell the sender just that
                     self.answer_direct(each.request, delivered=False)
 
     async def serve(self, link: Link) -> None:
-        """Send what this node asks for, and renew its lease, until *link* has ended."""
+        """Send this node's changes and renew its lease, until *link* has ended."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._take_answers, link)
@@ -378,7 +379,7 @@ class Directory:
             pass
 
     def disconnect(self) -> None:
-        """Note that the link has ended: what is in flight is repeated on the next one."""
+        """Record that the link has ended: what is in flight is repeated on the next link."""
         self._link = None
         self._awaited.clear()
 
@@ -407,7 +408,7 @@ class Directory:
             try:
                 number, results = read_results(await request.reply(), len(batch.changes))
             except NotOurs as error:
-                link.end(str(error))  # all that is in flight is asked again on the next one
+                link.end(str(error))  # everything in flight is repeated on the next link
                 return
             except EngineRefused as error:
                 if not self._ends(link, error):
@@ -418,12 +419,12 @@ class Directory:
                 self._batches.resume(self._whole())
             self._owes_whole = False
             with trio.move_on_after(self._config.follow_seconds):
-                while self.replica.number < number:  # what this followed is applied first
+                while self.replica.number < number:  # apply the preceding events first
                     self._applied = trio.Event()
                     await self._applied.wait()
             if self.replica.number < number:
                 link.end("the engine's answer follows what never came")
-                return  # it is repeated on the next one
+                return  # it is repeated on the next link
             if (answered := self._batches.answered(batch)) is not None:
                 self._answered(answered, results)
             if not self._batches.is_in_flight:
@@ -431,17 +432,17 @@ class Directory:
             self._flush()
 
     async def _wait_refused(self, error: EngineRefused) -> None:
-        """Wait while the engine takes nothing, as when its memory is full, and then repeat all."""
+        """Wait while the engine refuses everything, e.g. with full memory, then repeat it all."""
         self.refused, self.told = str(error), error.meaning.told
         is_full = error.code == "OOM"
         self._fail(self._batches.drop_waiting(also_sent=not is_full), self.told)
         link, self._link = self._link, None  # nothing is sent meanwhile
-        while self._awaited:  # they were refused, too
+        while self._awaited:  # these were refused, too
             _, request = self._awaited.popleft()
             with suppress(EngineRefused):
                 await request.reply()
         if is_full and link is not None:
-            await self._relieve(link)  # which says what is not made, or was before
+            await self._relieve(link)  # this tells what is not made, or was made before
             self._fail(self._batches.drop_waiting(), self.told)
         await trio.sleep(_REFUSED_SECONDS)
         self._link = link
@@ -449,7 +450,7 @@ class Directory:
         self._flush()
 
     async def _relieve(self, link: Link) -> None:
-        """Let the engine, whose memory is full, make what frees memory of all that is in flight."""
+        """Send the changes in flight that free memory to the engine, whose memory is full."""
         self._batches.repeat()
         owed: list[Change] = []
         while (batch := self._batches.take()) is not None:
@@ -467,7 +468,7 @@ class Directory:
                     owed.append(change)
         for change in owed:
             self._batches.add(change)
-        # The rest is part of the whole.  This one asks whether the engine takes something again.
+        # The rest is part of the complete state.  This one tests whether the engine accepts again.
         self._owes_whole = True
         self._batches.add(ReadSession(""))
 
@@ -479,7 +480,7 @@ class Directory:
             if is_done and isinstance(change, SendDirect):
                 self._directs.sent(change, result)
             if isinstance(waiting, _Decision):
-                if is_done and isinstance(change, TakeSession):  # from now on it is ours
+                if is_done and isinstance(change, TakeSession):  # it is ours from now on
                     client, generation, record = result[1:4]
                     self._sessions[change.digest] = SaveSession(
                         change.digest, client, generation, record, connected=True
@@ -513,7 +514,7 @@ class Directory:
                     break
 
     def _ends(self, link: Link, error: EngineRefused) -> bool:
-        """Return whether *error* ends the link: then this node joins again on another one."""
+        """Return whether *error* ends the link, so that this node joins again on another one."""
         if error.code == "FENCED":
             link.end("this node was taken for dead")
         elif error.code == "UNREGISTERED":
@@ -521,7 +522,7 @@ class Directory:
         return error.code in ("FENCED", "UNREGISTERED")
 
     async def end(self, link: Link, reason: str) -> None:
-        """End this node in order: its clients have left, or leave for that *reason*."""
+        """Leave the cluster; clients that are still connected leave with *reason*."""
         again = True
         while again:
             again = bool(await self._call(link, "multichat_end_node", self._settings, reason))
@@ -529,10 +530,10 @@ class Directory:
     # --- The feed ---------------------------------------------------------------------------------
 
     async def take(self, link: Link, payload: bytes) -> None:
-        """Apply what was pushed on `CHANNEL`, and read what is missing before it."""
+        """Apply a push on `CHANNEL`, and read any events that are missing before it."""
         number, _, packed = payload.partition(b" ")
         updates = None
-        # Anybody with the engine's password can publish here, also what no integer can be made of.
+        # Anybody with the engine's password can publish here, including invalid numbers.
         if number.isdigit() and len(number) <= _MAX_DIGITS:
             updates = self.replica.apply(int(number), read_event(packed))
         if updates is None:
@@ -541,7 +542,7 @@ class Directory:
             self._hear(updates)
 
     async def catch_up(self, link: Link) -> None:
-        """Read the events that are missing, or a snapshot."""
+        """Read the missing events, or a snapshot."""
         while True:
             try:
                 flat = await link.call(
@@ -561,14 +562,14 @@ class Directory:
                 return
 
     async def _load(self, link: Link) -> None:
-        """Load a snapshot, one at a time: an older one never replaces a later one, nor events."""
+        """Load a snapshot, one at a time; it never replaces a later snapshot or later events."""
         async with self._load_lock:
             before = self.replica.number
             reply = await link.call("FCALL_RO", "multichat_snapshot", 0)
             with reading_answer():
                 snapshot = read_snapshot(reply)
             if snapshot.number < self.replica.number != before:
-                return  # what the feed has told meanwhile is newer
+                return  # the feed has advanced beyond it
             self._hear(self.replica.load(snapshot, self._clients))
 
     async def _call(self, link: Link, function: str, *arguments: str | bytes | int) -> Any:
@@ -576,7 +577,7 @@ class Directory:
 
 
 def _refusal(result: Sequence[Any]) -> EngineRefused | None:
-    """Return the error of the engine in the *result* of a change, if that is what it is."""
+    """Return the engine's error in the *result* of a change; None if the result is no error."""
     return EngineRefused.parse(str(result[-1])) if result[:2] == ["refused", "error"] else None
 
 

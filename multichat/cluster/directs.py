@@ -1,13 +1,13 @@
-"""Private messages that a node has under way through the engine, each delivered at most once.
+"""Private messages in transit through the engine, each delivered at most once.
 
-The engine notes a message with its nonce in the step in which it takes it; the recipient's node,
-which may be the sender's, claims it, delivers it, and reports that.
+The engine accepts a message and records its nonce in one step.  The recipient's node, which may be
+the sender's, claims the message, delivers it, and reports the delivery.
 
 Invariants:
 
-1. A nonce whose message may have been delivered is never used for another delivery, whichever node
-   its client has resumed on: who sends it again waits for the fate of the first one.
-2. What is answered as delivered or not delivered is certain.  Everything else is unknown.
+1. A message that may have been delivered is never delivered again, whichever node its sender has
+   resumed on: a repetition with the same nonce waits for the outcome of the first one.
+2. The answers "delivered" and "not delivered" are certain.  Everything else is "unknown".
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class _Directory(Protocol):
 
 
 class _Direct:
-    """A private message for whose *fate* somebody waits; *fate* is None until it is known."""
+    """A private message whose sender waits for its *fate*, which is None until it is known."""
 
     __slots__ = ("done", "fate")
 
@@ -60,10 +60,10 @@ class _Direct:
 
 
 class Directs:
-    """The private messages that clients of this node send, and deliver to each other.
+    """The private messages that clients of this node have sent.
 
-    One waits for *wait_seconds* for its recipient's node, and once that has claimed it for
-    *claimed_seconds* more: by then that node has answered, or is taken for dead.
+    A message waits *wait_seconds* for the recipient's node to claim it, and then *claimed_seconds*
+    for the result: by then that node has answered, or counts as dead.
     """
 
     def __init__(
@@ -105,18 +105,18 @@ class Directs:
                 raise StorageFailed(_REPLACED) from None
             if error.code == "nonce-reused":
                 raise NonceReused(nonce or "") from None
-            return _FATES.get(error.code, DirectFate.NOT_DELIVERED)  # else it has gone
+            return _FATES.get(error.code, DirectFate.NOT_DELIVERED)  # or it has left
         with trio.move_on_after(self._wait_seconds):
             await direct.done.wait()
         if direct.fate is None and await self._withdraw(str(id_)):
             return DirectFate.NOT_DELIVERED
-        if direct.fate is None:  # it is about to be delivered, or its node is frozen
+        if direct.fate is None:  # the recipient's node is about to deliver it, or is frozen
             with trio.move_on_after(self._claimed_seconds):
                 await direct.done.wait()
         return direct.fate or DirectFate.UNKNOWN
 
     async def _withdraw(self, id_: str) -> bool:
-        """Return whether the message, which nobody had claimed, is not delivered any more."""
+        """Withdraw the message; return False if it was claimed, and so may be delivered."""
         try:
             await self._directory.decide(WithdrawDirect(id_))
         except (Rejected, StorageFailed):
@@ -124,10 +124,10 @@ class Directs:
         return True
 
     def sent(self, change: SendDirect, result: Sequence[Any]) -> None:
-        """Take the *result* of a *change* that was made; in the step in which it is known.
+        """Handle the *result* of a *change*; called in the step in which it becomes known.
 
-        The engine may have the message with that nonce under another id.  One for a client of this
-        node is delivered by it, as if it came from another.
+        The engine may have the message with that nonce under another id.  This node delivers a
+        message for one of its own clients as if it came from another node.
         """
         id_, is_here = str(result[1]), bool(result[2])
         if (direct := self._waiting.get(change.id)) is not None:
@@ -136,11 +136,11 @@ class Directs:
             self._directory.tell(received)
 
     def settled(self, id_: str, fate: str) -> None:
-        """Note the *fate* of a message that this node has sent."""
+        """Record the *fate* of a message that this node has sent."""
         if (direct := self._waiting.get(id_)) is not None:
             direct.fate = _FATES.get(fate, DirectFate.UNKNOWN)
             direct.done.set()
 
     def answer(self, id_: str, *, delivered: bool) -> None:
-        """Report what has become of a message that this node was to deliver."""
+        """Report the outcome of a message that this node was to deliver."""
         self._directory.report(FinishDirect(id_, delivered))

@@ -1,6 +1,6 @@
-"""A connection to the engine for one command, which is no node.
+"""A connection to the engine for a single command, outside any node.
 
-Ends with the first loss of the connection: the user runs the command again.
+There is no reconnect: after the loss of the connection the user runs the command again.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -24,19 +24,19 @@ __all__ = ["EngineSession", "open_session"]
 
 T = TypeVar("T")
 
-# So many rooms are asked for at once: a reply of some 100 KiB.
+# How many rooms one request asks for: the reply has some 100 KiB.
 _ROOMS_AT_ONCE = 500
 
 
 class EngineSession:
-    """The engine at *address*; each method raises `JournalFailed` if that does not work."""
+    """The engine at *address*; each method raises `JournalFailed` on failure."""
 
     def __init__(self, address: ClusterAddress, link: Link) -> None:
         self.address = address
         self._link = link
 
     def failed(self, reason: str) -> JournalFailed:
-        """Return the error of this engine."""
+        """Return an error that names this engine."""
         return JournalFailed(self.address, reason)
 
     async def command(self, *words: str | bytes | int) -> Any:
@@ -57,7 +57,7 @@ class EngineSession:
             raise self.failed(error.meaning.reason) from None
 
     async def load_library(self, *, write: bool) -> bool:
-        """Return whether the engine has the library; with *write* load it if it has none."""
+        """Return whether the engine has the library; with *write*, load it if it is missing."""
         try:
             if write:
                 await load_library(self._link)

@@ -38,10 +38,10 @@ _QUOTES_ARGUMENTS = ", with args beginning with:"
 
 
 class EngineUnavailable(MultichatError):
-    """No usable connection to the engine: unreachable, another program, or it does not admit us.
+    """No usable connection to the engine: unreachable, another program, or access is denied.
 
-    *reason* says what to do.  *lasting* means that a retry cannot succeed without the operator;
-    *is_loading* that the engine has started, and only needs time.
+    *reason* says what to do.  *lasting* means that a retry cannot succeed without the operator,
+    *is_loading* that the engine has started and only needs time.
     """
 
     def __init__(
@@ -61,16 +61,16 @@ class EngineAway(MultichatError):
 
 
 class EngineBusy(MultichatError):
-    """Too much waits for the engine: the request was not sent."""
+    """Too many requests wait for the engine: this one was not sent."""
 
     def __init__(self) -> None:
         super().__init__("the engine does not keep up")
 
 
 class FateUnknown(MultichatError):
-    """The connection ended before the reply: the engine may have done it, or may still do it.
+    """The connection ended before the reply: the request may have been executed, or may still be.
 
-    The caller repeats the request, under its sequence, on the next connection.
+    The caller repeats the request on the next connection, under the same sequence.
     """
 
     def __init__(self, reason: str) -> None:
@@ -79,10 +79,11 @@ class FateUnknown(MultichatError):
 
 
 class Meaning(NamedTuple):
-    """What an error of the engine means: for the operator, and for clients.
+    """The meaning of an error of the engine, worded for the operator and for clients.
 
-    *reason* follows the engine's address and begins with "it" or "its"; it says what to do.  *told*
-    has no words of the engine.  *lasting* means that a retry cannot succeed without the operator.
+    *reason* is for the operator: it follows the engine's address, begins with "it" or "its", and
+    says what to do.  *told* is for clients, and quotes nothing of the engine.  *lasting* means that
+    a retry cannot succeed without the operator.
     """
 
     reason: str
@@ -125,7 +126,7 @@ _MEANINGS = {
 class EngineRefused(MultichatError):
     """The engine replied with an error: *code* is its first word, such as OOM; *text* the rest.
 
-    *is_known* says that what it means is known; otherwise the operator has to see its words.
+    *is_known* tells whether its meaning is known; if not, the operator must see the original text.
     """
 
     def __init__(self, code: str, text: str) -> None:
@@ -143,21 +144,21 @@ class EngineRefused(MultichatError):
 
     @classmethod
     def parse(cls, line: str) -> Self:
-        """Return the error for the *line* of an error reply.
+        """Parse the *line* of an error reply.
 
-        Without the arguments, which the engine may quote: they may be messages or passphrases.
+        Arguments that the engine quotes are cut off: they may be messages or passphrases.
         """
         code, _, text = shorten(line.partition(_QUOTES_ARGUMENTS)[0]).partition(" ")
         return cls(code, text)
 
 
-# How a reason continues where the engine's address is not named before.
+# The beginnings of a reason where the engine's address does not precede it.
 _SUBJECTS = {"it ": "the engine ", "its ": "the engine's "}
 _SUBJECT = re.compile("^its? ")
 
 
 class NotOurs(EngineRefused):
-    """The engine's answer is outside our format: another program's functions have our names."""
+    """The engine's answer is not in our format: another program's functions have our names."""
 
     def __init__(self, reason: str) -> None:
         super().__init__("ERR", reason)
@@ -168,7 +169,7 @@ class NotOurs(EngineRefused):
 
 @contextmanager
 def reading_answer() -> Iterator[None]:
-    """Raise `NotOurs` if the block, which reads an answer of the engine, fails at its format."""
+    """Raise `NotOurs` if the block, which decodes an answer of the engine, finds it invalid."""
     try:
         yield
     except (
@@ -183,7 +184,7 @@ def reading_answer() -> Iterator[None]:
 
 
 class PerhapsMade(StorageFailed):
-    """Nobody waits any longer for a change that was sent: it is made, or may still be."""
+    """Waiting for a change that was sent was given up: it may have been made, or may still be."""
 
 
 class Rejected(Exception):
@@ -195,7 +196,7 @@ class Rejected(Exception):
 
 
 class BadReply(MultichatError):
-    """The peer sent bytes that are no reply of an engine, or are above a limit."""
+    """The peer sent bytes that are not a valid reply, or exceed a limit."""
 
 
 def shorten(text: str) -> str:

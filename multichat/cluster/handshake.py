@@ -1,7 +1,7 @@
 """The first requests on a connection to the engine, and what their replies mean.  Pure.
 
-`HELLO 3` with the password, `SELECT`, and `INFO`.  A reply is judged once, here: every fault ends
-as one line that says what to do.
+These are `HELLO 3` with the password, `SELECT` and `INFO`.  The replies are checked once, here:
+every fault becomes one line that says what to do.
 """
 
 import re
@@ -13,7 +13,7 @@ from multichat.cluster.resp import Value, Word
 
 __all__ = ["EngineInfo", "NotUsable", "hello", "judge", "judge_error"]
 
-# What `FUNCTION` needs.
+# The first version with `FUNCTION`.
 _LEAST_VERSION = 7
 
 CLIENT_NAME = "multichat"
@@ -22,7 +22,7 @@ CLIENT_NAME = "multichat"
 class NotUsable(Exception):
     """The engine cannot be used; *lasting* as in `EngineUnavailable`.
 
-    *code* is that of its error, if it has sent one.
+    *code* is the code of the engine's error, if it sent one.
     """
 
     def __init__(self, reason: str, *, lasting: bool = False, code: str = "") -> None:
@@ -32,11 +32,11 @@ class NotUsable(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineInfo:
-    """An engine as it was when the connection was made.
+    """The state of an engine at the time of the connection.
 
-    *run_id* is new with each start of its process.  *replication_id* is that of its data, and new
-    for a replica that was promoted, which keeps the one from before as *previous_replication_id*,
-    valid up to *previous_offset*.  *where* is its address.
+    *run_id* changes with each start of its process.  *replication_id* identifies its data.  A
+    promoted replica gets a new one, and keeps the earlier one as *previous_replication_id*, valid
+    up to *previous_offset*.  *where* is the engine's address.
     """
 
     where: str
@@ -54,10 +54,7 @@ class EngineInfo:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What its operator should change, because messages could be lost without a fault of ours.
-
-        Each is one line.
-        """
+        """Settings that the operator should change, because they can lose messages; a line each."""
         found = []
         if not self.aof:
             found.append(
@@ -87,9 +84,9 @@ def hello(user: str, password: str, database: int) -> list[tuple[Word, ...]]:
 
 
 def judge(where: str, replies: Sequence[Value]) -> EngineInfo:
-    """Return the primary that has sent *replies* to the requests of `hello`.
+    """Return the primary whose *replies* to the requests of `hello` these are.
 
-    Raises `NotUsable` for one that cannot be used.
+    Raises `NotUsable` if it cannot be used.
     """
     for reply in replies:
         if isinstance(reply, EngineRefused):
@@ -139,7 +136,7 @@ def judge(where: str, replies: Sequence[Value]) -> EngineInfo:
 
 
 def judge_error(error: EngineRefused) -> NotUsable:
-    """Return what an *error* means for the whole connection."""
+    """Return the consequence of *error* for the whole connection."""
     meaning = error.meaning
     return NotUsable(meaning.reason, lasting=meaning.lasting, code=error.code)
 

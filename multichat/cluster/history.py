@@ -1,7 +1,7 @@
 """Reads the messages of all rooms in an engine, in order of time: `multichat history valkey://…`.
 
-Reads a page of a room at a time, and writes nothing.  Reading ends at the messages that existed at
-the beginning.
+Reads one page of a room at a time, and writes nothing.  Messages that are added while it reads are
+not included.
 """
 
 import heapq
@@ -17,7 +17,7 @@ from multichat.protocol.names import fold_name
 
 __all__ = ["EngineHistory", "open_history"]
 
-# Of each room one page is in memory.
+# One page of each room is in memory.
 _PAGE_BYTES = 64 * 1024
 
 
@@ -136,7 +136,7 @@ class EngineHistory:
 
 
 async def open_history(engine: EngineSession) -> EngineHistory:
-    """Return what *engine* has now; raises `JournalFailed`."""
+    """Return the history that *engine* has now; raises `JournalFailed`."""
     keys = [key.decode() for key in await engine.command("ZRANGE", "multichat:oldest", 0, -1)]
     if keys and not await engine.load_library(write=False):
         raise engine.failed("it has no functions of multichat: a node loads them at its start")

@@ -1,7 +1,7 @@
-"""Copies a journal into an engine that no node uses: `multichat journal import`.
+"""Copies a journal into an engine that no node is using: `multichat journal import`.
 
-Messages keep their ids, so that clients which had them resume; so do accounts, topics and sessions.
-What is there already is left alone, and an import that was aborted continues when it is repeated.
+Messages keep their ids, so that clients can resume; accounts, topics and sessions are copied, too.
+Existing data is left alone, and an aborted import continues when it is repeated.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ __all__ = ["Imported", "import_contents"]
 _BLOCKS_AT_ONCE = 200
 _BYTES_AT_ONCE = 512 * 1024
 
-# As long as a session without a connection is kept by default.
+# How long a session without a connection is kept by default.
 _NONCE_SECONDS = 86_400
 
 _OCCUPIED = "nodes are running on it: stop them all; one that was killed counts for ten seconds"
@@ -33,7 +33,7 @@ _OCCUPIED = "nodes are running on it: stop them all; one that was killed counts 
 
 @dataclass(slots=True)
 class Imported:
-    """How much was imported, and which rooms, accounts and sessions were left out as another's."""
+    """How much was imported, and which rooms, accounts and sessions were left out as foreign."""
 
     rooms: int = 0
     messages: int = 0
@@ -48,7 +48,7 @@ class Imported:
 async def import_contents(
     contents: Contents, engine: EngineSession, *, add: bool, tell: Callable[[str, int], None]
 ) -> Imported:
-    """Import *contents*; *tell* is called with a room and how many of its messages were imported.
+    """Import *contents*; *tell* is called with a room and its number of imported messages.
 
     With *add* the engine may have other rooms; those of the same name are left alone.  Raises
     `JournalFailed`.
@@ -78,12 +78,12 @@ async def import_contents(
 
 
 def _is_ours(room: RoomContents, tail: Tail) -> bool:
-    """Whether the engine has nothing of that room, or what comes from this journal."""
+    """Whether the engine has nothing of that room, or only messages of this journal."""
     return not tail.epoch or bool({epoch for epoch, _ in tail.epochs} & dict(room.epochs).keys())
 
 
 def _was_used(room: RoomContents, tail: Tail) -> bool:
-    """Whether nodes appended to the room before all of it was imported."""
+    """Whether nodes appended to the room before its import was complete."""
     known = dict(room.epochs)
     if not tail.epoch or tail.epoch in known or not _is_ours(room, tail):
         return False

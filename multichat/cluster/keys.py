@@ -1,14 +1,14 @@
-"""The names of keys and channels in the engine: all begin with `multichat:`.  Pure.
+"""The names of keys and channels in the engine, which all begin with `multichat:`.  Pure.
 
-The function library makes most names itself: see the list at the top of `library.lua`, and of
-`directory.lua` for the directory's.
+The function library builds most names itself: see the lists at the top of `library.lua`, and of
+`directory.lua` for those of the directory.
 """
 
 __all__ = ["LOG", "NODES", "PREFIX", "channel_room", "lease_of", "room_channel"]
 
 PREFIX = "multichat:"
 
-# A hash: the era, the primary that it belongs to, how many bytes all rooms have.
+# A hash: the era, the primary that it belongs to, and the bytes of all rooms.
 LOG = f"{PREFIX}log"
 
 # A hash: each node's run.
@@ -23,7 +23,7 @@ def lease_of(node: str) -> str:
 
 
 def room_channel(room: str) -> str:
-    """Return the channel of the room with that key; it is the name of the room's hash, too."""
+    """Return the channel of the room with that key; the room's hash has the same name."""
     return f"{_ROOM_CHANNEL}{room}"
 
 
