@@ -110,7 +110,7 @@ class BanKeeper:
         self._put(record, self._add_new)
 
     def _add_new(self, ban: Ban) -> None:
-        if ban not in self.current():
+        if not self._bans.has(ban, time.time()):
             self._add(ban)
 
     def _put(self, record: BanRecord, add: Callable[[Ban], object]) -> None:

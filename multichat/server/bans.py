@@ -16,7 +16,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeAlias
@@ -48,6 +48,9 @@ __all__ = [
 Network: TypeAlias = IPv4Network | IPv6Network
 Target: TypeAlias = Network | str
 """The target of a ban: a network, of one address or more, or the name of a client."""
+
+Key: TypeAlias = str | tuple[int, int, int]
+"""What two targets share that are the same: a folded name; or bits, length and prefix."""
 
 # What a provider gives to one customer (RFC 6177), who could evade a ban of less.
 _IPV6_LENGTH = 64
@@ -201,20 +204,26 @@ class Ban:
     """A ban of *target*, until a time, for a reason.
 
     *until* is in seconds since 1970, rounded up; None is for ever.  *reason* is cleaned and cut to
-    one line of at most 120 characters.  Raises `InvalidBan` if the target is not a possible name,
-    or *until* is after the year 9999.
+    one line of at most 120 characters.  *key* is equal for two bans of the same target, and *looks*
+    are the lookalike keys of a name: they take the most time, and are made with the ban, so that
+    the event loop can put in force thousands that a thread has read.  Raises `InvalidBan` if the
+    target is not a possible name, or *until* is after the year 9999.
     """
 
     target: Target
     until: float | None = None
     reason: str = ""
+    key: Key = field(init=False, repr=False, compare=False)
+    looks: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.target, str):
             object.__setattr__(self, "target", _parse_name(self.target))
+            object.__setattr__(self, "looks", lookalike_keys(self.target))
         else:
             kept = _network(self.target.network_address, self.target.prefixlen)
             object.__setattr__(self, "target", kept)
+        object.__setattr__(self, "key", _key(self.target))
         if self.until is not None:
             if not 0 <= self.until <= _LAST_SECOND:  # also refuses NaN
                 raise InvalidBan("a ban ends between the years 1970 and 9999, or never")
@@ -240,7 +249,7 @@ class Ban:
     def covers(self, address: str, name: str) -> bool:
         """Return whether it covers a client called *name* from *address*; see `network_of`."""
         if isinstance(self.target, str):
-            return not set(lookalike_keys(name)).isdisjoint(lookalike_keys(self.target))
+            return not set(lookalike_keys(name)).isdisjoint(self.looks)
         ip = _parse_ip(host_of(address))
         return ip is not None and ip in self.target
 
@@ -257,10 +266,7 @@ class Ban:
         return f"for {left}: {self.reason}" if self.reason else f"for {left}"
 
 
-_Key: TypeAlias = str | tuple[int, int, int]
-
-
-def _key(target: Target) -> _Key:
+def _key(target: Target) -> Key:
     """Return a key that is equal for two targets that are the same."""
     if isinstance(target, str):
         return fold_name(target)
@@ -281,11 +287,11 @@ class Bans:
         self, bans: Iterable[Ban] = (), *, now: float = 0, max_bans: int = MAX_BANS
     ) -> None:
         self._max_bans = max_bans
-        self._bans: dict[_Key, Ban] = {}
+        self._bans: dict[Key, Ban] = {}
         # The number of networks of each length, by the number of bits of an address.
         self._lengths: dict[int, Counter[int]] = {32: Counter(), 128: Counter()}
         # Bans of names, by their lookalike keys.
-        self._lookalikes: defaultdict[str, dict[_Key, Ban]] = defaultdict(dict)
+        self._lookalikes: defaultdict[str, dict[Key, Ban]] = defaultdict(dict)
         for ban in bans:
             self.add(ban, now)
 
@@ -295,7 +301,7 @@ class Bans:
 
     def add(self, ban: Ban, now: float) -> None:
         """Add *ban*, or replace the one of the same target; raises `TooManyBans`."""
-        key = _key(ban.target)
+        key = ban.key
         if (old := self._bans.get(key)) is not None:
             self._unlink(key, old)
         else:
@@ -307,16 +313,15 @@ class Bans:
             if not isinstance(key, str):
                 self._lengths[key[0]][key[1]] += 1
         self._bans[key] = ban
-        if isinstance(ban.target, str):
-            for look in lookalike_keys(ban.target):
-                self._lookalikes[look][key] = ban
+        for look in ban.looks:
+            self._lookalikes[look][key] = ban
 
     def change(self, added: Sequence[Ban], lifted: Sequence[Ban], now: float) -> None:
         """Remove the bans *lifted*, then add or replace those *added*.
 
         Raises `TooManyBans`, and changes nothing but removing expired bans then.
         """
-        new, old = {_key(ban.target) for ban in added}, {_key(ban.target) for ban in lifted}
+        new, old = {ban.key for ban in added}, {ban.key for ban in lifted}
         if len(self._bans.keys() - old | new) > self._max_bans:
             self._remove_expired(now)
         if len(self._bans.keys() - old | new) > self._max_bans:
@@ -326,12 +331,11 @@ class Bans:
         for ban in added:
             self.add(ban, now)
 
-    def _unlink(self, key: _Key, ban: Ban) -> None:
-        if isinstance(ban.target, str):
-            for look in lookalike_keys(ban.target):
-                del self._lookalikes[look][key]
-                if not self._lookalikes[look]:
-                    del self._lookalikes[look]
+    def _unlink(self, key: Key, ban: Ban) -> None:
+        for look in ban.looks:
+            del self._lookalikes[look][key]
+            if not self._lookalikes[look]:
+                del self._lookalikes[look]
 
     def remove(self, text: str) -> Ban | None:
         """Remove the ban of exactly that target (see `parse_target`); return it, if there was one.
@@ -340,7 +344,7 @@ class Bans:
         """
         return self._pop(_key(parse_target(text)))
 
-    def _pop(self, key: _Key) -> Ban | None:
+    def _pop(self, key: Key) -> Ban | None:
         ban = self._bans.pop(key, None)
         if ban is None:
             return None
@@ -351,6 +355,10 @@ class Bans:
             if not self._lengths[bits][length]:
                 del self._lengths[bits][length]
         return ban
+
+    def has(self, ban: Ban, now: float) -> bool:
+        """Return whether exactly *ban* is among them, and has not expired."""
+        return self._bans.get(ban.key) == ban and not ban.is_expired(now)
 
     def current(self, now: float) -> list[Ban]:
         """Return the bans that have not expired."""
@@ -391,9 +399,9 @@ class Bans:
 
 def changes_of(before: Sequence[Ban], now: Sequence[Ban]) -> tuple[list[Ban], list[Ban]]:
     """Return which bans were added or changed between two states of a file, and which removed."""
-    unchanged, kept = set(before), {_key(ban.target) for ban in now}
+    unchanged, kept = set(before), {ban.key for ban in now}
     added = [ban for ban in now if ban not in unchanged]
-    return added, [ban for ban in before if _key(ban.target) not in kept]
+    return added, [ban for ban in before if ban.key not in kept]
 
 
 def merge_bans(ours: Sequence[Ban], before: Sequence[Ban], theirs: Sequence[Ban]) -> list[Ban]:
@@ -402,17 +410,17 @@ def merge_bans(ours: Sequence[Ban], before: Sequence[Ban], theirs: Sequence[Ban]
     Of a target that both have changed, the ban is that of *ours*.
     """
     added, lifted = changes_of(before, ours)
-    gone = {_key(ban.target) for ban in (*added, *lifted)}
-    return [*(ban for ban in theirs if _key(ban.target) not in gone), *added]
+    gone = {ban.key for ban in (*added, *lifted)}
+    return [*(ban for ban in theirs if ban.key not in gone), *added]
 
 
 def read_bans(data: bytes, file: str) -> list[Ban]:
     """Parse the *data* of a file; raises `InvalidBanFile`, which names *file*."""
     bans: list[Ban] = []
-    lines: dict[_Key, int] = {}
+    lines: dict[Key, int] = {}
     for number, (_, ban) in enumerate(_read_lines(data, file), 1):
         if ban is not None:
-            before = lines.setdefault(_key(ban.target), number)
+            before = lines.setdefault(ban.key, number)
             if before != number:
                 reason = f"{ban.subject} is already banned in line {before}"
                 raise InvalidBanFile(file, number, reason)
@@ -426,12 +434,12 @@ def format_bans(bans: Iterable[Ban], data: bytes = _HEADER) -> bytes:
     Comments, empty lines, and the lines of bans that have not changed stay as they are; new bans
     are appended.
     """
-    left = {_key(ban.target): ban for ban in bans}
+    left = {ban.key: ban for ban in bans}
     lines: list[bytes] = []
     for line, old in _read_lines(data, "the file"):
         if old is None:
             lines.append(line)
-        elif (ban := left.pop(_key(old.target), None)) is not None:
+        elif (ban := left.pop(old.key, None)) is not None:
             lines.append(line if ban == old else _format_line(ban))
     while lines and not lines[-1].strip():
         lines.pop()
