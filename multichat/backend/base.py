@@ -1,24 +1,24 @@
-"""What the nodes of one chat decide together: its interface, and what each implementation promises.
+"""The interface of a backend, which makes the decisions that the nodes of one chat share.
 
-A server is a *node*.  Nodes propose; the backend decides; every node applies what was decided, in
-the order of the log.  With the local backend, which has one node, the decision is made in the same
+A server is a *node*.  Nodes propose, the backend decides, and every node applies the decisions in
+the order of the log.  With the local backend, which has one node, a decision is made in the same
 step and nothing is awaited.
 
-A backend owns the order of each room's messages, client numbers, and who holds which name, session
-and login.  It stores messages, sessions, accounts, topics and, if it is shared, bans.  It knows no
+A backend owns the order of each room's messages, client numbers, and the holders of names, sessions
+and logins.  It stores messages, sessions, accounts, topics and, if it is shared, bans.  It knows no
 connections and delivers nothing.
 
-1. Of what only one client can have (a name, a session, a login) a client has nothing before the
-   backend has given it: *claim, then apply*.  With a local backend, `is_shared` is False, and the
-   server's own decision is final.
+1. A client has a name, a session or a login, which only one client can have, only after the backend
+   has granted it: *claim, then apply*.  With a local backend, `is_shared` is False, and the
+   decision of the server itself is final.
 2. Everything else that a client does (entering rooms, leaving) is applied at once and reported with
    `put_client` and `remove_client`, which never fail and never wait: a backend that cannot report
-   it now does so later, as the state that its clients have then.
-3. A backend that is not `available` refuses what has to be decided with `StorageFailed`.  The
-   server then lets nobody enter, rename or log in; leaving always works.
-4. Calls of one node take effect in the order in which they were made; an async method is called
-   when its coroutine first runs.
-5. Cancelling an async method leaves undecided whether it took effect.  A claim is given back with
+   it now reports the state that its clients have later.
+3. A backend that is not `available` refuses to decide, with `StorageFailed`.  The server then
+   rejects entering, renaming and logging in; leaving always works.
+4. Calls of one node take effect in the order in which they were made; an async method counts as
+   called when its coroutine first runs.
+5. If an async method is cancelled, it may or may not have taken effect.  A claim is released with
    `put_client` or `remove_client`, by number and generation.
 """
 
@@ -50,12 +50,12 @@ __all__ = [
     "Skipped",
 ]
 
-# The number of no client: the operator, or a recipient that has disconnected.
+# A number that no client has: for the operator, or for a recipient that has disconnected.
 NOBODY = 0
 
 
 class DirectFate(Enum):
-    """What has become of a private message: *UNKNOWN* if it may have been delivered."""
+    """The outcome of a private message; *UNKNOWN* means that it may have been delivered."""
 
     DELIVERED = "delivered"
     NOT_DELIVERED = "not-delivered"
@@ -65,18 +65,19 @@ class DirectFate(Enum):
 class Proposal:
     """Messages that a node has proposed to a room's log.
 
-    *said* are the numbered messages if the log has numbered them in the step in which they were
-    proposed, else None for good.  *pending* is what storing them waits for, None if they are
-    stored: it fails if they were not, and never will be, in the log.  A log with a feed resolves it
-    no later than in the step in which `receive` returns them, never before their fate is known.
+    *said* has the numbered messages if the log numbers them in the step in which they are proposed;
+    otherwise it stays None.  *pending* is the write that stores them, None if they are stored; it
+    fails if they are not in the log and never will be.  A log with a feed resolves it once their
+    outcome is known, at the latest in the step in which `receive` returns them.
 
     *earlier* is set by a log with a feed before *pending* resolves, if messages with the same
-    nonces are in the log already: their ids, by their number in the proposal.  They are not in it a
-    second time: the entry has the other messages, and if there is none, no entry comes.  *reused*
-    are the numbers of those whose nonce belongs to another message, which must be refused.
+    nonces are already in the log: it maps their index in the proposal to the earlier id.  They are
+    not appended a second time: the entry has the other messages, and without any, there is no
+    entry.  *reused* has the indexes of messages whose nonce belongs to a different message; these
+    must be refused.
     """
 
-    # Only some have any: a local log makes one of these for each publish.
+    # Only some proposals have these, and a local log makes a proposal for each publish.
     earlier: Mapping[int, str] = MappingProxyType({})
     reused: frozenset[int] = frozenset()
 
@@ -87,7 +88,7 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The next messages in the order of a log; *proposal* is the one that it answers, if any."""
+    """The next messages in the order of a log; *proposal* is theirs if this node made it."""
 
     said: SaidBlock
     proposal: Proposal | None = None
@@ -95,9 +96,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The log has lost its last *count* messages, which were handed out: it continues at *next*.
+    """The log has lost its last *count* messages, which were handed out; it continues at *next*.
 
-    The numbers from *next* on are given again, in a new epoch.  The *proposals* had succeeded, but
+    The numbers from *next* on are used again, in a new epoch.  The *proposals* had succeeded, but
     their messages were lost before they were handed out.
     """
 
@@ -110,7 +111,7 @@ class Lost:
 class Skipped:
     """The messages before *next* were deleted before they were handed out.
 
-    *entries* are those of this node among them: their proposals have succeeded.
+    *entries* are this node's own messages among them: their proposals have succeeded.
     """
 
     next: int
@@ -118,23 +119,23 @@ class Skipped:
 
 
 Fed: TypeAlias = Entry | Lost | Skipped
-"""What the feed of a log hands out."""
+"""An item of the feed of a log."""
 
 
 class RoomLog(MessageIds, ABC):
-    """The log of one room: its messages, in the one order that they have on all nodes.
+    """The log of one room: its messages, in the same order on all nodes.
 
-    Its messages have the numbers from *first*, the oldest that is stored, up to and without *next*:
-    in a log with a feed the number after the last one that was handed out, else after the last one
-    that was proposed.  If the two are equal, there are none.  A message's id is made of *epoch* and
-    its number (see `multichat.protocol.ids.message_id`); epochs are unique among rooms.
+    The messages are numbered from *first*, the oldest one stored, up to but excluding *next*, which
+    is the number after the last message that was handed out, in a log with a feed, or proposed, in
+    one without.  If the two are equal, there are no messages.  A message's id consists of *epoch*
+    and its number (see `multichat.protocol.ids.message_id`); epochs are unique among rooms.
 
     *earlier* maps the room's earlier epochs, oldest first, to the number at which the next epoch
     began.  Numbers continue from one epoch to the next.  A log that has lost messages maps their
-    ids to the last number before those.
+    ids to the last number before them.
 
-    With *has_feed*, the log is decided elsewhere: `propose` numbers nothing, and one task of the
-    room calls `receive` again and again.
+    With *has_feed*, decisions about the log are made elsewhere: `propose` numbers nothing, and one
+    task of the room calls `receive` in a loop.
 
     Created by `Backend.room` only.  A subclass MUST have the attributes or properties *epoch*,
     *first*, *next* and *earlier*.
@@ -145,7 +146,7 @@ class RoomLog(MessageIds, ABC):
     @property
     @abstractmethod
     def epoch(self) -> str:
-        """The epoch of the messages that come next."""
+        """The epoch of the next messages."""
 
     @property
     @abstractmethod
@@ -172,29 +173,29 @@ class RoomLog(MessageIds, ABC):
     ) -> Proposal:
         """Propose the messages of *draft* as the next ones; does not wait.
 
-        The epoch and first number of *draft* MUST be those of the log now; a log with a feed
+        The epoch and first number of *draft* MUST be the log's current ones; a log with a feed
         ignores them.  *nonces* has one nonce for each message, or is empty; *checks* has four bytes
         for each, to detect a nonce that is reused for another message.  *generation* is that of the
-        draft's client, of an older one nothing is taken.
+        draft's client; messages of an older generation are refused.
 
         Raises `StorageFailed`, with nothing changed, if nothing can be stored now.  If it is
-        uncertain whether the messages are in the log, as when a connection broke, the proposal
-        stays pending until that is known.
+        uncertain whether the messages are in the log, for example after a lost connection, the
+        proposal stays pending until that is known.
         """
 
     async def receive(self) -> Fed:
-        """Return what is next in the log; called by one task at a time, only with *has_feed*.
+        """Return the next item of the log; called by one task at a time, only with *has_feed*.
 
         Advances *next*, and *epoch* where a new one begins, in the step in which it returns.  Each
-        proposal that succeeded is handed out exactly once, as an entry or among those lost or
-        skipped, unless all its messages are *earlier* ones.  If cancelled, nothing was handed out.
+        proposal that succeeded is handed out exactly once, as an entry or among the lost or skipped
+        ones, unless all its messages are *earlier* ones.  If cancelled, nothing was handed out.
         """
         await trio.sleep_forever()
         raise AssertionError
 
     @abstractmethod
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
-        """Return the messages with numbers from *start* up to and without *stop*, oldest first.
+        """Return the messages numbered from *start* up to but excluding *stop*, oldest first.
 
         Stops before a message that would exceed *max_bytes* of text, but returns at least one.
         Messages that are not stored, or have been deleted, are left out.  Raises `NotRead`.
@@ -204,25 +205,25 @@ class RoomLog(MessageIds, ABC):
     async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
         """Return the newest messages with numbers below *stop*, oldest first.
 
-        At most *max_messages* and *max_bytes* of text, but at least one message.  Reads backwards,
-        and at most one block more than is returned.  Raises `NotRead`.
+        Returns at most *max_messages* messages and *max_bytes* of text, but at least one message.
+        Reads backwards, and at most one block more than it returns.  Raises `NotRead`.
         """
 
     def close(self) -> None:
-        """Release what the log holds; the room is closed, and no task is in `receive`.
+        """Release the log's resources: the room is closed, and no task is in `receive`.
 
-        Proposals that are still pending are stored all the same, and resolve.
+        Pending proposals are still stored, and resolve.
         """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """A *name* that a client wants; *account* is the account that it is logged in to, if any.
+    """A *name* that a client requests; *account* is the account that it is logged in to, if any.
 
-    With *login*, it logs in to the account of that name, and takes the name and the login from any
-    other client.  Without *login* the claim succeeds if the name is free: nobody holds it; or its
-    holder has left, and was this client, came from the same *origin*, left too long ago, or held
-    the name of *account*.
+    With *login*, the client logs in to the account of that name, and takes the name and the login
+    from any other client.  Without *login* the claim succeeds if the name is free: no client holds
+    it, or its holder has left and was this client, came from the same *origin*, left too long ago,
+    or held the name of *account*.
     """
 
     client: int
@@ -234,16 +235,16 @@ class Claim:
 
 
 class Backend(ABC):
-    """What the nodes of one chat decide together; one object for each server.
+    """The interface of a backend; each server has one object.
 
-    Call `run` once; every task of that trio run may call the rest.
+    Call `run` once; any task of the same trio run may call the other methods.
 
-    *is_shared* says whether other nodes may use it, too.  If it is not, only the methods without
-    "Shared" in their docstring are called.  *location* tells the operator where the data is stored;
-    it is empty in memory.  *accounts*, *topics* (by room, case-folded), *bans* and *clients* (those
-    on other nodes) are those that there were when `run` opened it; `receive` returns what changes
-    from then on.  *journal_writes* is how long the transactions of a journal took, *round_trips*
-    how long the others' engine took for an answer; None where there is no such thing.
+    *is_shared* tells whether other nodes may use the backend, too.  If not, methods with "Shared"
+    in their docstring are never called.  *location* tells the operator where the data is stored;
+    it is empty for a backend in memory.  *accounts*, *topics* (by room, case-folded), *bans* and
+    *clients* (those on other nodes) are as of when `run` opened the backend; `receive` returns the
+    changes since.  *journal_writes* records the durations of a journal's transactions, and
+    *round_trips* those of requests to an engine; either is None where it does not apply.
     """
 
     is_shared: bool = False
@@ -259,9 +260,9 @@ class Backend(ABC):
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the backend, report that it has started, and serve until cancelled.
 
-        Nothing else may be called before that report.  On cancellation it stores what is queued, as
-        far as it can at once, and resolves every pending proposal before it returns.  Raises
-        `JournalFailed`, with nothing changed, if it cannot be opened.
+        Nothing else may be called before that report.  On cancellation it stores what is queued, if
+        that is possible at once, and resolves every pending proposal before it returns.  Raises
+        `JournalFailed`, with nothing changed, if the backend cannot be opened.
         """
 
     def before_shutdown(self) -> None:  # noqa: B027 - not every journal deletes
@@ -269,14 +270,14 @@ class Backend(ABC):
 
     @property
     def available(self) -> bool:
-        """Whether anything can be decided now; always True if it is not shared."""
+        """Whether decisions are possible now; always True if the backend is not shared."""
         return True
 
     @property
     def fault(self) -> str:
-        """Why nothing can be decided or stored now, in a few words for everybody.
+        """Why nothing can be decided or stored now, in a few words for clients; empty if it can.
 
-        Empty if it can.  The words name no file and no address: the log does.
+        The text contains no file name and no address; these are in the log.
         """
         return ""
 
@@ -285,40 +286,41 @@ class Backend(ABC):
     def load_room(self, key: str) -> PendingWrite | None:  # noqa: ARG002 - a local one is loaded
         """Prepare the log of the room *key*, case-folded, so that `room` can return it.
 
-        Returns None if it can at once, always if the backend is not shared.  After the result was
-        waited for, `room` can be called in the same step, and for at least ten seconds; what is not
-        asked for by then is released.  The result raises `StorageFailed` if it cannot be loaded.
+        Returns None if `room` can be called at once, which is always so if the backend is not
+        shared.  After waiting for the result, `room` can be called in the same step, and for at
+        least ten seconds; a log that was not opened by then is released.  The result raises
+        `StorageFailed` if the log cannot be loaded.
 
-        If the room is open, the result is there once all that its log has now is handed out, and
-        the room has asked for more.
+        If the room is open, the result is ready once everything that its log has now was handed
+        out, and the room has called `receive` again.
         """
         return None
 
     @abstractmethod
     def room(self, key: str) -> RoomLog:
-        """Return the log of the room *key*, case-folded; creates it if it is new.
+        """Return the log of the room *key*, case-folded; creates a new room.
 
         Call it once for each open room: two objects of one room would give the same numbers.
-        Raises `TooManyRooms` if a new room would evict the messages of another, `StorageFailed`
-        if it is not loaded.
+        Raises `TooManyRooms` if a new room would evict the messages of another, and
+        `StorageFailed` if the log is not loaded.
         """
 
     # --- Client numbers, sessions -----------------------------------------------------------------
 
     @abstractmethod
     async def give_client_number(self) -> int:
-        """Return the number of a new client, which no client had before, also before a restart.
+        """Return a number for a new client that no client has ever had, even before a restart.
 
-        A local backend that cannot store it gives it all the same, and another client may get it
-        after a restart.  Shared: raises `StorageFailed`.
+        A local backend that cannot store the number returns it nevertheless, so another client may
+        get it after a restart.  Shared: raises `StorageFailed`.
         """
 
     @abstractmethod
     def save_session(self, record: SessionRecord, *, connected: bool) -> None:
         """Queue the session's current state for storing; never waits or fails.
 
-        A session that is not *connected* ages from now on.  Nothing is stored if the record has an
-        older generation than what is stored.
+        The age of a session that is not *connected* counts from now on.  A record with an older
+        generation than the stored one is ignored.
         """
 
     @abstractmethod
@@ -328,47 +330,47 @@ class Backend(ABC):
     def save_nonce(self, client: int, nonce: Nonce, check: bytes) -> PendingWrite | None:
         """Store the *nonce* of a private message of *client*, and the *check* of its text.
 
-        Returns None if there is nothing to wait for.  The `PendingWrite` reports a failure.  Not
-        shared: then `send_direct` does it.
+        Returns None if there is nothing to wait for.  The `PendingWrite` reports a failure.  For
+        local backends only: a shared one does this in `send_direct`.
         """
         raise NotImplementedError
 
     @abstractmethod
     async def session(self, digest: bytes) -> SavedSession | None:
-        """Return that session, or None if it does not exist or is not stored.
+        """Return a session, or None if it does not exist or is not stored.
 
-        The nonces of writes that are still pending may be missing.  Raises `NotRead`.  A shared
-        backend has all sessions, also those of connected clients.
+        Nonces of pending writes may be missing.  Raises `NotRead`.  A shared backend has all
+        sessions, including those of connected clients.
         """
 
     async def take_session(self, digest: bytes, generation: int) -> SavedSession | None:
-        """Take the session that was found with that *generation*, for a client of this node.
+        """Take over the session that was found with *generation*, for a client of this node.
 
-        Returns it with a generation that is higher by one, and with all nonces of the messages that
-        were taken: from then on nothing is taken of the former generation.  A client that has it on
-        another node is `Replaced` there.  Returns None if the session is gone or was taken by
-        somebody else since it was found.  Shared; raises `StorageFailed`.
+        Returns it with a generation that is higher by one, and with the nonces of all accepted
+        messages: from now on, messages of the former generation are refused.  A client that has the
+        session on another node is `Replaced` there.  Returns None if the session no longer exists,
+        or was taken over elsewhere since it was found.  Shared; raises `StorageFailed`.
         """
         raise NotImplementedError
 
     # --- Names, logins, presence ------------------------------------------------------------------
 
     async def claim(self, claim: Claim) -> None:
-        """Give a client a name, and with `Claim.login` a login, until it is given back.
+        """Give a client a name, and with `Claim.login` a login, until it is released.
 
-        The client may hold several names until the next `put_client`, which gives all back but the
-        name in its record.  Those who lose their name or login are told by `NameLost` on their
-        node, and their names are given back in the same step.
+        The client may hold several names until the next `put_client`, which releases all but the
+        name in its record.  For each client that loses its name or login, its node receives
+        `NameLost`, and the name is released in the same step.
 
-        Shared.  Raises `NameTaken` or `StorageFailed`, or `NameTaken` if *generation* is not that
-        of the client any more.
+        Shared.  Raises `StorageFailed`, or `NameTaken`, also if *generation* is no longer the
+        client's.
         """
         raise NotImplementedError
 
     def put_client(self, record: ClientRecord) -> None:
         """Report the present state of one of our clients; never waits or fails.
 
-        Other nodes get it as `ClientPut`.  Shared.
+        Other nodes receive `ClientPut`.  Shared.
         """
         raise NotImplementedError
 
@@ -378,8 +380,8 @@ class Backend(ABC):
         """Report that one of our clients has left, for that *reason*; never waits or fails.
 
         Its names and its login are released.  *keep_seconds* is how long its name stays reserved
-        for it, None if it may not reconnect; *reason* is empty if it asked to leave.  A call with
-        an older generation is ignored.  Other nodes get `ClientGone`.  Shared.
+        for it, or None if it may not reconnect; *reason* is empty if it left by itself.  A call
+        with an older generation is ignored.  Other nodes receive `ClientGone`.  Shared.
         """
         raise NotImplementedError
 
@@ -391,25 +393,26 @@ class Backend(ABC):
     ) -> None:
         """Store the account *key*, case-folded, or delete it if *record* is None.
 
-        *former* is what it replaces, None if it is new.  Raises `StorageFailed`.  Shared: raises
-        `NameTaken` if what is stored is not *former*; others get it as `AccountChanged`.
+        *former* is the record that it replaces, None for a new account.  Raises `StorageFailed`.
+        Shared: raises `NameTaken` if the stored record is not *former*; other nodes receive
+        `AccountChanged`.
         """
 
     @abstractmethod
     async def save_topic(self, room: str, topic: str, client: int, name: str) -> None:
         """Store the *topic* of *room*, case-folded, or delete it if it is empty.
 
-        It was set by *client*, called *name*; 0 if it was the operator.  Raises `StorageFailed`.
-        Shared: all nodes, this one too, get it as `TopicChanged`, in one order, so that of two
-        topics that are set at once all end with the same; raises `InvalidRequest` if `MAX_TOPICS`
+        It was set by *client*, called *name*; 0 stands for the operator.  Raises `StorageFailed`.
+        Shared: all nodes, including this one, receive `TopicChanged`, in one order, so that all end
+        with the same topic if two are set at once; raises `InvalidRequest` if `MAX_TOPICS` rooms
         have one.
         """
 
     def add_ban(self, ban: BanRecord) -> None:
         """Store a ban; never waits or fails.
 
-        All nodes, this one too, get it as `BanAdded`, in one order with what is lifted.  If there
-        are `MAX_BANS`, this node gets `BanRefused`.  Shared.
+        All nodes, including this one, receive `BanAdded`, in one order with the removals.  If there
+        are `MAX_BANS`, this node receives `BanRefused`.  Shared.
         """
         raise NotImplementedError
 
@@ -423,7 +426,7 @@ class Backend(ABC):
     # --- To clients on other nodes ----------------------------------------------------------------
 
     def disconnect(self, client: int, code: str, reason: str) -> None:
-        """Ask the node of *client* to disconnect it; *code* is that of a goodbye.  Shared."""
+        """Have the node of *client* disconnect it; *code* is the code of the goodbye.  Shared."""
         raise NotImplementedError
 
     def announce(self, text: str) -> None:
@@ -439,28 +442,28 @@ class Backend(ABC):
         nonce: Nonce | None = None,
         check: bytes = b"",
     ) -> DirectFate:
-        """Send a private message to a client on any node, and return what has become of it.
+        """Send a private message to a client on any node, and return its outcome.
 
-        *generation* is the sender's, whose number is in *message*.  With a *nonce*, for whose text
-        *check* stands, it is delivered at most once, on whichever nodes it is sent again: later
-        calls return its fate, and send it only if it was certainly not delivered.
-        To `NOBODY` nothing is sent.
+        *generation* is that of the sender, whose number is in *message*.  With a *nonce*, and a
+        *check* of its text, the message is delivered at most once, on whichever node it is sent
+        again: later calls return its outcome, and send it only if it was certainly not delivered.
+        Nothing is sent to `NOBODY`.
 
         Shared.  Raises `StorageFailed` if it was certainly not sent, and `NonceReused` if the
-        nonce was that of another message.
+        nonce belongs to another message.
         """
         raise NotImplementedError
 
     def answer_direct(self, received: DirectReceived, *, delivered: bool) -> None:
-        """Answer a private message that came to this node.  Shared."""
+        """Report whether a private message that came to this node was delivered.  Shared."""
         raise NotImplementedError
 
     async def receive(self) -> Event:
-        """Return what another node did, or what happened to the backend, in order.
+        """Return the next event of another node or of the backend, in order.
 
         Of what this node did it returns topics and bans: see `save_topic` and `add_ban`.
 
-        Called by one task of the server, again and again.  A local backend never returns.
+        One task of the server calls this in a loop.  A local backend never returns.
         """
         await trio.sleep_forever()
         raise AssertionError

@@ -1,8 +1,8 @@
-"""What a node tells the others of its clients, and what it hears of theirs, as typed values.  Pure.
+"""Records that a node shares with other nodes, and the events that it receives from them.  Pure.
 
 A *node* is one server of a cluster; its clients are those that are connected to it.  A client's
-*number* is unique in the cluster and never given again.  Its *generation* is 1 when it connects,
-and rises each time its session is resumed, on any node: what carries an old generation is *fenced*.
+*number* is unique in the cluster and never used again.  Its *generation* is 1 when it connects, and
+rises each time its session is resumed, on any node; requests with an old generation are *fenced*.
 """
 
 from typing import TypeAlias
@@ -34,8 +34,8 @@ __all__ = [
     "TopicChanged",
 ]
 
-# All are in memory.  As many topics as accounts; more bans than anybody types or reads: they take
-# 5 MiB, and their file 1 MiB.
+# All are in memory.  As many topics as accounts, and more bans than anybody enters by hand: they
+# take 5 MiB, and their file 1 MiB.
 MAX_TOPICS = 10_000
 MAX_BANS = 10_000
 
@@ -44,8 +44,8 @@ class ClientRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What other nodes know of a client: its *name*, empty if it has none, and its *rooms*.
 
     The rooms are as they are displayed, the current one last.  *account* is the account that it is
-    logged in to, case-folded, empty if there is none.  *address* is where it connects from, for
-    bans, and *origin* the address that counts for limits; both are empty if it has none.
+    logged in to, case-folded, or empty.  *address* is the address that it connects from, for bans,
+    and *origin* the address that counts for limits; both are empty if it has none.
     """
 
     client: int
@@ -58,7 +58,7 @@ class ClientRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BanRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A ban of *target*, as an operator types it, up to the Unix time *until*, or without end."""
+    """A ban of *target*, as an operator types it, until the Unix time *until*, or permanent."""
 
     target: str
     until: float | None = None
@@ -66,21 +66,21 @@ class BanRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Event(msgspec.Struct, frozen=True, tag=True):
-    """Something that another node did, or the backend."""
+    """An event of another node or of the backend."""
 
 
 class ClientPut(_Event, frozen=True, tag=True):
-    """A client on another node has this state now: it is new there, or was changed.
+    """The state of a client on another node: it is new there, or has changed.
 
-    If it is one of our clients with an older generation, its session was resumed there:
-    `Replaced` need not come in addition.
+    If we have that client with an older generation, its session was resumed there; there may be no
+    `Replaced` in addition.
     """
 
     record: ClientRecord
 
 
 class ClientGone(_Event, frozen=True, tag=True):
-    """A client on another node has left, as when its node is gone; *reason* as in `remove_client`.
+    """A client on another node has left, perhaps with its node; *reason* as in `remove_client`.
 
     To be ignored if we know the client with a later *generation*.  With *away*, it may reconnect.
     """
@@ -92,25 +92,25 @@ class ClientGone(_Event, frozen=True, tag=True):
 
 
 class Replaced(_Event, frozen=True, tag=True):
-    """The session of one of our clients, up to that *generation*, was resumed on another node."""
+    """The session of one of our clients, up to *generation*, was resumed on another node."""
 
     client: int
     generation: int
 
 
 class NodeFenced(_Event, frozen=True, tag=True):
-    """This node was taken for dead: its clients were removed, and what it did since is fenced.
+    """This node was taken for dead: its clients were removed, and its later requests are fenced.
 
-    Those that have resumed elsewhere were each told by `Replaced` before.  The backend goes on as a
-    new run of the node, without clients.
+    For each client that resumed elsewhere, `Replaced` came before.  The backend continues as a new
+    run of the node, without clients.
     """
 
 
 class NameLost(_Event, frozen=True, tag=True):
     """The *name* of one of our clients was taken by a login to the account it belongs to.
 
-    With *login*, our client was logged in to that account, and is not any more.  *generation* is
-    our client's.
+    With *login*, our client was logged in to that account, and no longer is.  *generation* is our
+    client's.
     """
 
     client: int
@@ -128,9 +128,9 @@ class AccountChanged(_Event, frozen=True, tag=True):
 
 
 class TopicChanged(_Event, frozen=True, tag=True):
-    """A node, perhaps this one, has given the room *key* a topic, empty for none.
+    """The topic of the room *key* was set, or removed if it is empty, on any node.
 
-    It was set by *client*, 0 if it was the operator, called *name*.
+    It was set by *client*, called *name*; 0 stands for the operator.
     """
 
     key: Name
@@ -140,26 +140,26 @@ class TopicChanged(_Event, frozen=True, tag=True):
 
 
 class BanAdded(_Event, frozen=True, tag=True):
-    """A node, perhaps this one, has added a ban."""
+    """A ban was added, on any node."""
 
     ban: BanRecord
 
 
 class BanRemoved(_Event, frozen=True, tag=True):
-    """A node, perhaps this one, has lifted the ban of exactly that *target*."""
+    """The ban of exactly *target* was lifted, on any node."""
 
     target: str
 
 
 class BanRefused(_Event, frozen=True, tag=True):
-    """Our ban of that *target* is not stored, because there are *limit* already."""
+    """Our ban of *target* was not stored, because there are already *limit* bans."""
 
     target: str
     limit: int
 
 
 class DisconnectAsked(_Event, frozen=True, tag=True):
-    """An operator on another node disconnects one of our clients; *code* is that of a goodbye."""
+    """An operator on another node disconnects one of our clients; *code* is the goodbye's code."""
 
     client: int
     code: str
@@ -167,7 +167,7 @@ class DisconnectAsked(_Event, frozen=True, tag=True):
 
 
 class Announced(_Event, frozen=True, tag=True):
-    """An operator on another node has announced *text* to everybody."""
+    """An operator on another node sent *text* to everybody."""
 
     text: str
 
@@ -203,4 +203,4 @@ Event: TypeAlias = (
     | DirectReceived
     | AvailabilityChanged
 )
-"""What `Backend.receive` returns."""
+"""An event that `Backend.receive` returns."""

@@ -1,4 +1,4 @@
-"""The backend of a single server: everything is decided in the same step, a journal stores it."""
+"""The backend of a single server: decisions are made in the same step, and stored in a journal."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +22,7 @@ __all__ = ["LocalBackend", "LocalLog"]
 
 
 class LocalBackend(Backend):
-    """Decides alone; *journal* stores what is decided."""
+    """Makes all decisions itself; *journal* stores them."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -50,7 +50,7 @@ class LocalBackend(Backend):
 
     @property
     def fault(self) -> str:
-        """Why the journal can store nothing now."""
+        """Why the journal cannot store anything now."""
         return self._journal.fault
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -68,7 +68,7 @@ class LocalBackend(Backend):
     async def give_client_number(self) -> int:
         """Return the next number; the journal stores that it is taken."""
         self._given = number = max(self._given, self._journal.clients_ever) + 1
-        with suppress(StorageFailed):  # the journal has logged it; a full disk refuses no client
+        with suppress(StorageFailed):  # the journal has logged it; a full disk rejects no client
             await self._journal.reserve_client_numbers(number)
         return number
 
@@ -139,7 +139,7 @@ class LocalLog(RoomLog):
         checks: bytes = b"",
         generation: int = 1,
     ) -> Proposal:
-        """Append *draft* to the journal: it has its numbers already."""
+        """Append *draft*, which is already numbered, to the journal."""
         return Proposal(draft, self._journal.append(draft, nonces, checks))
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:

@@ -6,8 +6,8 @@ pending until `leave` is called because the engine is away.
 
 Invariants:
 
-1. What others did is applied in the order of the feed, and so are topics and bans of this node; a
-   decision is returned after everything that it followed.
+1. Changes of other nodes, and this node's own topics and bans, are applied in the order of the
+   feed; a decision is returned after everything that precedes it was applied.
 2. After a reconnect the engine has exactly the clients that this node has.
 3. A fenced run is never used again.
 """

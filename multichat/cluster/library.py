@@ -1,11 +1,11 @@
-"""The function library of the engine: its text, and whether an engine has to load it.
+"""The function library of the engine: its text, and when an engine must load it.
 
-Assembles `library.lua` and what follows it into one library.  A node calls `load_library` on each
-new connection: an engine that was replaced may have lost the library.
+Assembles `library.lua` and the files that follow it into one library.  A node calls `load_library`
+on each new connection: an engine that was replaced may lack the library.
 
-Invariant: a node begins to use an engine only while that has the text which the node brings.  A
-change of the text after a release MUST raise the version; another text of the same version is
-loaded only if no other node runs.
+Invariant: a node starts to use an engine only if the engine has the node's own text.  A change of
+the text after a release MUST raise the version; a different text of the same version is loaded only
+if no other node is running.
 """
 
 from functools import cache
@@ -33,14 +33,14 @@ __all__ = [
     "load_library",
 ]
 
-# What `library.lua` says; a library with a higher number may do something else for the same call.
+# As in `library.lua`; a library with a higher number may give the same call another meaning.
 _VERSION = 1
 
 _FILES = ("library.lua", "sessions.lua", "directory.lua", "import.lua")
 
 
 class LibraryRefused(MultichatError):
-    """The engine has functions with which this program cannot work."""
+    """The engine has functions that this program cannot work with."""
 
 
 class LibraryTooNew(LibraryRefused):
@@ -55,7 +55,7 @@ class LibraryTooNew(LibraryRefused):
 
 
 class LibraryDiffers(LibraryRefused):
-    """Other nodes use another text of the library under the same version."""
+    """Other nodes use a different text of the library under the same version."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -66,7 +66,7 @@ class LibraryDiffers(LibraryRefused):
 
 @cache
 def library_text() -> str:
-    """Return the text of the library, with its digest in it."""
+    """Return the text of the library, including its digest."""
     folder = files("multichat.cluster")
     text = "\n".join(
         (folder / name).read_text("utf-8") for name in _FILES if (folder / name).is_file()
@@ -95,10 +95,10 @@ VERSION_CALL = Call("multichat_version", (), _version, writes=False)
 
 
 def load_command(found: Version | None, *, in_use: bool = False) -> tuple[str, ...] | None:
-    """Return the command that loads the library, or None if the one that was *found* will do.
+    """Return the command that loads the library, or None if the *found* one is ours.
 
-    *found* is None if there is none, *in_use* says that other nodes run.  Raises `LibraryTooNew`,
-    or `LibraryDiffers` if they use another text of the same version.
+    *found* is None if the engine has none; *in_use* tells whether other nodes are running.  Raises
+    `LibraryTooNew`, or `LibraryDiffers` if they use a different text of the same version.
     """
     text = library_text()
     if found is not None:
@@ -114,7 +114,7 @@ def load_command(found: Version | None, *, in_use: bool = False) -> tuple[str, .
 async def load_library(link: Link, node: str = "") -> str:
     """Load the library for *node* unless the engine has it; return what to log, if anything.
 
-    Raises `LibraryTooNew`, `LibraryDiffers`, and what a link raises.
+    Raises `LibraryTooNew`, `LibraryDiffers`, and the errors of a link.
     """
     found = await find_library(link)
     command = load_command(found)
@@ -131,15 +131,15 @@ async def load_library(link: Link, node: str = "") -> str:
 async def check_library(link: Link) -> None:
     """Raise `LibraryTooNew` or `LibraryDiffers` unless the engine has our text.
 
-    For a node that has joined: until then, another that started at the same time did not know of
-    it, and may have loaded its own.
+    Called by a node after it has joined: before that, another node that started at the same time
+    did not know of it, and may have loaded its own text.
     """
     if load_command(await find_library(link), in_use=True) is not None:
         raise LibraryDiffers
 
 
 async def find_library(link: Link) -> Version | None:
-    """Return the version that the engine has; None if it has none.  Raises what a link raises."""
+    """Return the version that the engine has, or None.  Raises the errors of a link."""
     try:
         return VERSION_CALL.read(await link.call(*VERSION_CALL.words))
     except EngineRefused:  # it has none
@@ -147,7 +147,7 @@ async def find_library(link: Link) -> Version | None:
 
 
 async def _is_in_use(link: Link, node: str) -> bool:
-    """Return whether another node than *node* runs, or did until its lease ends."""
+    """Return whether a node other than *node* has a lease: it runs, or did until recently."""
     reply = await link.call("HKEYS", NODES)
     with reading_answer():
         others = [name for each in reply if (name := each.decode()) != node]

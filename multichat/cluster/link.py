@@ -1,14 +1,14 @@
 """One connection to the engine, from its handshake to its end.
 
-A link is never mended: when it ends, all its requests do, and `connection.Connection` makes the
-next one.
+A link is never repaired: when it ends, all its requests end, and `connection.Connection` opens the
+next link.
 
 Invariants:
 
-1. Requests are sent and answered in the order of the calls of `request`, whichever tasks make them.
+1. Requests are sent and answered in the order of the calls of `request`, across all tasks.
 2. A request whose caller was cancelled stays in flight, and its reply is read.
-3. Reading never waits for a task: replies go to their requests, and messages to a bounded queue,
-   above which they are dropped and counted.
+3. Reading never waits for a task: replies go to their requests, and messages to a bounded queue;
+   messages that do not fit are dropped and counted.
 4. What waits to be sent is bounded by `LinkLimits`.
 """
 
@@ -51,13 +51,13 @@ __all__ = [
 
 _RECEIVE_BYTES = 64 * 1024
 
-# How often a link notes that its process runs, and after which pause it did not: it was frozen, and
-# what the engine has sent meanwhile is not read yet.
+# How often a link records that its process runs; and after which pause it counts as frozen, so that
+# data which the engine has sent meanwhile may be unread.
 _RUNNING_SECONDS = 0.25
 _FROZEN_SECONDS = 1.0
 
-# An answer after this without any says that the engine is back: what it has not answered yet comes
-# now, and waits for it from now on only.
+# An answer after a silence this long means that the engine is back: it can answer the other pending
+# requests only now, so their waiting time starts again.
 _SILENT_SECONDS = 1.0
 
 
@@ -71,31 +71,31 @@ class EngineTimeouts:
     # Time limit for the replies to the first requests.
     answer: float = 5.0
 
-    # Interval in which a link without requests is pinged.
+    # The interval at which a link without requests is pinged.
     ping: float = 3.0
 
     # Silence after which a link with requests in flight is given up.  An engine whose disk stalls
     # is silent for seconds, and a new connection would not help then.
     silence: float = 10.0
 
-    # Time after which a link is given up on which no request is answered, whatever else arrives.
-    # The largest answer takes less on a slow network.
+    # Time after which a link is given up if no request is answered, whatever else arrives.  The
+    # largest answer takes less on a slow network.
     overdue: float = 60.0
 
     # Delay before the first attempt to reconnect; it doubles with each attempt.
     first_retry: float = 0.1
 
-    # The longest delay between attempts: the nodes are few, and everybody waits for them.
+    # The maximum delay between attempts, which is short: there are few nodes, and all clients wait.
     longest_retry: float = 2.0
 
-    # Interval in which the Sentinels are asked whether the primary is still the same.
+    # The interval at which the Sentinels are asked whether the primary is still the same.
     sentinel: float = 1.0
 
-    # Time limit for the answer of one Sentinel: without it, one that hangs delays a failover.
+    # Time limit for the answer of one Sentinel: without it, one that hangs would delay a failover.
     sentinel_answer: float = 1.5
 
     def for_dialing(self) -> ClientTimeouts:
-        """Return those that `dial` and `backoff` use."""
+        """Return the timeouts that `dial` and `backoff` use."""
         return ClientTimeouts(
             connect=self.connect,
             handshake=self.connect,
@@ -106,9 +106,9 @@ class EngineTimeouts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinkLimits:
-    """How much may wait on a link: *unsent* bytes, *requests* in flight, and messages to take.
+    """Limits of a link's queues: *unsent* bytes, *requests* in flight, and received messages.
 
-    At 100,000 messages a second, four thousand requests are what is under way in 40 ms.
+    At 100,000 messages a second, 4,000 requests are what is in flight within 40 ms.
     """
 
     unsent: int = 8 * 1024 * 1024
@@ -120,9 +120,9 @@ class LinkLimits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Login:
-    """How a connection is made: *user* and *password*, *database*, and TLS if there is *tls*.
+    """How to log in: *user*, *password* and *database*; with TLS if *tls* is given.
 
-    The certificate must be valid for *tls_name*, by default for the host.
+    The certificate must be valid for *tls_name*, which defaults to the host.
     """
 
     user: str = ""
@@ -132,19 +132,19 @@ class Login:
     tls_name: str | None = None
 
     def __repr__(self) -> str:
-        """Return it without the password."""
+        """Return a representation without the password."""
         return f"Login(user={self.user!r}, database={self.database})"
 
 
 @dataclass(frozen=True, slots=True)
 class MessagesDropped:
-    """*count* messages of channels were dropped, because they were not taken in time."""
+    """*count* messages of channels were dropped, because they were not received in time."""
 
     count: int
 
 
 class Request:
-    """A request on a link; `reply` returns what the engine answers."""
+    """A request on a link; `reply` returns the engine's answer."""
 
     __slots__ = ("_done", "_reply", "sent_at")
 
@@ -154,7 +154,7 @@ class Request:
         self._reply: Value | FateUnknown = None
 
     def finish(self, reply: Value | FateUnknown) -> None:
-        """Note the reply, or that there will be none."""
+        """Set the reply, or the error if there will be none."""
         self._reply = reply
         self._done.set()
 
@@ -165,7 +165,7 @@ class Request:
         this loses only the result.
         """
         await self._done.wait()
-        # A new one for each call: a raised exception refers to the frames that it has passed.
+        # A new exception for each call: a raised one refers to the frames that it has passed.
         if isinstance(self._reply, EngineRefused):
             raise EngineRefused(self._reply.code, self._reply.text)
         if isinstance(self._reply, FateUnknown):
@@ -174,9 +174,9 @@ class Request:
 
 
 class Link:
-    """A connection on which the engine has admitted us; `run` serves it.
+    """An authenticated connection to the engine; `run` serves it.
 
-    *round_trips* gets how long each request took, from `request` until its reply was read.
+    *round_trips* is called with the duration of each request, from `request` to reading its reply.
     """
 
     def __init__(
@@ -207,14 +207,14 @@ class Link:
         self._ran_at = self._thawed_at = self._answered_at = self._received_at
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
-        self.reason = ""  # why it has ended
+        self.reason = ""  # why it ended
 
     # --- Requests ---------------------------------------------------------------------------------
 
     def request(self, *words: Word) -> Request:
-        """Send a request without waiting; its reply comes after those of all requests before it.
+        """Send a request without waiting; replies come in the order of the requests.
 
-        Raises `EngineAway` or `EngineBusy`, and then sends nothing.
+        If it raises `EngineAway` or `EngineBusy`, nothing was sent.
         """
         return self._request(words)
 
@@ -240,8 +240,8 @@ class Link:
     def unanswered_seconds(self) -> float:
         """How long the oldest request has waited for its reply; 0 if none waits.
 
-        Without the time in which this process was frozen, or too busy to read, and without a
-        silence of the engine that has ended with a reply.
+        Excludes time in which this process was frozen or too busy to read, and any silence of the
+        engine that has ended with a reply.
         """
         oldest, now = self._pipeline.oldest, trio.current_time()
         if oldest is None or now - self._ran_at > _FROZEN_SECONDS:
@@ -282,8 +282,8 @@ class Link:
     async def receive(self) -> Message | MessagesDropped:
         """Return the next message of a channel.
 
-        After messages were dropped, the next one is `MessagesDropped`.  Raises `EngineAway` when
-        the link has ended; what had arrived is dropped, too.  For one task at a time.
+        If messages were dropped, returns `MessagesDropped` next.  Raises `EngineAway` once the link
+        has ended; messages not yet received are then lost.  For one task at a time.
         """
         while not self._messages and not self._dropped and not self.reason:
             self._something_to_take = trio.Event()
@@ -299,7 +299,7 @@ class Link:
 
     def _take_message(self, message: Message) -> None:
         limits = self._limits
-        # After a drop everything is dropped until the user knows.
+        # After a drop, everything is dropped until the caller knows.
         if self._dropped or (
             len(self._messages) >= limits.messages
             or self._message_bytes + len(message.payload) > limits.message_bytes
@@ -310,10 +310,10 @@ class Link:
             self._message_bytes += len(message.payload)
         self._something_to_take.set()
 
-    # --- Its life ---------------------------------------------------------------------------------
+    # --- Running ----------------------------------------------------------------------------------
 
     def end(self, reason: str) -> None:
-        """End the link; its requests end with `FateUnknown`.  Without effect if it has ended."""
+        """End the link; its requests end with `FateUnknown`.  Does nothing if it has ended."""
         if self.reason:
             return
         self.reason = reason
@@ -365,7 +365,7 @@ class Link:
         answer.request.finish(answer.reply)
         self._round_trips.note(self._received_at - answer.request.sent_at)
         if isinstance(answer.reply, EngineRefused) and answer.reply.code == "READONLY":
-            # The primary has changed: no request that writes succeeds here again.
+            # The primary has changed: no write will succeed here again.
             self.end(judge_error(answer.reply).reason)
 
     async def _write(self) -> None:
@@ -408,7 +408,7 @@ async def open_link(
 ) -> Link:
     """Connect to the primary at *host* and *port*; the caller runs the link.
 
-    For *round_trips* see `Link`.  Raises `EngineUnavailable`.
+    See `Link` for *round_trips*.  Raises `EngineUnavailable`.
     """
     timeouts, limits = timeouts or EngineTimeouts(), limits or LinkLimits()
     where = format_host(host, port)
@@ -434,7 +434,7 @@ async def open_link(
 async def open_stream(
     host: str, port: int, login: Login, timeouts: EngineTimeouts
 ) -> trio.abc.Stream:
-    """Connect to *host* and *port*, with TLS if there is some; raises `EngineUnavailable`."""
+    """Connect to *host* and *port*, with TLS if configured; raises `EngineUnavailable`."""
     try:
         return await dial(
             host, port, tls=login.tls, tls_name=login.tls_name, timeouts=timeouts.for_dialing()
@@ -457,9 +457,9 @@ async def ask(
     requests: Sequence[tuple[Word, ...]],
     seconds: float,
 ) -> list[Value]:
-    """Send *requests* and return their replies, on a stream that nobody else uses.
+    """Send *requests* and return their replies, on a stream that nothing else uses.
 
-    Raises `NotUsable` for the first error, for a peer that is no engine, and after *seconds*.
+    Raises `NotUsable` on the first error, if the peer is not an engine, and after *seconds*.
     """
     replies: list[Value] = []
     try:

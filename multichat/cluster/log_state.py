@@ -1,15 +1,16 @@
-"""What a node knows of one room's log, and what it hands out next.  Pure.
+"""A node's state of one room's log, which decides what is handed out next.  Pure.
 
-Fed with pushes, answers, tails and reads, in the order in which the engine sent them; says what to
-read.  Pushes are hints: what is handed out is contiguous, whatever was pushed, dropped or repeated.
+Its input is pushes, answers, tails and reads, in the order in which the engine sent them; it
+determines what to read.  Pushes are hints: whatever was pushed, dropped or repeated, the blocks
+that are handed out are contiguous.
 
 1. Blocks are handed out in the order of their numbers, each once, as long as the engine has them;
-   what was deleted before is skipped, also if nothing follows it.
-2. A block of ours is handed out with its proposal, after the answer to it has come: a repeated call
-   gets that answer.
-3. What waits to be handed out is bounded by bytes; the rest is read again when there is room.
-4. After `reconnected` nothing is handed out until a tail has said which blocks the engine still
-   has.  Where its lineage of epochs leaves ours, our blocks from there on are lost.
+   deleted ones are skipped, even if nothing follows them.
+2. A block of this node is handed out with its proposal, and only after its answer has arrived: a
+   repeated call gets that answer, too.
+3. What waits to be handed out is bounded in bytes; the rest is read again when there is room.
+4. After `reconnected` nothing is handed out until a tail has shown which blocks the engine still
+   has.  Where the engine's lineage of epochs diverges from ours, our blocks from there on are lost.
 """
 
 import math
@@ -31,10 +32,10 @@ __all__ = ["Handed", "LostBlocks", "Place", "RoomState", "SkippedBlocks"]
 
 P = TypeVar("P")
 
-# A busy room's messages of some seconds.
+# Some seconds of messages in a busy room.
 MAX_WAITING_BYTES = 1024 * 1024
 
-# What a block takes besides its packet.
+# The size of a block without its packet.
 _BLOCK_BYTES = 500
 
 # As many as `library.lua` keeps.
@@ -42,7 +43,7 @@ _MAX_EPOCHS = 100
 
 
 class Place(NamedTuple):
-    """Where a block of ours was in our calls."""
+    """The position of a block in the calls of this node."""
 
     run: str
     sequence: int
@@ -51,7 +52,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Handed(Generic[P]):
-    """The next block; *proposal* is the one that it answers, if it is ours."""
+    """The next block; *proposal* is its proposal if it is from this node."""
 
     said: SaidBlock
     proposal: P | None
@@ -68,14 +69,14 @@ class LostBlocks(Generic[P]):
 
 @dataclass(frozen=True, slots=True)
 class SkippedBlocks(Generic[P]):
-    """What was before *next* was deleted; see `multichat.backend.base.Skipped`."""
+    """The messages before *next* were deleted; see `multichat.backend.base.Skipped`."""
 
     next: int
     own: Sequence[Handed[P]]
 
 
 class _Own(Generic[P]):
-    """A block that we have proposed; *said* is what of it is in the log, once that is known."""
+    """A block that this node proposed; *said* is the part of it in the log, once that is known."""
 
     __slots__ = ("draft", "header", "proposal", "said")
 
@@ -94,31 +95,31 @@ class _Waiting(NamedTuple):
 
 
 class RoomState(Generic[P]):
-    """The log of one room as this node knows it, from its first *tail* on.
+    """The log of one room as this node knows it, starting from a first *tail*.
 
-    *next* is the number after the last block that was handed out; *epochs* are those of the handed
-    out messages with their first numbers.
+    *next* is the number after the last block that was handed out; *epochs* are the epochs of the
+    messages that were handed out, with their first numbers.
     """
 
     def __init__(self, tail: Tail, *, max_bytes: int = MAX_WAITING_BYTES) -> None:
         self.next = tail.next
         self.epochs: list[tuple[str, int]] = list(tail.epochs)
-        self._coming: list[tuple[str, int]] = []  # epochs from `next` on that a tail has told
+        self._coming: list[tuple[str, int]] = []  # epochs from `next` on, from a tail
         self._first = tail.first
         self._max_bytes = max_bytes
         self._waiting: deque[_Waiting] = deque()
         self._bytes = 0
-        self._end = tail.next  # where the next block has to begin
+        self._end = tail.next  # where the next block must begin
         self._known = tail.next  # the engine has messages up to this number
-        self._resumes: int | None = None  # where the log resumes, which has no message at `_end`
+        self._resumes: int | None = None  # where the log resumes if it has no message at `_end`
         self._own: dict[Place, _Own[P]] = {}
         self._lost: LostBlocks[P] | None = None
-        self._deleted: list[Handed[P]] = []  # blocks of ours that are skipped
-        self._gone: dict[str, int] = {}  # where the messages of an epoch ended that were lost
+        self._deleted: list[Handed[P]] = []  # our own blocks that are skipped
+        self._gone: dict[str, int] = {}  # epochs that lost messages: where each ends
         self._is_stale = self._is_closed = False
         self._earlier: Mapping[str, int] | None = None
 
-    # --- What is known of the log -----------------------------------------------------------------
+    # --- The state of the log ---------------------------------------------------------------------
 
     @property
     def first(self) -> int:
@@ -127,7 +128,7 @@ class RoomState(Generic[P]):
 
     @property
     def epoch(self) -> str:
-        """The epoch of the last message; empty without any."""
+        """The epoch of the last message; empty if there is none."""
         return self.epochs[-1][0] if self.epochs else ""
 
     @property
@@ -143,11 +144,12 @@ class RoomState(Generic[P]):
         return self._waiting[-1].header.epoch if self._waiting else self.epoch
 
     def number_of(self, id_: str) -> int | None:
-        """Return the number of the message with that id; None if it is unknown.
+        """Return the number of the message with that id; None if the id is unknown.
 
-        The id of a message that was lost is that of the last before it that was not.  Epochs rise:
-        one that is between two of this room, and unknown here, was lost as a whole while this node
-        was away.  The later of the two begins where what it followed ends, at the latest.
+        For a lost message this is the number of the last message before it that was not lost.
+        Epochs rise: an unknown epoch between two of this room was lost as a whole while this node
+        was away.  The later of the two begins no later than where the messages end that the lost
+        epoch followed.
         """
         epoch = id_.partition("-")[0]
         number = message_number(epoch, id_)
@@ -163,16 +165,17 @@ class RoomState(Generic[P]):
             return None
         return min(number, end - 1) if end else None
 
-    # --- What we have proposed --------------------------------------------------------------------
+    # --- Proposals of this node -------------------------------------------------------------------
 
     def propose(self, place: Place, draft: SaidBlock, proposal: P) -> None:
-        """Note that *draft* is sent in that *place*, perhaps again."""
+        """Record that *draft* is sent at *place*, perhaps again."""
         self._own.setdefault(place, _Own(draft, proposal))
 
     def appended(self, place: Place, header: Header, without: Sequence[int] = ()) -> P | None:
-        """Note the answer: the block has these numbers, *without* the messages of these indexes.
+        """Record the answer: the block has the numbers of *header*.
 
-        Returns the proposal if the room is closed: its block is not handed out.
+        The messages at the indexes *without* are not in it.  Returns the proposal if the room is
+        closed, because its block is then not handed out.
         """
         own = self._own.get(place)
         if own is None:
@@ -194,7 +197,7 @@ class RoomState(Generic[P]):
         return None
 
     def _note_deleted(self, place: Place, own: _Own[P]) -> None:
-        """Skip a block of ours that the engine has deleted before it was handed out."""
+        """Skip a block of this node that the engine deleted before it was handed out."""
         header = own.header
         if self._is_stale or own.said is None or header is None or header.first >= self._end:
             return
@@ -204,11 +207,11 @@ class RoomState(Generic[P]):
             self._deleted.append(Handed(own.said, own.proposal))
 
     def refused(self, place: Place) -> None:
-        """Note that the block is not in the log, and never will be."""
+        """Record that the block is not in the log and never will be."""
         self._own.pop(place, None)
 
     def close(self) -> list[P]:
-        """Hand nothing out any more; return the proposals whose blocks are in the log."""
+        """Stop handing out blocks; return the proposals whose blocks are in the log."""
         self._is_closed = True
         self._waiting.clear()
         skipped, self._deleted = [each.proposal for each in self._deleted], []
@@ -217,24 +220,24 @@ class RoomState(Generic[P]):
             each for each in skipped if each is not None
         ]
 
-    # --- What the engine says ---------------------------------------------------------------------
+    # --- Input from the engine --------------------------------------------------------------------
 
     def push(self, packet: Packet) -> None:
-        """Take a block that was pushed."""
+        """Add a block that was pushed."""
         self._take(packet.header, packet.said, packet.size)
 
     def trimmed(self, first: int) -> None:
-        """Note that the messages before *first* were deleted."""
+        """Record that the messages before *first* were deleted."""
         if not self._is_stale:
             self._first = max(self._first, first)
 
     def _take(self, header: Header, said: SaidBlock | None, size: int) -> None:
         self._known = max(self._known, header.end)
         if self._is_stale or self._is_closed or header.first != self._end:
-            return  # a repetition, or there is a gap: it is read
+            return  # a repetition, or a gap that is read
         is_full = self._waiting and self._bytes + size + _BLOCK_BYTES > self._max_bytes
         if said is None or is_full:
-            return  # too large to be pushed, or for us: it is read
+            return  # too large for a push, or for our queue: it is read
         self._add(header, said, size)
 
     def _add(self, header: Header, said: SaidBlock, size: int) -> None:
@@ -245,19 +248,19 @@ class RoomState(Generic[P]):
 
     @property
     def wanted(self) -> tuple[int, int] | None:
-        """Which numbers have to be read now, from the first to without the second; None if none."""
+        """The range of numbers to read now, excluding the second; None if there is none."""
         if self._is_stale or self._is_closed or self._resumes is not None:
             return None
         if self._known <= self._end:
             return None
         if self._waiting and self._bytes * 2 > self._max_bytes:
-            return None  # once some are handed out
+            return None  # not before some are handed out
         return self._end, self._known
 
     def read(self, start: int, stop: int, packets: Sequence[Packet]) -> bool:
-        """Take what was read from *start* to *stop*; return whether a tail is needed.
+        """Add what was read from *start* to *stop*; return whether a tail is needed.
 
-        It is if the next messages were deleted.
+        A tail is needed if the next messages were deleted.
         """
         if self._is_stale or self._is_closed or start != self._end:
             return False
@@ -272,11 +275,11 @@ class RoomState(Generic[P]):
         return False
 
     def reconnected(self) -> None:
-        """Hand nothing out until the next tail: the engine may have lost messages."""
+        """Hand out nothing until the next tail: the engine may have lost messages."""
         self._is_stale = True
 
     def tail(self, tail: Tail) -> None:
-        """Take the tail of the log, asked for with `known_epoch`."""
+        """Update the state from a tail of the log, which was requested with `known_epoch`."""
         epochs = list(tail.epochs) or (self._lineage() if tail.epoch else [])
         if self._is_stale:
             self._is_stale = False
@@ -291,7 +294,7 @@ class RoomState(Generic[P]):
     # --- What was lost ----------------------------------------------------------------------------
 
     def _compare(self, next_: int, epochs: Sequence[tuple[str, int]]) -> None:
-        """Drop what the engine has no more, which has messages up to *next_* in these *epochs*."""
+        """Drop what the engine lost; it has messages up to *next_*, in these *epochs*."""
         common = min(next_, self._common(epochs))
         lost: list[P] = []
         while self._waiting and self._waiting[-1].header.end > common:
@@ -322,9 +325,9 @@ class RoomState(Generic[P]):
             del self._gone[next(iter(self._gone))]
 
     def _common(self, theirs: Sequence[tuple[str, int]]) -> int:
-        """Return the number up to which a log with *theirs* epochs may have the same as we."""
+        """Return the number up to which a log with the epochs *theirs* can agree with ours."""
         ours = self._lineage()
-        if theirs:  # it may have forgotten older ones
+        if theirs:  # older epochs may have been forgotten
             ours = [(epoch, start) for epoch, start in ours if start >= theirs[0][1]]
         same = 0
         while same < min(len(ours), len(theirs)) and ours[same] == theirs[same]:
@@ -346,20 +349,20 @@ class RoomState(Generic[P]):
 
     @property
     def can_hand_out(self) -> bool:
-        """Whether `hand_out` returns something."""
+        """Whether `hand_out` would return something."""
         if self._lost is not None:
             return True
         if self._is_stale or self._is_closed:
             return False
         if self._deleted or not self._waiting:
             return bool(self._deleted) or self._end > self.next
-        if not self._own:  # mostly, on a node whose members listen
+        if not self._own:  # the usual case, on a node whose members only read
             return True
         own = self._own.get(_place(self._waiting[0].header))
         return own is None or own.said is not None
 
     def hand_out(self) -> Handed[P] | LostBlocks[P] | SkippedBlocks[P] | None:
-        """Return what comes next in the log, and advance *next*; None if nothing does yet."""
+        """Return the next part of the log and advance *next*; None if there is none yet."""
         if not self.can_hand_out:
             return None
         if self._lost is not None:
@@ -370,7 +373,7 @@ class RoomState(Generic[P]):
         header, said, size = self._waiting.popleft()
         self._bytes -= size
         while self._coming and self._coming[0][1] <= header.first:
-            self._begin_epoch(*self._coming.pop(0))  # the first messages of some may be gone
+            self._begin_epoch(*self._coming.pop(0))  # its first messages may have been deleted
         self._begin_epoch(header.epoch, header.first)
         self.next = header.end
         own = self._own.pop(_place(header), None) if self._own else None

@@ -2,9 +2,9 @@
 
 Invariants:
 
-1. A request stays until its reply has arrived, also if nobody waits for it.
-2. RESP3 answers a subscription by pushes, one a channel, or by one error.  Both come in the order
-   of the requests, so the first request in flight is the one that is answered.
+1. A request stays until its reply has arrived, even if nothing waits for it.
+2. RESP3 answers a subscription with one push for each channel, or with one error.  Both come in the
+   order of the requests, so they answer the first request in flight.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ RequestT = TypeVar("RequestT")
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[RequestT]):
-    """The *reply* to a *request*; an `EngineRefused` if it is an error."""
+    """The *reply* to a *request*, which is an `EngineRefused` if it is an error."""
 
     request: RequestT
     reply: Value
@@ -32,34 +32,34 @@ class Answer(Generic[RequestT]):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What was published on a *channel*."""
+    """A message that was published on a *channel*."""
 
     channel: bytes
     payload: bytes
 
 
 class Pipeline(Generic[RequestT]):
-    """The requests in flight on one connection, the oldest first."""
+    """The requests in flight on one connection, oldest first."""
 
     def __init__(self, decoder: ReplyDecoder | None = None) -> None:
         self._decoder = decoder or ReplyDecoder(ReplyLimits())
         self._in_flight: deque[tuple[RequestT, int]] = deque()
-        self._confirmed = 0  # channels of the first request, which is a subscription
+        self._confirmed = 0  # channels of the first request, if that is a subscription
 
     def __len__(self) -> int:
         return len(self._in_flight)
 
     @property
     def oldest(self) -> RequestT | None:
-        """The request that is answered next."""
+        """The request that will be answered next."""
         return self._in_flight[0][0] if self._in_flight else None
 
     def add(self, request: RequestT, channels: int = 0) -> None:
-        """Note a *request* that is sent next; for a subscription, of so many *channels*."""
+        """Add a *request* that is sent next; a subscription has a number of *channels*."""
         self._in_flight.append((request, channels))
 
     def receive(self, data: bytes | bytearray) -> Iterator[Answer[RequestT] | Message]:
-        """Yield the answers and messages that are complete with *data*; raises `BadReply`."""
+        """Yield the answers and messages that *data* completes; raises `BadReply`."""
         for reply in self._decoder.feed(data):
             if type(reply) is not Push:
                 yield self._answer(reply)
@@ -71,11 +71,11 @@ class Pipeline(Generic[RequestT]):
                         raise BadReply("it sends an invalid message of a channel")
             elif reply.kind in _CONFIRMATIONS and (answer := self._confirm(reply)) is not None:
                 yield answer
-            # Other kinds come only to clients that have asked for them.
+            # Other kinds are sent only to clients that requested them.
 
     def _answer(self, reply: Value) -> Answer[RequestT]:
         if not self._in_flight:
-            # An engine that is full or shuts down says so before it closes.
+            # An engine that is full or shuts down sends an error before it closes.
             if isinstance(reply, EngineRefused):
                 raise BadReply(str(reply))
             raise BadReply("it sends a reply to no request")

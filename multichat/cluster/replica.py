@@ -1,14 +1,14 @@
-"""A node's replica of the directory: what it knows of the clients of other nodes, and so on.  Pure.
+"""A node's replica of the directory: the clients of other nodes, accounts, topics and bans.  Pure.
 
-Fed with the snapshot and the events of the feed, in any order and with repetitions; applies each
-event once, in the order of their numbers, and says what that means for this node.
+Its input is the snapshot and the events of the feed, in any order and with repetitions; it applies
+each event once, in the order of their numbers, and returns what that means for this node.
 
 Invariants:
 
-1. After the events up to a number it has what a snapshot at that number has, less the clients of
-   this node.
-2. What it returns leads the node from what it had to what there is: also when a snapshot replaces
-   events that were missed.
+1. After the events up to a number it has the content of a snapshot at that number, without the
+   clients of this node.
+2. The updates that it returns bring the node from its previous state to the present one, also when
+   a snapshot replaces events that were missed.
 """
 
 from collections.abc import Container, Iterator
@@ -52,28 +52,28 @@ from multichat.cluster.changes import (
 
 __all__ = ["DirectAnswered", "Replica", "Update"]
 
-# Why clients have left that were not in a snapshot any more.
+# The reason given for clients that are no longer in a snapshot.
 _LOST = "connection lost"
 
 
 class DirectAnswered(NamedTuple):
-    """The fate of a private message of this node, with that *id*; see `DirectFate`."""
+    """The fate of the private message *id* of this node; see `DirectFate`."""
 
     id: str
     fate: str
 
 
 Update: TypeAlias = Event | DirectAnswered
-"""What an event of the feed means for this node."""
+"""A consequence of an event of the feed for this node."""
 
 
 class Replica:
     """The replica of the node called *node*.
 
-    *number* is that of the last event that was applied, -1 before the first snapshot.  *clients*
-    are those of other nodes, by number.  Changes of topics and bans that this node has asked for
-    are returned as well, because their order counts; with *echoes* those of accounts, too: it may
-    not know that they were made.
+    *number* is the number of the last event that was applied, -1 before the first snapshot.
+    *clients* are those of other nodes, by number.  Changes of topics and bans that this node
+    requested are returned as well, because their order counts; with *echoes* also those of
+    accounts, because the node may not know that they were made.
     """
 
     def __init__(self, node: str) -> None:
@@ -86,12 +86,12 @@ class Replica:
         self.bans: dict[str, BanRecord] = {}
 
     def apply(self, number: int, fed: Fed | None) -> list[Update] | None:
-        """Apply the event *fed* with that *number*, and return what it means for this node.
+        """Apply the event *fed* under its *number*, and return the updates for this node.
 
-        Without *fed* it is one that this version does not know: it means nothing.
+        If *fed* is None, this version does not know the event, and ignores it.
 
-        Returns None, with nothing changed, if events before it are missing: then read them, or a
-        snapshot.  An event that is known is ignored.
+        Returns None, with nothing changed, if events before it are missing: the caller must read
+        them, or a snapshot.  An event that was applied before is ignored.
         """
         if number <= self.number:
             return []
@@ -101,9 +101,9 @@ class Replica:
         return [] if fed is None else list(self._apply(fed))
 
     def load(self, snapshot: Snapshot, ours: Container[int] = ()) -> list[Update]:
-        """Take everything from *snapshot*, and return what is different.
+        """Replace everything by *snapshot*, and return the differences.
 
-        The clients *ours* are on this node.
+        *ours* are the clients of this node.
         """
         self.number = snapshot.number
         return [
@@ -201,7 +201,7 @@ class Replica:
         *,
         is_ours: bool,
     ) -> Iterator[Update]:
-        """Yield what concerns this node of an event that leaves nothing behind."""
+        """Yield the updates of an event that changes no state, if it concerns this node."""
         match event:
             case Disconnect(client=client, node=node, code=code, reason=reason):
                 if node == self.node:

@@ -1,8 +1,8 @@
 """RESP3, the protocol of Valkey and Redis: packs requests and decodes replies.  Pure.
 
-`hiredis` packs and parses.  It allocates what a header announces, so each header is checked before
-`hiredis` sees it: a reply has at most `ReplyLimits.bytes` bytes and `ReplyLimits.elements`
-elements, whatever the peer announces or sends.
+`hiredis` packs and parses.  It allocates the size that a header announces, so each header is
+checked before `hiredis` gets it: a reply has at most `ReplyLimits.bytes` bytes and
+`ReplyLimits.elements` elements, whatever the peer announces or sends.
 """
 
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ Value = Any
 # Headers are short; errors of the engine's functions may contain a few hundred bytes of arguments.
 _MAX_LINE = 16 * 1024
 
-# That of hiredis.
+# The limit of hiredis.
 _MAX_DEPTH = 8
 
 _MAX_INTEGER = 2**63
 
-# Of a number in a header; no limit needs more.
+# Digits of a number in a header; no limit needs more.
 _MAX_DIGITS = 10
 
 _STRINGS = frozenset(b"$=")
@@ -38,7 +38,7 @@ _MAP = ord("%")
 _LINES = frozenset(b"+-:,#_")
 _KINDS = _STRINGS | _LISTS | _LINES | {_MAP}
 
-# How other protocols begin, and what to tell the operator.
+# The first bytes of other protocols, and what the operator is told.
 _OTHERS: Final = (
     (b"\x15\x03", "it uses TLS: write valkeys:// instead of valkey://"),
     (b"HTTP/", "it is a web server, not Valkey or Redis"),
@@ -48,7 +48,7 @@ _OTHERS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """Data that the engine sends by itself: the *kind*, such as b"message", and *items*."""
+    """Data that the engine sends unrequested: its *kind*, such as b"message", and *items*."""
 
     kind: bytes
     items: tuple[Value, ...]
@@ -58,7 +58,7 @@ class Push:
 class ReplyLimits:
     """The limits of one reply.
 
-    A page of history is far below them; 32 MiB is also what the engine keeps for a subscriber.
+    A page of history is far below them; 32 MiB is also the engine's buffer for a subscriber.
     """
 
     bytes: int = 32 * 1024 * 1024
@@ -66,10 +66,10 @@ class ReplyLimits:
 
 
 def pack(words: tuple[Word, ...]) -> bytes:
-    """Return a request of these *words*.
+    """Pack a request of these *words*.
 
-    Raises `OverflowError` for a number of more than 64 bits: `hiredis` ends the process at one of
-    some thousand.
+    Raises `OverflowError` for a number of more than 64 bits, because numbers of some thousand bits
+    crash `hiredis`, and with it the process.
     """
     for word in words:
         if isinstance(word, int) and not -_MAX_INTEGER <= word < _MAX_INTEGER:
@@ -78,22 +78,22 @@ def pack(words: tuple[Word, ...]) -> bytes:
 
 
 class ReplyDecoder:
-    """Decodes the bytes of a connection, in any pieces."""
+    """Decodes the bytes of a connection, split in any way."""
 
     def __init__(self, limits: ReplyLimits | None = None) -> None:
         self._limits = limits or ReplyLimits()
         self._reader = hiredis.Reader(
             protocolError=BadReply, replyError=EngineRefused.parse, notEnoughData=Ellipsis
         )
-        self._header = b""  # the part of one that has arrived
-        self._string_bytes = 0  # of a string, still to come
-        self._missing: list[int] = []  # elements of each open list or map, from outside in
+        self._header = b""  # the received part of a header
+        self._string_bytes = 0  # the missing bytes of a string
+        self._missing: list[int] = []  # missing elements of each open list or map, outermost first
         self._bytes = 0  # of the current reply
         self._elements = 0
         self._is_first = True
 
     def feed(self, data: bytes | bytearray) -> Iterator[Value | Push]:
-        """Add *data*, and yield the replies that are complete with it.
+        """Add *data*, and yield the replies that it completes.
 
         Raises `BadReply` at the first invalid reply; the decoder MUST NOT be used after that.
         """
@@ -106,7 +106,7 @@ class ReplyDecoder:
         try:
             return self._reader.gets()
         except (hiredis.HiredisError, TypeError, ValueError, MemoryError) as error:
-            # A TypeError is for a map whose key is a list.
+            # TypeError: a map whose key is a list.
             raise BadReply(f"it sends an invalid reply: {shorten(str(error))}") from None
 
     def _check(self, data: bytes | bytearray) -> None:
@@ -134,7 +134,7 @@ class ReplyDecoder:
             position = stop + 2
 
     def _check_start(self, header: bytes) -> None:
-        """Raise `BadReply` for another protocol, which may never send the end of a line."""
+        """Raise `BadReply` for another protocol, which might never send the end of a line."""
         kind = header[:1]
         if kind and kind[0] not in _KINDS:
             for start, reason in _OTHERS:

@@ -1,7 +1,7 @@
 """The log of one room in the engine, as the room sees it.
 
-Decides nothing: `multichat.cluster.log_state` says what comes next, and `room_logs` sends and asks
-for everything on the node's link.
+Decides nothing: `multichat.cluster.log_state` determines what comes next, and `room_logs` makes all
+requests on the node's link.
 """
 
 import math
@@ -21,7 +21,7 @@ __all__ = ["EngineLog", "Load", "Sent"]
 
 T = TypeVar("T")
 
-# How many entries are handed out before other tasks get a turn.
+# How many entries are handed out before a checkpoint.
 _HANDED_AT_ONCE = 16
 
 
@@ -34,18 +34,18 @@ class Sent:
     proposal: Proposal
 
     def succeed(self) -> None:
-        """Note that it is in the log."""
+        """Report that the messages are in the log."""
         _succeed(self.proposal)
 
     def fail(self, reason: str) -> None:
-        """Note that it is not in the log, and never will be."""
+        """Report that the messages are not in the log and never will be."""
         assert self.proposal.pending is not None  # noqa: S101 - `propose` has made it
         self.proposal.pending.resolve(reason)
 
 
 @dataclass(slots=True, eq=False)
 class Load:
-    """Somebody waits until the log was applied up to *target*, once that is known."""
+    """A wait until the log was applied up to *target*, which is infinite until it is known."""
 
     pending: PendingWrite
     target: float = math.inf
@@ -64,9 +64,9 @@ class _Logs(Protocol):
 
 
 class EngineLog(RoomLog):
-    """The log of the room *key*; created by `room_logs.RoomLogs`, and open once that says so.
+    """The log of the room *key*; created and opened by `room_logs.RoomLogs`.
 
-    *state* is None until it is loaded; *more* is set when something can be handed out.
+    *state* is None until the log is loaded; *more* is set when something can be handed out.
     """
 
     has_feed = True
@@ -120,14 +120,14 @@ class EngineLog(RoomLog):
     # --- Loading ----------------------------------------------------------------------------------
 
     def reconnected(self) -> None:
-        """Note that all that is known may be lost."""
+        """Record that any of the known messages may be lost."""
         for load in self.loads:
             load.target = math.inf
         if self.state is not None:
             self.state.reconnected()
 
     def take_tail(self, tail: Tail, loads: Iterable[Load]) -> None:
-        """Take the engine's answer, which came after *loads* had begun to wait."""
+        """Update the state from *tail*, which was requested after *loads* had begun to wait."""
         if self.state is None or not self.is_open:
             self.state = RoomState(tail, max_bytes=self._max_bytes)
         else:
@@ -138,19 +138,19 @@ class EngineLog(RoomLog):
             self._resolve_loads()
 
     def _resolve_loads(self) -> None:
-        """Resolve the loads whose messages are all applied."""
+        """Resolve the loads whose messages have all been applied."""
         for load in [load for load in self.loads if load.target <= self.next]:
             self.loads.remove(load)
             load.pending.resolve()
 
     def fail_loads(self, reason: str) -> None:
-        """Give up loading."""
+        """Fail all loads with *reason*."""
         loads, self.loads = self.loads, []
         for load in loads:
             load.pending.resolve(reason)
 
     def stop(self, reason: str) -> None:
-        """Resolve everything that somebody waits for: the node stops."""
+        """Fail everything that is pending, because the node stops."""
         self.fail_loads(reason)
         if self.state is not None:
             for proposal in self.state.close():
@@ -172,8 +172,8 @@ class EngineLog(RoomLog):
         return proposal
 
     async def receive(self) -> Fed:
-        """Return what is next in the log."""
-        # What is handed out at once does not keep other tasks waiting.
+        """Return the next part of the log."""
+        # Handing out many entries in a row must not keep other tasks waiting.
         self._handed = (self._handed + 1) % _HANDED_AT_ONCE
         if self._handed:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -201,7 +201,7 @@ class EngineLog(RoomLog):
         return _entry(fed)
 
     def close(self) -> None:
-        """Follow the log no more."""
+        """Stop following the log."""
         for proposal in self.loaded.close():
             _succeed(proposal)
         self._logs.closed(self)

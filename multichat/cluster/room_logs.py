@@ -1,17 +1,17 @@
-"""The logs of a node's rooms in the engine: appending, following, and reading them.
+"""The logs of a node's rooms in the engine: appending, following and reading them.
 
-Owns what is sent and asked for on the node's link to the engine; what it means is decided by
-`log_state` and `appends`.  Knows neither how connections are made nor the directory: the backend
-says when there is a link, for which run of the node, and passes the messages of channels on.
+Owns the requests about logs on the node's link to the engine; `log_state` and `appends` interpret
+the answers.  Knows neither how connections are made nor the directory: the backend passes in each
+link with the node's run, and the messages of channels.
 
 Invariants:
 
-1. Everything is sent in one order on one link, and answers are taken in that order: a room is
-   subscribed before its tail is asked for, and tails come before repeated calls.
-2. A proposal is pending until its fate is known, however often the connection breaks, and whatever
-   the engine says of its repetition.  What was never sent fails once the engine is away for
-   `LogConfig.away_seconds`, or refuses what is repeated before it.
-3. Only rooms that are open here, or about to be, are followed; what is kept of each is bounded.
+1. Everything is sent in one order on one link, and answers are handled in that order: a room is
+   subscribed before its tail is requested, and tails come before repeated calls.
+2. A proposal is pending until its outcome is known, no matter how many connections break and what
+   the engine answers to a repetition.  A proposal that was never sent fails once the engine has
+   been away for `LogConfig.away_seconds`, or refuses a repeated call before it.
+3. Only rooms that are open here, or about to be, are followed; the memory for each is bounded.
 """
 
 from collections import deque
@@ -58,46 +58,45 @@ _FULL = "the engine of the cluster does not keep up"
 _STOPPED = "the server has stopped"
 _NOT_LOADED = "the room is not loaded"
 
-# Rooms that are subscribed, or whose tails are asked for, in one request: the engine is busy for
-# about 2 ms.
+# How many rooms one request subscribes, or asks the tails of: the engine is busy for about 2 ms.
 _ROOMS_AT_ONCE = 500
 
-# A message that the log left out because its nonce is a private message's, which has no id.
+# Stands for the id of a message that was left out because a private message has its nonce.
 _PRIVATE = "-"
 
-# Refusals that say that a call is not in the log: the engine knows its answer, or looks for it,
-# before it refuses with these.
+# Refusals which mean that a call is not in the log: the engine looks for an earlier answer to the
+# call before it refuses with one of these.
 _NEVER_DONE = frozenset(("FENCED", "FORGOTTEN"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogConfig:
-    """How *node* uses the logs.
+    """Settings of the logs of *node*.
 
-    Nonces are forgotten *nonce_seconds* after a client's last, which is after its session.
+    A client's nonces expire *nonce_seconds* after its last one, which is later than its session.
     """
 
     node: str
     nonce_seconds: float = 86400.0
     appends: AppendLimits = field(default_factory=AppendLimits)
 
-    # After this, new messages are refused: people wait for no longer without a word.
+    # The time without the engine after which new messages are refused: people want an answer.
     away_seconds: float = 3.0
 
-    # How much of a room waits until it is applied, and is read at once, in bytes.
+    # Limits of a room's data that waits to be applied, and of one read, in bytes.
     waiting_bytes: int = MAX_WAITING_BYTES
     reading_bytes: int = 256 * 1024
 
-    # Rooms that are read at the same time.
+    # How many rooms are read at the same time.
     readings: int = 8
 
-    # Interval in which tails are compared, in case a push was lost.
+    # The interval at which tails are compared, in case a push was lost.
     poll_seconds: float = 10.0
 
-    # How long a room that was loaded is kept until it is opened.
+    # How long a loaded room is kept if it is not opened.
     loaded_seconds: float = 15.0
 
-    # Interval in which timeouts are checked, and what the engine refused is repeated.
+    # The interval at which timeouts are checked and refused calls are repeated.
     watch_seconds: float = 0.5
 
 
@@ -112,7 +111,7 @@ class _Reading:
 
 @dataclass(frozen=True, slots=True)
 class _Tails:
-    """A request for the tails of *logs*, which tell *loads* their targets."""
+    """A request for the tails of *logs*, which determine the targets of *loads*."""
 
     logs: tuple[EngineLog, ...]
     loads: tuple[tuple[Load, ...], ...]
@@ -120,7 +119,7 @@ class _Tails:
 
 @dataclass(frozen=True, slots=True)
 class _Awaited:
-    """A request whose answer is taken next, and what it is for: None for a subscription."""
+    """A request whose answer is handled next, and its purpose, which is None for a subscription."""
 
     link: Link
     request: Request
@@ -134,7 +133,7 @@ _Purpose: TypeAlias = AppendsCall[Sent] | _Reading | _Tails
 class RoomLogs:
     """The logs of the rooms of one node; call `run` once, in the backend's nursery.
 
-    *epoch* is the highest that this node knows of any room.
+    *epoch* is the highest epoch that this node knows, of any room.
     """
 
     def __init__(self, config: LogConfig) -> None:
@@ -145,7 +144,7 @@ class RoomLogs:
         self._linked = trio.Event()  # replaced when the link is lost
         self._is_fenced = False
         self.complaint = ""  # what is wrong with the engine, for its operator
-        self._refused = ""  # why the engine has just refused a call that may be done
+        self._refused = ""  # why the engine has just refused a call that may be executed already
         self._away_since = 0.0
         self._logs: dict[str, EngineLog] = {}
         self._awaited: deque[_Awaited] = deque()
@@ -153,12 +152,12 @@ class RoomLogs:
         self._something_to_send = trio.Event()
         self._reading: set[EngineLog] = set()
         self._to_read: dict[EngineLog, None] = {}
-        self._to_ask: dict[EngineLog, None] = {}  # for their tails
+        self._to_ask: dict[EngineLog, None] = {}  # logs whose tails are to be requested
 
     # --- For the backend --------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; then everything that is pending fails."""
+        """Serve until cancelled; then fail everything that is pending."""
         self._away_since = trio.current_time()
         try:
             async with trio.open_nursery() as nursery:
@@ -173,9 +172,9 @@ class RoomLogs:
                 log.stop(_STOPPED)
 
     def connected(self, link: Link, run: str) -> None:
-        """Use *link*, whose engine has the library, and knows *run* as that of the node.
+        """Use *link*, whose engine has the library and knows *run* as the node's run.
 
-        Also called with the same link, after the node has taken a new run.
+        Also called with the same link after the node has begun a new run.
         """
         is_new = link is not self._link
         self._link, self._is_fenced, self._refused = link, False, ""
@@ -191,14 +190,14 @@ class RoomLogs:
         self._something_to_send.set()
 
     def disconnected(self) -> None:
-        """Wait for the next link."""
+        """Record that the link has ended, and wait for the next one."""
         if self._link is not None:
             self._link = None
             self._linked = trio.Event()
             self._away_since = trio.current_time()
 
     def take(self, message: Message) -> bool:
-        """Take the message of a channel; return False if it is none of a room."""
+        """Handle a message of a channel; return False if it is not the channel of a room."""
         room = channel_room(message.channel.decode("utf-8", "replace"))
         if room is None:
             return False
@@ -207,7 +206,7 @@ class RoomLogs:
             try:
                 pushed = parse_push(message.payload)
             except InvalidPacket:
-                return True  # somebody else uses our channel
+                return True  # not from multichat: something else uses our channel
             if isinstance(pushed, Trimmed):
                 log.state.trimmed(pushed.first)
             else:
@@ -218,14 +217,14 @@ class RoomLogs:
         return True
 
     def messages_dropped(self) -> None:
-        """Compare all tails: messages of channels were dropped."""
+        """Compare all tails, because messages of channels were dropped."""
         self._ask_for_tails(self._logs.values())
 
     def load(self, key: str) -> PendingWrite | None:
         """Prepare the log of the room *key*; see `Backend.load_room`.
 
-        If it is open, the result also waits until all is applied that the log has now: a client may
-        know messages that have not come here yet.
+        If it is open, the result also waits until everything that the log has now is applied: a
+        client may know messages that have not arrived here yet.
         """
         load = Load(PendingWrite())
         if reason := self.refusal:
@@ -249,12 +248,12 @@ class RoomLogs:
         return log
 
     def is_loaded(self, key: str) -> bool:
-        """Return whether the log of the room *key* is loaded, and not open yet."""
+        """Return whether the log of the room *key* is loaded but not yet open."""
         log = self._logs.get(key)
         return log is not None and log.state is not None and not log.is_open
 
     def is_open(self, key: str) -> bool:
-        """Whether `room` has returned the log of that room, which is not closed."""
+        """Return whether `room` has returned the log of that room, and it was not closed since."""
         log = self._logs.get(key)
         return log is not None and log.is_open
 
@@ -287,7 +286,7 @@ class RoomLogs:
             self._send()
 
     def _send(self) -> None:
-        """Send what can be sent now; what is left is sent after the next answer."""
+        """Send what can be sent now; the rest is sent after the next answer."""
         if self._link is not None and self._send_tails() and self._send_calls():
             self._send_reads()
 
@@ -304,7 +303,7 @@ class RoomLogs:
 
     def _send_calls(self) -> bool:
         if self._refused:
-            return True  # `_watch` begins again
+            return True  # `_watch` tries again
         config = self.config
         while (call := self._appends.next_call(only_repeat=self._is_fenced)) is not None:
             for index, (_, sent) in enumerate(call.entries):
@@ -361,11 +360,11 @@ class RoomLogs:
             try:
                 reply = await awaited.request.reply()
             except FateUnknown:
-                continue  # `connected` repeats what has to be
+                continue  # `connected` repeats what is necessary
             except EngineRefused as error:
                 reply = error
             if awaited.link is not self._link:
-                continue  # what it says may be lost: it is repeated, too
+                continue  # the data it reports may be lost: it is repeated, too
             if not isinstance(reply, EngineRefused):
                 try:
                     reply = awaited.decode(reply)
@@ -397,7 +396,7 @@ class RoomLogs:
                     self.check(log)
 
     def _settle(self, sent: Sent, place: Place, answer: Answer) -> None:
-        """Take the answer to a proposal."""
+        """Apply the answer to a proposal."""
         proposal, state = sent.proposal, sent.log.loaded
         if answer.known:
             proposal.earlier = {
@@ -425,7 +424,7 @@ class RoomLogs:
         self.check(sent.log)
 
     def _told(self, failure: str) -> str:
-        """Return what clients are told of the *failure* of one block."""
+        """Return the reason that clients get for the *failure* of one block."""
         error = EngineRefused.parse(failure)
         if not error.is_known:
             self.complaint = str(error)
@@ -436,7 +435,7 @@ class RoomLogs:
             case AppendsCall():
                 if error.code == "READONLY":
                     return  # the link ends, and the next one is to the primary
-                if isinstance(error, NotOurs):  # what has become of it is asked on the next one
+                if isinstance(error, NotOurs):  # its outcome is asked for on the next link
                     if self._link is not None:
                         self._link.end(str(error))
                     return
@@ -497,7 +496,7 @@ class RoomLogs:
         self._something_to_send.set()
 
     def closed(self, log: EngineLog) -> None:
-        """Follow *log* no more."""
+        """Stop following *log*."""
         self._to_ask.pop(log, None)
         self._to_read.pop(log, None)
         if self._logs.get(log.key) is not log:
@@ -538,7 +537,7 @@ class RoomLogs:
     # --- Reading ----------------------------------------------------------------------------------
 
     async def call(self, call: Call[T]) -> T:
-        """Return the answer to a *call* that may be repeated, once there is a link.
+        """Return the answer to a *call*, which may be repeated; waits for a link.
 
         Raises `NotRead` if the engine refuses it.
         """
@@ -552,7 +551,7 @@ class RoomLogs:
                 raise NotRead(error.meaning.told) from None
             except (EngineAway, FateUnknown):
                 pass
-            if link is self._link:  # `disconnected` comes
+            if link is self._link:  # `disconnected` will follow
                 await trio.sleep(self.config.watch_seconds)
 
 

@@ -1,7 +1,7 @@
 """Asks Sentinels for the address of the primary.
 
-Every Sentinel is asked, because one that was away during a failover tells the address from before
-it.  The answer of the latest configuration counts: each failover has a higher number.
+Every Sentinel is asked, because one that was away during a failover still has the old address.  The
+answer with the latest configuration counts: each failover has a higher number.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _LIMITS = ReplyLimits(bytes=64 * 1024, elements=1000)
 
 @dataclass(frozen=True, order=True, slots=True)
 class Primary:
-    """The address of a primary, in the configuration number *epoch* of the Sentinels."""
+    """The address of a primary, according to the Sentinels' configuration number *epoch*."""
 
     epoch: int
     host: str
@@ -34,10 +34,10 @@ class Primary:
 async def find_primary(
     sentinels: tuple[tuple[str, int], ...], name: str, login: Login, timeouts: EngineTimeouts
 ) -> Primary:
-    """Ask *sentinels* for the primary that they call *name*; the latest answer counts.
+    """Ask *sentinels* for the primary called *name*; the latest configuration counts.
 
-    Each has `EngineTimeouts.sentinel_answer` seconds.  One that asks for a password gets that of
-    the engine.  Raises `EngineUnavailable` if none knows it, with the reason of the first.
+    Each has `EngineTimeouts.sentinel_answer` seconds to answer.  A Sentinel that requires a
+    password gets the engine's.  Raises `EngineUnavailable` with the first reason if none knows it.
     """
     answers: list[Primary] = []
     failures: dict[int, EngineUnavailable] = {}
@@ -92,7 +92,7 @@ def _explain(error: NotUsable, name: str) -> NotUsable:
 
 
 def _read(reply: Value) -> Primary:
-    """Return what a Sentinel answers to SENTINEL MASTER; raises `NotUsable`."""
+    """Decode the answer to SENTINEL MASTER; raises `NotUsable`."""
     try:
         if isinstance(reply, list):  # RESP2
             reply = dict(zip(reply[::2], reply[1::2], strict=True))
