@@ -346,7 +346,7 @@ class HeldJournal(MemoryJournal):
 async def test_an_account_whose_passphrase_changes_while_it_is_removed_is_removed() -> None:
     journal = HeldJournal()
     accounts = Accounts(CONFIG, LocalBackend(journal))
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(register, accounts, "alice")
             await journal.release(count=1)
