@@ -158,6 +158,8 @@ class ValkeyBackend(Backend):
         self._link: Link | None = None  # one that is prepared
         self._scope = trio.CancelScope()
         self._reason = "the engine cannot be reached"
+        self._lost_at = 0.0  # when there was a link last, if there is none
+        self._cannot_be_used = ""  # as it was logged
         self._available = True
         self._changed = trio.Event()
         self._prepared = trio.Event()
@@ -296,8 +298,9 @@ class ValkeyBackend(Backend):
             await self._prepare(nursery, link)
         except (EngineRefused, LibraryRefused, NodeInUse, msgspec.MsgspecError) as error:
             why = "another node has the name of this one" if isinstance(error, NodeInUse) else error
-            self._reason = str(why)
-            self._log.line("STATE", f"The cluster cannot be used: {why}", ERROR)
+            if str(why) != self._cannot_be_used:  # logged once, and tried again and again
+                self._cannot_be_used = str(why)
+                self._log.line("STATE", f"The cluster cannot be used: {why}", ERROR)
             link.end(str(why))
 
     async def _prepare(self, nursery: trio.Nursery, link: Link) -> None:
@@ -315,7 +318,7 @@ class ValkeyBackend(Backend):
         for warning in link.engine.warnings if primary != self._primary else ():
             self._log.line("start" if is_first else "STATE", f"The cluster: {warning}", WARNING)
         self._primary = primary
-        self._link = link
+        self._link, self._cannot_be_used = link, ""
         self._scope = trio.CancelScope()
         self._rooms.connected(link, self._directory.run)
         if is_first:
@@ -335,6 +338,7 @@ class ValkeyBackend(Backend):
         if self._link is not None:
             self._log.line("STATE", f"Lost the connection to the cluster: {reason}", WARNING)
             self._link = None
+            self._lost_at = trio.current_time() - self._connection.away_seconds
             self._scope.cancel(reason=reason)
             self._directory.disconnect()
             self._rooms.disconnected()
@@ -373,7 +377,8 @@ class ValkeyBackend(Backend):
         """Return what is wrong with the engine; its reason is empty if nothing is."""
         link, directory = self._link, self._directory
         if link is None:
-            return _Trouble(self._reason, AWAY, now - self._connection.away_seconds)
+            # A link that cannot be prepared, as while another node has our name, is none.
+            return _Trouble(self._reason, AWAY, self._lost_at)
         if (waited := link.unanswered_seconds) > _SLOW_SECONDS:
             return _Trouble("the engine does not answer", AWAY, now - waited)
         since = now - self._config.unavailable_seconds

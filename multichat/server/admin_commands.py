@@ -171,7 +171,10 @@ class AdminCommands:
     async def announce(self, text: str) -> str:
         """Send *text* to everybody as the server; say to how many clients of this server."""
         receipt = await self._server.broadcast(text)
-        return f"sent to {_count(receipt.delivered + receipt.queued + receipt.lagging, 'client')}"
+        clients = _count(receipt.delivered + receipt.queued + receipt.lagging, "client")
+        if self._registry.is_shared:
+            return f"sent to {clients} of this node, and to the other nodes"
+        return f"sent to {clients}"
 
     def drain(self, seconds: float | None = None) -> str:
         """Drain the server, for its configured time or for *seconds*; see `Server.drain`."""
@@ -189,12 +192,14 @@ class AdminCommands:
     async def topic(self, rest: str) -> str:
         """Show or set the topic of a room that is open: *rest* is its name, and maybe a topic."""
         name, _, topic = rest.partition(" ")
-        room = self._registry.rooms.find(room_of(name))
+        rooms, room_name = self._registry.rooms, room_of(name)
+        room = rooms.find(room_name) or rooms.find_elsewhere(room_name)
         if not room:
             raise LocalProtocolError(f"nobody is in {name[:40]}")
         if not topic.strip():
-            return f"the topic of {room.name}: {room.topic}" if room.topic else "it has no topic"
-        await self._registry.rooms.set_topic(room, topic.strip(), None)
+            now = rooms.topic_of(room)
+            return f"the topic of {room.name}: {now}" if now else "it has no topic"
+        await rooms.set_topic(room, topic.strip(), None)
         return f"the topic of {room.name} is set"
 
     async def reload(self) -> list[str]:

@@ -217,23 +217,29 @@ class OpenRooms:
                 self._start_soon(room.feed.follow)
         return room
 
-    async def set_topic(self, room: Room, topic: str, by: Client | None) -> TopicChanged:
+    def topic_of(self, room: Room | RemoteRoom) -> str:
+        """Return the topic of *room*; empty if it has none."""
+        return self._topics.get(fold_name(room.name), "")
+
+    async def set_topic(
+        self, room: Room | RemoteRoom, topic: str, by: Client | None
+    ) -> TopicChanged:
         """Give *room* a *topic*, empty for none; return that, once it is stored.
 
         *by* is the operator's client, None for the server's console.  Raises `InvalidRequest` or
         `StorageFailed`.
         """
-        topic = clean(topic)
+        topic, key = clean(topic), fold_name(room.name)
         if len(topic) > MAX_TOPIC_CHARACTERS:
             raise InvalidRequest(f"a topic has at most {MAX_TOPIC_CHARACTERS} characters")
-        if topic and room.key not in self._topics and len(self._topics) >= MAX_TOPICS:
+        if topic and key not in self._topics and len(self._topics) >= MAX_TOPICS:
             raise InvalidRequest(f"too many rooms have a topic (limit: {MAX_TOPICS})")
         number, name = (0, SERVER_NAME) if by is None else (by.number, by.name)
         with trio.CancelScope(shield=True):  # it may be stored: the room must have it, too
-            await self._backend.save_topic(room.key, topic, number, name)
+            await self._backend.save_topic(key, topic, number, name)
         changed = TopicChanged(room.name, topic, number, name)
         if not self._backend.is_shared:  # otherwise it comes in the order of those of all nodes
-            self.put_topic(room.key, changed, by)
+            self.put_topic(key, changed, by)
         return changed
 
     def put_topic(self, key: str, changed: TopicChanged, by: Client | None) -> None:

@@ -31,7 +31,7 @@ from multichat.protocol.messages import Goodbye
 from multichat.server.ban_keeper import BanKeeper
 from multichat.server.client import Client
 from multichat.server.config import ServerConfig
-from multichat.server.private_messages import tell
+from multichat.server.private_messages import deliver, tell
 from multichat.server.registry import Registry
 
 __all__ = ["OtherNodes"]
@@ -148,8 +148,7 @@ class OtherNodes:
         delivered = False
         try:
             if recipient is not None:
-                await tell(recipient, received.message, self._config)
-                recipient.last_sender = received.message.client
+                await deliver(recipient, received.message, self._config)
                 delivered = True
         except NotDelivered:
             pass

@@ -58,7 +58,7 @@ from multichat.server.listening import Listeners, Places, open_listeners
 from multichat.server.live_settings import LiveSettings
 from multichat.server.other_nodes import OtherNodes
 from multichat.server.passphrases import Hasher
-from multichat.server.private_messages import tell
+from multichat.server.private_messages import tell, tell_elsewhere
 from multichat.server.registry import Registry
 from multichat.server.reloading import Reloading
 from multichat.server.start_log import Starting, log_start
@@ -400,10 +400,14 @@ class Server:
         """Send *text* to *client* alone, as the server; waits as for any private message.
 
         Raises `UnknownClient`, `NotDelivered` if the client is too slow, and `LocalProtocolError`
-        if *text* is empty.
+        if *text* is empty; for a client of another node also `DeliveryUnknown` and `StorageFailed`.
         """
         await trio.lowlevel.checkpoint()
-        await tell(self._client(client), Notice(_message(text)), self.config)
+        message = _message(text)
+        if (elsewhere := self._registry.find_elsewhere(client)) is not None:
+            await tell_elsewhere(elsewhere, message, self._backend)
+        else:
+            await tell(self._client(client), Notice(message), self.config)
 
     def kick(self, client: int, reason: str = "kicked") -> None:
         """Disconnect *client* at once; the *reason* is sent to it and logged.

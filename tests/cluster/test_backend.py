@@ -34,6 +34,7 @@ from multichat.cluster.library import (
     load_command,
     load_library,
 )
+from multichat.cluster.link import EngineTimeouts
 from multichat.errors import JournalFailed, NameTaken, StorageFailed, lone_exception
 from multichat.journal.base import AccountRecord, SavedNonce, SavedSession, SessionRecord
 from tests.support.processes import LOOPBACK, WAIT_SECONDS
@@ -414,6 +415,33 @@ async def test_nodes_with_other_functions_of_the_same_version_never_share_an_eng
         assert "loaded our functions, version 1, in place of version 1" in caplog.text
     found = (await engine.call("FCALL_RO", "multichat_version", 0))[1]
     assert found != b"another text"
+
+
+async def test_a_node_that_reaches_its_engine_and_may_not_use_it_is_unavailable(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection that is made again and again is none: who waits must not wait for ever."""
+
+    async def attempts() -> int:
+        statistics = (await engine.info("commandstats"))["cmdstat_fcall_ro"]
+        return int(statistics.removeprefix("calls=").partition(",")[0])
+
+    load = ("FUNCTION", "LOAD", "REPLACE")
+    timeouts = EngineTimeouts(longest_retry=0.2)
+    async with run_node(cluster_config(engine, "a", unavailable=1.0, timeouts=timeouts)) as a:
+        await engine.call(*load, re.sub(r"VERSION = \d+", "VERSION = 999", library_text()))
+        before = await attempts()
+        await engine.call("CLIENT", "KILL", "SKIPME", "yes")
+        with trio.fail_after(WAIT_SECONDS):
+            while await attempts() < before + 3:
+                await trio.sleep(0.05)
+        assert not (await a.wait_for(AvailabilityChanged)).available
+        with pytest.raises(StorageFailed, match="the engine of the cluster is away"):
+            await a.claim(1, "alice")
+        assert caplog.text.count("The cluster cannot be used: a newer multichat") == 1
+        await engine.call(*load, library_text())
+        assert (await a.wait_for(AvailabilityChanged)).available
+        await a.claim(1, "alice")
 
 
 async def test_of_two_that_start_at_once_with_other_functions_one_is_refused(

@@ -231,6 +231,8 @@ async def test_private_messages_and_operators_reach_clients_of_the_other(engine:
         assert (await bob.hear("notice"))["text"] == "all of you"
         number = one.server.find("bob")
         assert number is not None
+        await one.server.tell(number, "you alone")
+        assert (await bob.hear("notice"))["text"] == "you alone"
         one.server.kick(number, "kicked: enough")
         assert (await bob.hear("goodbye"))["code"] == "kicked"
         again = await join(two, session=bob.welcome["session"])

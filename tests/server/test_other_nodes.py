@@ -13,6 +13,7 @@ import trio.testing
 from multichat import ServerConfig
 from multichat.backend.events import BanRefused
 from multichat.backend.local import LocalBackend
+from multichat.errors import LocalProtocolError
 from multichat.journal.base import SavedSession, SessionRecord
 from multichat.journal.memory import MemoryJournal
 from multichat.server.bans import Ban
@@ -549,6 +550,47 @@ async def test_a_topic_set_on_one_node_is_known_on_all(autojump_clock: Clock) ->
         carol = await join(two, rooms={"den": {}})
         assert carol.welcome["rooms"]["den"]["topic"] == "what we talk about"
         del root
+
+
+async def test_the_topic_of_a_room_that_only_other_nodes_have_is_shown_and_set(
+    autojump_clock: Clock,
+) -> None:
+    async with two_nodes() as (one, two):
+        bob = await join(two, rooms={"Den": {}})
+        await settle()
+        assert await one.server.admin.topic("den") == "it has no topic"
+        assert await one.server.admin.topic("den tea") == "the topic of Den is set"
+        assert (await bob.hear("topic"))["text"] == "tea"
+        assert await one.server.admin.topic("DEN") == "the topic of Den: tea"
+        with pytest.raises(LocalProtocolError, match="nobody is in attic"):
+            await one.server.admin.topic("attic")
+
+
+async def test_an_operator_is_told_that_an_announcement_reaches_the_other_nodes_too(
+    autojump_clock: Clock,
+) -> None:
+    async with two_nodes() as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two, name="bob")
+        answer = await one.server.admin.announce("tea")
+        assert answer == "sent to 1 client of this node, and to the other nodes"
+        for each in (alice, bob):
+            assert (await each.hear("notice"))["text"] == "tea"
+
+
+async def test_an_operator_sends_a_notice_to_a_client_of_another_node(
+    autojump_clock: Clock,
+) -> None:
+    async with two_nodes() as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two, name="bob")
+        await settle()
+        admin = one.server.admin
+        await admin.send(admin.find("bob"), "tea")
+        notice = await bob.hear("notice")
+        assert notice == {"type": "notice", "text": "tea"}
+        assert (await bob.ask("direct", to="alice", text="and you?"))["type"] == "accepted"
+        assert (await alice.hear("direct"))["text"] == "and you?"
+        with pytest.raises(LocalProtocolError, match="no client 99 is connected"):
+            await admin.send(99, "tea")
 
 
 # --- While the storage is away --------------------------------------------------------------------

@@ -110,7 +110,7 @@ class Hub:
 
     def is_fenced(self, client: int, generation: int) -> bool:
         """Whether that generation of a client is an old one."""
-        return generation < self.generations.get(client, 1)
+        return generation < self.generations.get(client, 0)
 
     def claim(self, claim: Claim, node: str) -> None:
         """Decide *claim*."""

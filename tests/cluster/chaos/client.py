@@ -136,6 +136,7 @@ class Chatter:
     client: int = 0
     called: str = ""  # its present name; *name* is in its messages
     connected: bool = False
+    connections: int = 0
     resumed: int = 0
     renames: int = 0
     new_sessions: int = 0
@@ -144,6 +145,7 @@ class Chatter:
     goodbyes: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)  # how connections ended
     seen_left: list[str] = field(default_factory=list)
+    longest_absence: float = 0.0  # from the last that it received until a welcome, in seconds
     records: dict[str, Record] = field(default_factory=dict)
     unaccepted: dict[int, _Unaccepted] = field(default_factory=dict)
     directs: Directs = field(default_factory=Directs)
@@ -157,6 +159,7 @@ class Chatter:
         self._session = ""
         self._nonce = 0
         self._wait = 0.0
+        self._heard_at = 0.0
         self._dice = random.Random(f"{self.crowd.seed} {self.name}")
 
     def told_lost(self, room: str) -> int:
@@ -203,6 +206,11 @@ class Chatter:
             if str(cut).startswith("goodbye"):
                 self.goodbyes[str(cut).removeprefix("goodbye ")] += 1
             raise
+        now = trio.current_time()
+        if self.connections:
+            self.longest_absence = max(self.longest_absence, now - self._heard_at)
+        self._heard_at = now
+        self.connections += 1
         self._welcome(welcome)
         if again := self._say_again():
             await line.send(*again)
@@ -366,7 +374,9 @@ class Chatter:
 
     async def _listen(self, line: Line) -> None:
         while True:
-            self._hear(await line.receive())
+            events = await line.receive()
+            self._heard_at = trio.current_time()
+            self._hear(events)
 
     def _hear(self, events: Sequence[dict[str, Any]]) -> None:
         for event in events:

@@ -57,6 +57,10 @@ async def _node_freeze_long(cluster: Cluster, dice: random.Random) -> None:
     await _frozen(dice.choice(cluster.nodes), dice.uniform(_LEASE_SECONDS + 2, _LEASE_SECONDS + 3))
 
 
+async def _node_freeze_half_minute(cluster: Cluster, dice: random.Random) -> None:
+    await _frozen(dice.choice(cluster.nodes), 30)
+
+
 async def _frozen(node: Node, seconds: float) -> None:
     node.signal(signal.SIGSTOP)
     try:
@@ -252,6 +256,9 @@ FAULTS = {
     "node-kill": Fault(cause=_node_kill, quiet=True),
     "node-freeze": Fault(cause=_node_freeze, quiet=True),
     "node-freeze-long": Fault(cause=_node_freeze_long, patient=True, disconnects=True),
+    "node-freeze-half-minute": Fault(
+        cause=_node_freeze_half_minute, patient=True, disconnects=True
+    ),
     "engine-kill": Fault(cause=_engine_kill, quiet=True, patient=True),
     "engine-kill-long": Fault(cause=_engine_kill_long, patient=True),
     "engine-freeze": Fault(cause=_engine_freeze, patient=True),
