@@ -270,7 +270,10 @@ FAULTS = {
     "client-late": Fault(cause=_client_late, quiet=True),
     "failover": Fault(cause=_failover, replica=True),
     "failover-lost": Fault(cause=_failover_lost, replica=True, lossy=True),
-    "sentinel": Fault(cause=_sentinel, replica=True, sentinel=True, lossy=True),
+    # What is lost is told to those who are connected then: somebody must be.
+    "sentinel": Fault(
+        cause=_sentinel, replica=True, sentinel=True, lossy=True, patient=True, disconnects=True
+    ),
     "retention": Fault(cause=_retention, keep_messages=20),
     "several": Fault(cause=_several),
     "rolling-restart": Fault(cause=_rolling_restart, quiet=True),
