@@ -292,7 +292,8 @@ class Backend(ABC):
         `StorageFailed` if the log cannot be loaded.
 
         If the room is open, the result is ready once everything that its log has now was handed
-        out, and the room has called `receive` again.
+        out, and the room has called `receive` again; or once its log is closed, and then it has to
+        be loaded again.
         """
         return None
 

@@ -149,6 +149,12 @@ class EngineLog(RoomLog):
         for load in loads:
             load.pending.resolve(reason)
 
+    def release_loads(self) -> None:
+        """Resolve all loads: the log is closed, and who needs it loads it again."""
+        loads, self.loads = self.loads, []
+        for load in loads:
+            load.pending.resolve()
+
     def stop(self, reason: str) -> None:
         """Fail everything that is pending, because the node stops."""
         self.fail_loads(reason)

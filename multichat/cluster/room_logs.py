@@ -496,7 +496,8 @@ class RoomLogs:
         self._something_to_send.set()
 
     def closed(self, log: EngineLog) -> None:
-        """Stop following *log*."""
+        """Stop following *log*; loads of it that wait are resolved, and have to load it again."""
+        log.release_loads()
         self._to_ask.pop(log, None)
         self._to_read.pop(log, None)
         if self._logs.get(log.key) is not log:
@@ -528,7 +529,7 @@ class RoomLogs:
                 polled = now
                 self._ask_for_tails(self._logs.values())
             for log in list(self._logs.values()):
-                if not log.is_open and log.expires <= now:
+                if not log.is_open and not log.loads and log.expires <= now:
                     self.closed(log)
                 else:
                     self.check(log)

@@ -111,11 +111,27 @@ async def wait_listening(port: int, of: Command) -> None:
                 return
 
 
+async def wait_refused(port: int) -> None:
+    """Wait until nobody listens on *port* any more."""
+    while True:
+        try:
+            stream = await trio.open_tcp_stream(LOOPBACK, port)
+        except OSError:
+            return
+        await stream.aclose()
+        await trio.sleep(0.01)
+
+
 class Deployed:
     """The services, as processes."""
 
     def __init__(self, ports: Ports, nodes: dict[str, Command], engine: Command) -> None:
         self.ports, self.nodes, self.engine = ports, nodes, engine
+
+    def chat_port(self, node: Command) -> int:
+        """Return the port of *node* on which the balancer connects to it."""
+        [name] = (name for name, each in self.nodes.items() if each is node)
+        return self.ports.nodes[name][0]
 
     async def home(self, name: str) -> Command:
         """Return the node on which the client *name* is, once its log says so."""
@@ -276,6 +292,8 @@ async def test_a_node_that_drains_gets_nobody_new_and_its_clients_stay_until_the
                 home = await services.home("one")
                 home.signal(signal.SIGTERM)
                 await home.wait_for("Draining: 1 client is told to reconnect within 15 s")
+                # What comes between the log and the end of the listener is refused or reset.
+                await wait_refused(services.chat_port(home))
                 for number in range(4):  # at once, whichever node the balancer tries first
                     async with client(ports.chat) as other:
                         await other.send("/ping")

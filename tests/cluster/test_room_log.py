@@ -551,6 +551,21 @@ async def test_loading_an_open_room_waits_for_what_others_have_said(engine: Engi
             assert len(here.said) == number + 1
 
 
+async def test_waiting_for_an_open_room_ends_when_it_is_closed(
+    engine: Engine,
+) -> None:
+    async with running_node(engine, "a") as a:
+        here = await a.open()
+        pending = a.logs.load("lobby")
+        assert pending is not None
+        here.log.close()
+        with trio.fail_after(WAIT_SECONDS):
+            await pending.wait()
+        with pytest.raises(StorageFailed, match="not loaded"):
+            a.logs.room("lobby")
+        await said(await a.open(), "one")
+
+
 async def test_a_room_that_is_loaded_and_not_opened_is_released(engine: Engine) -> None:
     quick = LogConfig(node="a", loaded_seconds=0.2, watch_seconds=0.05)
     async with running_node(engine, log_config=quick) as a:

@@ -12,7 +12,7 @@ from multichat.cluster.backend import ClusterConfig, ValkeyBackend
 from multichat.cluster.calls import trim
 from multichat.errors import JournalFailed
 from multichat.log import Log
-from multichat.testing import MemoryServer, memory_server
+from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from tests.support.processes import LOOPBACK, WAIT_SECONDS
 from tests.support.programs import JsonClient, join
 
@@ -102,6 +102,28 @@ async def test_a_client_that_resumes_on_a_node_that_is_behind_waits_for_it(engin
             await trio.sleep(0.3)
         await alice.say("last")
         assert await texts(bob, "last") == ["last"]
+
+
+async def test_a_client_that_comes_while_the_last_one_leaves_is_welcomed(engine: Engine) -> None:
+    async with node(cluster_config(engine, "a")) as a:
+        for _ in range(5):
+            one = ScriptedClient(a.connect())
+            await one.send("/name one")
+            assert "is now one" in await one.line()
+            two = ScriptedClient(a.connect())
+            await two.send("/ping")
+            with trio.fail_after(WAIT_SECONDS):
+                while not _loads(a):  # it waits for the lobby, which is open
+                    await trio.lowlevel.checkpoint()
+                await one.stream.aclose()
+                assert await two.line() == "[Server] pong"
+            await two.stream.aclose()
+
+
+def _loads(server: MemoryServer) -> bool:
+    backend = server.server._backend
+    assert isinstance(backend, ValkeyBackend)
+    return any(log.loads for log in backend._rooms._logs.values())
 
 
 # --- What the engine loses, or has deleted --------------------------------------------------------
