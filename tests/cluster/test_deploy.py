@@ -160,7 +160,8 @@ async def deployed(folder: Path, kind: Kind) -> AsyncIterator[Deployed]:
                 for node in (one, two):
                     await node.wait_for("Listening on")
                 async with Command(folder, haproxy, "-db", "-f", str(config)) as balancer:
-                    await wait_listening(ports.chat, balancer)
+                    for port in ports.chat, ports.page:  # it opens one after the other
+                        await wait_listening(port, balancer)
                     yield Deployed(ports, dict(zip(NODES, (one, two), strict=True)), engine)
 
 
