@@ -471,7 +471,8 @@ class Refused(MultichatError):
 class ConnectFailed(MultichatError):
     """No connection could be made: refused, unreachable, unresolvable or timed out.
 
-    *lasting* means that a retry cannot succeed: the name is invalid, or the certificate untrusted.
+    *lasting* means that a retry cannot succeed until somebody mends the cause: the name is invalid,
+    or the certificate untrusted.
     """
 
     def __init__(

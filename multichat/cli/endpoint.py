@@ -72,6 +72,7 @@ def make_endpoint(
         port=port or DEFAULT_PORT,
         tls=client_tls(tls_ca) if encrypted else None,
         tls_name=tls_name,
+        tls_ca=tls_ca,
     )
 
 

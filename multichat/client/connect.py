@@ -5,7 +5,7 @@ A stream that is returned is connected; the caller closes it.
 
 import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -112,12 +112,17 @@ def client_tls(authority: Path | None = None) -> ssl.SSLContext:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Endpoint:
-    """The address of a server: *host* and *port*, or the Unix socket at *unix*."""
+    """The address of a server: *host* and *port*, or the Unix socket at *unix*.
+
+    With *tls_ca*, a PEM file, the certificates in it are those that *tls* trusts.  They are read
+    again for each connection, so that a client that runs for long follows a change of them.
+    """
 
     host: str = ""
     port: int = 0
     tls: ssl.SSLContext | None = None
     tls_name: str | None = None
+    tls_ca: Path | None = None
     unix: Path | None = None
 
     def __str__(self) -> str:
@@ -127,9 +132,11 @@ class Endpoint:
         """Connect to it; see the functions `dial` and `dial_unix`."""
         if self.unix is not None:
             return await dial_unix(self.unix)
-        return await dial(
-            self.host, self.port, tls=self.tls, tls_name=self.tls_name, timeouts=timeouts
-        )
+        tls = self.tls
+        if self.tls_ca is not None:
+            with suppress(BadCertificate):  # such as while it is being replaced
+                tls = client_tls(self.tls_ca)
+        return await dial(self.host, self.port, tls=tls, tls_name=self.tls_name, timeouts=timeouts)
 
 
 async def dial_first(

@@ -13,10 +13,13 @@ SPEAKING_TEXT = "The server does not answer in JSON: speaking plain text"
 def describe_event(event: Event) -> list[str]:
     """Return the lines that describe an event of the chat or the connection.
 
-    No lines for a failed attempt to reconnect: see `describe_retry`.
+    No lines for a failed attempt to reconnect, unless it has found a lasting fault: see
+    `describe_retry`.
     """
     match event:
         case Disconnected(reason=reason, failures=failures):
+            if event.fault:
+                return [f"Cannot reconnect: {event.fault}; trying again"]
             return [] if failures else [f"Connection lost: {reason}; reconnecting"]
         case Reconnected(resumed=True):
             return ["Connected again"]

@@ -222,18 +222,21 @@ class Link:
             self._delays.reset()
         self.connected = False
         seconds = self._delays.lost(trio.current_time(), goodbye)
+        fault = told = ""
         while self.can_reconnect:
             failures = 0 if self.retry is None else self.retry.number
             self.retry = Retry(failures + 1, trio.current_time() + seconds)
-            self.events.put([Disconnected(reason, seconds, failures)])
+            news = fault if fault != told else ""
+            told = fault or told
+            self.events.put([Disconnected(reason, seconds, failures, news)])
             self._down_reason = reason
             await trio.sleep(seconds)
             try:
                 stream = await self._redial()  # type: ignore[misc]  # `can_reconnect` says so
             except ConnectFailed as error:
                 reason, self._retried = error.reason, None
-                if error.lasting:
-                    self.failure = error
+                # It may be mended, or be that of somebody else's network, such as a hotel's.
+                fault = error.reason if error.lasting else ""
                 seconds = self._delays.failed(trio.current_time())
             else:
                 self.session.reconnect()

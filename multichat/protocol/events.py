@@ -351,12 +351,14 @@ class Disconnected(Tagged, frozen=True):
     """The connection is lost; the client tries again in *retry_seconds*.  Never on the wire.
 
     Emitted when the connection is lost (*failures* is 0) and after each failed attempt (*failures*
-    counts them).
+    counts them).  *fault* is a reason that lasts until somebody mends it, such as a certificate
+    that is not accepted; only the first event with this reason has it, so that it is shown once.
     """
 
     reason: str
     retry_seconds: float
     failures: int = 0
+    fault: str = ""
 
 
 class Reconnected(Tagged, frozen=True):

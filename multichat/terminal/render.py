@@ -142,7 +142,7 @@ class Renderer:
             case Notice(text=text, nonce=None):  # unsolicited: a message from the server
                 shown = [*_start(time), ("bold", SERVER_NAME), ("", "  "), *_text(text, me.name)]
                 return self._with_date(time, [Line(shown, mentions(text, me.name))])
-            case Disconnected(failures=0) | Error() | Missed() | Goodbye():
+            case Disconnected() | Error() | Missed() | Goodbye():
                 style, sign = WARNING, "!"
             case _ if isinstance(event, STATES):
                 style, sign = DIM, "·"

@@ -24,6 +24,7 @@ from multichat import (
     Said,
 )
 from multichat.client.connect import dial_first
+from multichat.client.descriptions import describe_event
 from multichat.client.options import ChatOptions
 from multichat.client.position import EVERYTHING
 from multichat.client.timeouts import DEFAULT_TIMEOUTS
@@ -523,17 +524,36 @@ async def test_a_full_server_is_retried(autojump_clock: MockClock) -> None:
         assert pauses == sorted(pauses)  # longer each time, as without a server
 
 
-async def test_an_untrusted_certificate_ends_reconnecting(
+async def test_a_certificate_that_is_not_accepted_is_told_once_and_tried_again(
     autojump_clock: MockClock,
 ) -> None:
+    """Whether it has another authority now, or is that of a hotel's network."""
+    untrusted = "its certificate is not accepted"
     async with conversation() as (chat, network, peer):
-        network.down = ConnectFailed("x", 1, "its certificate is not accepted", lasting=True)
+        network.down = ConnectFailed("x", 1, untrusted, lasting=True)
         await peer.reset()
-        assert isinstance(await anext(chat), Disconnected)
-        with pytest.raises(ConnectFailed, match="its certificate is not accepted"):
-            await anext(chat)
-        with pytest.raises(ConnectionLost):
-            await chat.send("anybody?")
+        events = [await anext(chat) for _ in range(2)]
+        network.down = REFUSED
+        events += [await anext(chat)]
+        network.down = ConnectFailed("x", 1, untrusted, lasting=True)
+        events += [await anext(chat)]
+        network.down = None
+        peer = await network.peer()
+        await peer.welcome()
+        events += [await anext(chat)]
+        lost = events[:-1]
+        assert [event.fault for event in lost if isinstance(event, Disconnected)] == [
+            "",
+            untrusted,
+            "",
+            "",
+        ]
+        assert isinstance(events[-1], Reconnected)
+        assert [line for event in events for line in describe_event(event)] == [
+            f"Connection lost: {CLOSED}; reconnecting",
+            f"Cannot reconnect: {untrusted}; trying again",
+            "Connected again",
+        ]
 
 
 # --- A server that no longer has the session -----------------------------------------------------

@@ -1,6 +1,7 @@
 """TLS: conversations, untrusted certificates, and floods of handshakes."""
 
 import json
+import shutil
 import signal
 import socket
 import ssl
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives import serialization
 
 import multichat
 from multichat import Chat, ConnectFailed, Server, ServerConfig, open_chat
-from multichat.client.connect import client_tls, connect, dial
+from multichat.client.connect import Endpoint, client_tls, connect, dial
 from multichat.errors import BadCertificate
 from multichat.net.certificates import explain_handshake, server_tls
 from multichat.protocol.messages import Goodbye
@@ -81,6 +82,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     for name, leaf in leaves.items():
         leaf.private_key_and_cert_chain_pem.write_to_path(str(made.path(name)))
     ca.cert_pem.write_to_path(str(made.path("ca")))
+    other_ca.cert_pem.write_to_path(str(made.path("other-ca")))
     # An authority that shows its own certificate: signed by nobody but itself.
     key = ca.private_key_pem.bytes()
     made.path("self-signed").write_bytes(key + ca.cert_pem.bytes())
@@ -353,6 +355,27 @@ async def test_an_untrusted_certificate_is_one_line_on_both_sides(
         assert f": TLS handshake aborted; {why}" in line
         assert server.statistics().refused == 1
     assert not [line for line in log.lines if "crashed" in line or "connected" in line]
+
+
+async def test_a_client_that_reconnects_trusts_what_is_in_its_file_then(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    """A server whose certificate was renewed by another authority."""
+    trusted = tmp_path / "ca"
+    shutil.copy(certificates.path("ca"), trusted)
+    async with running(certificates.server()) as server:
+        tls = client_tls(trusted)
+        endpoint = Endpoint(host=LOOPBACK, port=server.port, tls=tls, tls_ca=trusted)
+        await (await endpoint.dial()).aclose()
+        server.settings.change_certificate(certificates.server("untrusted"))
+        with pytest.raises(ConnectFailed, match=NOT_TRUSTED) as caught:
+            await endpoint.dial()
+        assert caught.value.lasting
+        trusted.write_text("half a file\n", "utf-8")
+        with pytest.raises(ConnectFailed, match=NOT_TRUSTED):
+            await endpoint.dial()
+        shutil.copy(certificates.path("other-ca"), trusted)
+        await (await endpoint.dial()).aclose()
 
 
 @pytest.mark.parametrize(
