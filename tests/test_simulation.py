@@ -58,6 +58,9 @@ SEED_WITH_A_ROOM_REFUSED_TWICE = 1501
 # one with the same nonce behind them; and a bare `since` about a room that is refused again.
 SEEDS_WITH_SEVERAL_ROOMS = (2446, 2527, 4601, 4648, 7583, 8148, 8937, 22007)
 
+# In this one a client changes to JSON while the lobby waits for it to take messages.
+SEEDS_WITH_SEVERAL_NODES = (381,)
+
 # Most mutations are caught by the first or second seed.
 SEEDS_FOR_A_MUTATION = range(100, 1100)
 MOST_PEOPLE = 12
@@ -104,6 +107,11 @@ def test_a_room_that_was_refused_twice_is_still_the_session_s() -> None:
 @pytest.mark.parametrize("seed", SEEDS_WITH_SEVERAL_ROOMS)
 def test_a_schedule_that_once_violated_an_invariant_does_not(seed: int) -> None:
     assert simulate_rooms(make_rooms_plan(seed)).violations == []
+
+
+@pytest.mark.parametrize("seed", SEEDS_WITH_SEVERAL_NODES)
+def test_a_schedule_of_nodes_that_once_violated_an_invariant_does_not(seed: int) -> None:
+    assert simulate_nodes(make_nodes_plan(seed)).violations == []
 
 
 def test_a_room_that_is_closed_twice_is_closed_once() -> None:

@@ -3,7 +3,7 @@
 All in one step: what filters and the journal say about the hello is known before.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from multichat import __version__
@@ -107,13 +107,19 @@ def greet(
     client.set_codec(client.codecs.json)
     # If the hello asks for the session's name, there is one error for both.
     errors = list(dict.fromkeys(_error(client, refusal) for refusal in refusals))
-    starts = [(wanted.name, wanted.start) for wanted in excess]
-    starts += [(wanted.passed or "", wanted.start) for wanted in rooms]
-    for room_name, start in starts:
-        if (member := client.memberships.get(fold_name(room_name))) is not None:
-            errors += start_from(member, start)
+    named = [(wanted.name, wanted.start) for wanted in excess]
+    named += [(wanted.passed or "", wanted.start) for wanted in rooms]
+    members = client.memberships
+    starts = [(members[key], start) for name, start in named if (key := fold_name(name)) in members]
     if not rooms and client.refused_room is None:  # else `since` is about that room
-        errors += start_from(client.current, Start(hello.since, hello.replay))
+        starts.append((client.current, Start(hello.since, hello.replay)))
+    # In a room in which it was before, it may still get earlier messages.
+    lasts = {member: member.last_id for member in members.values()}
+    for member, start in starts:
+        refused = start_from(member, start)
+        errors += refused
+        if start != Start() and not refused:
+            lasts[member] = member.room.last_id
     room = client.room
     welcome = Welcome(
         PROTOCOL,
@@ -122,11 +128,11 @@ def greet(
         room.name,
         len(room),
         limits,
-        room.last_id,
+        lasts[client.current],
         f"multichat {__version__}",
         resumed=stored is not None,
         session=token,
-        rooms=None if hello.rooms is None else _states(client.memberships.values()),
+        rooms=None if hello.rooms is None else _states(lasts),
         account="" if (account := registry.logins.account_of(client)) is None else account.name,
     )
     lost = [LoggedOut(client.name, _LOST)] if was_logged_in and not client.account else []
@@ -205,8 +211,8 @@ def start_from(member: Member, start: Start) -> list[Error]:
     return []
 
 
-def _states(members: Iterable[Member]) -> dict[str, RoomState]:
+def _states(lasts: Mapping[Member, str | None]) -> dict[str, RoomState]:
     return {
-        each.room.name: RoomState(len(each.room), each.room.last_id, each.room.topic)
-        for each in members
+        each.room.name: RoomState(len(each.room), last, each.room.topic)
+        for each, last in lasts.items()
     }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from multichat.net.send_queue import SendQueue
 from multichat.protocol.messages import Presence
+from multichat.server.broadcast import Block
 from multichat.server.lag import Lag
 
 if TYPE_CHECKING:
@@ -35,6 +36,19 @@ class Member:
     def named_room(self) -> str:
         """The room's name in events for the client; empty if these name no room."""
         return self.room.name if self.client.names_rooms else ""
+
+    @property
+    def last_id(self) -> str | None:
+        """The id of the message before the next one that it gets, if there is one.
+
+        It is the room's, unless it lags or the room waits for it.
+        """
+        if self.lag is not None:
+            return self.room.id_before(self.lag.position)
+        waiting = self.room.slow_clients.waiting.get(self)
+        return self.room.id_before(
+            waiting.said.first if isinstance(waiting, Block) else self.room.next
+        )
 
     @property
     def behind(self) -> int:

@@ -106,8 +106,7 @@ class Room:
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
         remote: Mapping[int, RemoteClient] = MappingProxyType({}),
     ) -> None:
-        self.name, self.key = name, fold_name(name)
-        self.topic = ""
+        self.name, self.key, self.topic = name, fold_name(name), ""
         self._log = log
         self._rings, self._pages = rings, pages
         self._ring = Ring(rings, log.next)  # its `next` is delivered next
@@ -161,7 +160,11 @@ class Room:
     @property
     def last_id(self) -> str | None:
         """The id of the last message that was delivered, if there is one."""
-        return self._log.id_of(self.next - 1) if self.next else None
+        return self.id_before(self.next)
+
+    def id_before(self, number: int) -> str | None:
+        """Return the id of the message before that *number*, if there is one."""
+        return self._log.id_of(number - 1) if number else None
 
     @property
     def next(self) -> int:

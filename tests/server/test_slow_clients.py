@@ -11,6 +11,7 @@ import trio.testing
 
 from multichat import ServerConfig, Slow
 from multichat.server.broadcast import Delivery
+from multichat.server.config import ReplayLimits
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from tests.support.log import LogRecorder
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.unit
 BATCHES_BEFORE_FULL = 2
 
 
-def config(slow: Slow, **kwargs: float) -> ServerConfig:
+def config(slow: Slow, **kwargs: float | ReplayLimits) -> ServerConfig:
     return ServerConfig(slow=slow, send_queue_batches=1, **kwargs)  # type: ignore[arg-type]
 
 
@@ -317,6 +318,46 @@ async def test_messages_missed_before_the_hello_arrive_with_the_welcome(
         assert heard[:3] == ["[Client 1] 0", "[Client 1] 1", "[Server] 1 message skipped"]
         kinds = [json.loads(line).get("type") for line in heard[3:]]
         assert kinds == ["welcome", "said", "said"]
+
+
+@pytest.mark.parametrize("hello", ["{}", '{"rooms": {"lobby": {}}}', '{"since": "unknown"}'])
+async def test_all_messages_after_the_last_id_of_a_welcome_follow_it_and_none_before(
+    hello: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Also for a client that lags in the lobby when it changes to JSON."""
+    one_at_a_time = ReplayLimits(queue_bytes=1)
+    async with slow_room(config(Slow.WAIT, replay=one_at_a_time)) as (_, sender, slow):
+        await say_all(sender, [str(i) for i in range(2, 20)])
+        await slow.send(f"/json {hello}")
+        texts = []
+        while not (line := await slow.line()).startswith("{"):
+            texts.append(line.removeprefix("[Client 1] "))
+        welcome = json.loads(line)
+        events = [json.loads(await slow.line()) for _ in range(20 - len(texts))]
+        said = [event for event in events if event["type"] == "said"]
+        assert texts == [str(i) for i in range(len(texts))]
+        assert said
+        assert [event["text"] for event in said] == [str(i) for i in range(len(texts), 20)][
+            : len(said)
+        ]
+        last = int(welcome["last"].partition("-")[2])
+        assert int(said[0]["id"].partition("-")[2]) == last + 1
+        for state in welcome.get("rooms", {}).values():
+            assert state["last"] == welcome["last"]
+
+
+async def test_the_last_id_of_a_welcome_is_the_room_s_if_it_asks_for_a_replay(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    one_at_a_time = ReplayLimits(queue_bytes=1)
+    async with slow_room(config(Slow.WAIT, replay=one_at_a_time)) as (_, sender, slow):
+        await say_all(sender, [str(i) for i in range(2, 20)])
+        await slow.send('/json {"replay": 3}')
+        while not (line := await slow.line()).startswith("{"):
+            pass
+        said = [json.loads(await slow.line()) for _ in range(3)]
+        assert [event["text"] for event in said] == ["17", "18", "19"]
+        assert json.loads(line)["last"] == said[-1]["id"]
 
 
 async def test_a_client_that_half_closes_while_the_room_waits_for_it_gets_everything(

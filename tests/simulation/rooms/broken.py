@@ -47,7 +47,7 @@ start_all_rooms_like_the_first = edited(
     hello,
     "greet",
     "start_from(member, start)",
-    "start_from(member, rooms[0].start)",
+    "start_from(member, rooms[0].start if rooms else start)",
 )
 stay_after_exit = edited(
     "stay_after_exit", Registry, "exit", "self.leave_room(member)", "client.make_current(member)"

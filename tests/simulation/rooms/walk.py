@@ -125,9 +125,6 @@ class Walk:
             # The bare `since` may be about the session's current room, which was refused again.
             is_known = self.has_all_errors and not (full and not wanted)
             self._begin(room, last[room], start, errors if is_known else None)
-            if room == "lobby" and not self.is_resumed and not start:  # it was there before
-                section = self._open[room]
-                section.starts |= {*range(section.told + 1)}
             if full and not wanted:
                 self._open[room].starts.add(self._open[room].told)
         no_entry = ("too-many-rooms", "invalid-name")
