@@ -234,7 +234,7 @@ def test_commands_are_run_or_said_to_be_not() -> None:
         ("memory for messages", f"{ServerConfig.memory_bytes >> 20} MiB"),
         ("idle time", "no limit"),
         ("delivery to clients that leave", f"{ServerConfig.grace_seconds:g} s"),
-        ("messages logged of a client", f"{ServerConfig.log_rate:g}, and"),
+        ("messages of a client logged", f"{ServerConfig.log_rate:g}, and"),
     ],
 )
 def test_limits_of_the_guide_are_the_defaults(named: str, expected: str) -> None:
@@ -254,12 +254,12 @@ def test_figures_of_the_guide_are_measured_ones() -> None:
     for ours, theirs in {
         "9.2 KiB for each idle client": "9.15 (9.15 … 9.17)",
         "2.7 KiB more over WebSocket": "2.7 KiB more than one over TCP",
-        "0.36 KiB for each further room": "0.36 KiB of resident memory for each further room",
+        "0.36 KiB for each additional room": "0.36 KiB of resident memory for each further room",
         "17 million a second to rooms of 10": "17.0 M (",
         "54 million to rooms of 100": "54.5 M (",
-        "1 ms in the middle, and 1.8 ms": "1.01 / 1.83 /",
+        "median 1 ms, 99th percentile 1.8 ms": "1.01 / 1.83 /",
         "4,000 clients a second": "4.19 k",
-        "costs 40 µs": "| 40; 97 |",
+        "costs 40 µs, plus": "| 40; 97 |",
         "3 µs for each member": "| 366; 974 |",
     }.items():
         assert ours in guide

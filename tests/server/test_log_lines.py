@@ -280,6 +280,6 @@ async def test_a_server_logs_json_to_a_terminal_and_a_file_and_no_text_if_asked_
 @pytest.mark.unit
 def test_the_guide_lists_every_event_of_the_log() -> None:
     code = "".join(path.read_text("utf-8") for path in PACKAGE.rglob("*.py"))
-    [listed] = re.findall(r"`event` is there for .*", (DOCS / "operating.md").read_text("utf-8"))
+    [listed] = re.findall(r"`event` is present for .*", (DOCS / "operating.md").read_text("utf-8"))
     logged = set(re.findall(r'"event": "([\w-]+)"', code))
     assert set(re.findall(r"`([\w-]+)`", listed)) - {"event", "code"} == logged
