@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -21,6 +21,7 @@ from multichat.net.turns import Meter, Turns
 
 __all__ = [
     "FairListener",
+    "WaitingListener",
     "is_abandoned",
     "is_reachable_remotely",
     "listen_tcp",
@@ -38,26 +39,25 @@ _LOCK_SECONDS = 5.0
 _LOCK_RETRY_SECONDS = 0.01
 
 
-class FairListener(trio.abc.Listener[trio.SocketStream]):
-    """A *listener* whose new connections take *turns* with the existing ones.
+class WaitingListener(trio.abc.Listener[trio.SocketStream]):
+    """A *listener* that awaits *wait* before it accepts each connection.
 
     Until then, connections wait in the kernel's queue, where they cost nothing.  A connection that
     the peer closed there, without having sent anything, is dropped.  Closing this closes
     *listener*; a cancelled `accept` has accepted nothing.
     """
 
-    def __init__(self, listener: trio.abc.Listener[trio.SocketStream], turns: Turns) -> None:
-        self._listener = listener
-        self._meter = Meter(turns, listener, accepts=True)
+    def __init__(
+        self,
+        listener: trio.abc.Listener[trio.SocketStream],
+        wait: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._listener, self._wait = listener, wait
 
     async def accept(self) -> trio.SocketStream:
-        """Return the next connection when it is its turn; raises the listener's errors."""
-        return await self._meter.measure(self._accept())
-
-    async def _accept(self) -> trio.SocketStream:
+        """Return the next connection; raises the listener's errors."""
         while True:
-            await self._meter.take()
-            self._meter.end()  # otherwise the turn would last until the next connection
+            await self._wait()
             stream = await self._listener.accept()
             if not is_abandoned(stream.socket):
                 return stream
@@ -66,6 +66,22 @@ class FairListener(trio.abc.Listener[trio.SocketStream]):
     async def aclose(self) -> None:
         """Close the listener."""
         await self._listener.aclose()
+
+
+class FairListener(WaitingListener):
+    """A *listener* whose new connections take *turns* with the existing ones."""
+
+    def __init__(self, listener: trio.abc.Listener[trio.SocketStream], turns: Turns) -> None:
+        super().__init__(listener, self._take_turn)
+        self._meter = Meter(turns, listener, accepts=True)
+
+    async def accept(self) -> trio.SocketStream:
+        """Return the next connection when it is its turn; raises the listener's errors."""
+        return await self._meter.measure(super().accept())
+
+    async def _take_turn(self) -> None:
+        await self._meter.take()
+        self._meter.end()  # otherwise the turn would last until the next connection
 
 
 def is_abandoned(connection: trio.socket.SocketType) -> bool:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import trio
 
-from multichat.net.listeners import is_abandoned
+from multichat.net.listeners import WaitingListener
 
 __all__ = ["Pace", "PacedListener"]
 
@@ -51,27 +51,15 @@ class Pace:
         self._next_at = max(self._next_at, self._clock()) + pause
 
 
-class PacedListener(trio.abc.Listener[trio.SocketStream]):
-    """A *listener* whose new connections keep to a *pace*.
-
-    Until then, connections wait in the kernel's queue, where they cost nothing.  A connection that
-    the peer closed there, without having sent anything, is dropped.  Closing this closes
-    *listener*; a cancelled `accept` has accepted nothing.
-    """
+class PacedListener(WaitingListener):
+    """A *listener* whose new connections keep to a *pace*."""
 
     def __init__(self, listener: trio.abc.Listener[trio.SocketStream], pace: Pace) -> None:
-        self._listener, self._pace = listener, pace
+        super().__init__(listener, pace.wait)
+        self._pace = pace
 
     async def accept(self) -> trio.SocketStream:
         """Return the next connection when the pace allows it; raises the listener's errors."""
-        while True:
-            await self._pace.wait()
-            stream = await self._listener.accept()
-            if not is_abandoned(stream.socket):
-                self._pace.spend(_CONNECTION_SECONDS)
-                return stream
-            stream.socket.close()
-
-    async def aclose(self) -> None:
-        """Close the listener."""
-        await self._listener.aclose()
+        stream = await super().accept()
+        self._pace.spend(_CONNECTION_SECONDS)
+        return stream
