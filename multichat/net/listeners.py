@@ -5,6 +5,7 @@ The caller closes what is opened here.  All errors of the system are raised as `
 
 import errno
 import os
+import select
 import socket
 import stat
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from multichat.net.turns import Meter, Turns
 __all__ = [
     "FairListener",
     "WaitingListener",
+    "has_left",
     "is_abandoned",
     "is_reachable_remotely",
     "listen_tcp",
@@ -96,6 +98,18 @@ def is_abandoned(connection: trio.socket.SocketType) -> bool:
         return True
     finally:
         plain.detach()
+
+
+def has_left(stream: trio.abc.Stream) -> bool:
+    """Return whether the peer at the other end of the Unix socket *stream* has closed it.
+
+    A peer that has only ended its input, and reads on, has not left.  False for other streams.
+    """
+    if not isinstance(stream, trio.SocketStream) or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(stream.socket.fileno(), 0)  # POLLHUP needs no asking
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
 async def listen_tcp(port: int, host: str | Sequence[str] | None) -> list[trio.SocketListener]:

@@ -5,7 +5,8 @@ can at the console.  So passwords, bans, limits and fair share do not apply; wha
 cost the others is bounded by `ControlLimits` instead.  See `multichat.protocol.control` for the
 protocol, and `multichat.server.admin_requests` for the commands.
 
-1. A request is carried out once it has arrived completely, and each has one answer.
+1. A request is carried out once it has arrived completely, and each has one answer.  Only where
+   its client has left, and another one needs the place, is a command that waits abandoned.
 2. A connection that breaks the protocol gets an error and stays; nothing that it sends ends the
    server or another connection.
 3. Commands that change something are logged, without the text of messages and without secrets.
@@ -19,6 +20,7 @@ import trio
 
 from multichat.errors import LineTooLong, MultichatError, ReloadFailed, lone_exception
 from multichat.log import Log
+from multichat.net.listeners import has_left
 from multichat.protocol.commands import (
     ADMIN_COMMANDS,
     Command,
@@ -57,9 +59,10 @@ class ControlLimits:
     """What the clients of an admin socket can cost the server.
 
     At most *max_connections* at once: for one more, the connection that has waited longest for its
-    next request is closed.  A request has at most *max_line_bytes*, and arrives within
-    *idle_seconds* of the answer before it; an answer is taken within *send_seconds*.  All of them
-    together use at most this *share* of the event loop's time.
+    next request is closed, or else one whose client has left before it got its answer.  A request
+    has at most *max_line_bytes*, and arrives within *idle_seconds* of the answer before it; an
+    answer is taken within *send_seconds*.  All of them together use at most this *share* of the
+    event loop's time.
     """
 
     max_connections: int = 16
@@ -86,6 +89,8 @@ class Control:
         self._connections = 0
         # Those that wait for a request, the one that has waited longest first.
         self._idle: dict[trio.CancelScope, None] = {}
+        # Those whose commands wait.
+        self._waiting: dict[trio.CancelScope, trio.abc.Stream] = {}
 
     async def handle(self, stream: trio.abc.Stream) -> None:
         """Answer the requests on *stream* until it ends or exceeds a limit; closes the stream.
@@ -109,11 +114,16 @@ class Control:
             self._connections -= 1
 
     def _evict(self) -> bool:
-        """Close the connection that has waited longest for a request; return whether one did."""
-        scope = next(iter(self._idle), None)
+        """Close the connection that has waited longest for a request; return whether one did.
+
+        Otherwise, close one whose client has left.
+        """
+        left = (scope for scope, stream in self._waiting.items() if has_left(stream))
+        scope = next(iter(self._idle), None) or next(left, None)
         if scope is None:
             return False
-        del self._idle[scope]
+        self._idle.pop(scope, None)
+        self._waiting.pop(scope, None)
         scope.cancel(reason="another client of the admin socket needs its place")
         return True
 
@@ -129,7 +139,9 @@ class Control:
             for part in parts:
                 for line in [part] if isinstance(part, LineTooLong) else part.split("\n"):
                     await self.pace.wait()
-                    await self._send(stream, await self._answer(line))
+                    if (answer := await self._wait_for_answer(stream, line)) is None:
+                        return
+                    await self._send(stream, answer)
                     deadline = trio.current_time() + self._limits.idle_seconds
             if not data:
                 return
@@ -142,6 +154,18 @@ class Control:
                 return await stream.receive_some(_READ_BYTES)
             finally:
                 self._idle.pop(scope, None)
+        return None
+
+    async def _wait_for_answer(
+        self, stream: trio.abc.Stream, line: str | LineTooLong
+    ) -> ControlAnswer | None:
+        """Return the answer to *line*; None if it is abandoned because its client has left."""
+        with trio.CancelScope() as scope:
+            self._waiting[scope] = stream
+            try:
+                return await self._answer(line)
+            finally:
+                self._waiting.pop(scope, None)
         return None
 
     async def _send(self, stream: trio.abc.Stream, answer: ControlAnswer) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+import socket
+import threading
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -29,11 +31,15 @@ from multichat.protocol.control import (
     encode_request,
 )
 from multichat.protocol.framing import LineDecoder, Part, clean
+from multichat.protocol.messages import BanInfo
+from multichat.server.admin_commands import AdminCommands
+from multichat.server.client import MemberInfo
 from multichat.server.config import LogMessages, ServerConfig
 from multichat.server.control import Control, ControlLimits, open_control
 from multichat.server.server import Server
 from multichat.testing import MemoryServer, ScriptedClient, memory_server, run_on_mock_clock
 from tests.support.log import LogRecorder
+from tests.support.processes import WAIT_SECONDS
 
 pytestmark = pytest.mark.unit
 
@@ -41,10 +47,17 @@ pytestmark = pytest.mark.unit
 class Desk:
     """A server in memory, and its admin socket."""
 
-    def __init__(self, network: MemoryServer, nursery: trio.Nursery, limits: ControlLimits) -> None:
+    def __init__(
+        self,
+        network: MemoryServer,
+        nursery: trio.Nursery,
+        limits: ControlLimits,
+        admin: type[AdminCommands],
+    ) -> None:
         self.network, self.server = network, network.server
         log = Log("server", hides_messages=self.server.config.hides_messages)
-        self.control = Control(self.server.admin, log, limits)
+        self.admin = admin(self.server, self.server._registry)  # as `Server` makes its own
+        self.control = Control(self.admin, log, limits)
         self._nursery = nursery
 
     def connect(self, *, lockstep: bool = False) -> ScriptedClient:
@@ -52,6 +65,11 @@ class Desk:
         ours, theirs = pair()
         self._nursery.start_soon(self.control.handle, ours)
         return ScriptedClient(theirs)
+
+    def connect_socket(self) -> ScriptedClient:
+        ours, theirs = map(trio.socket.from_stdlib_socket, socket.socketpair())
+        self._nursery.start_soon(self.control.handle, trio.SocketStream(ours))
+        return ScriptedClient(trio.SocketStream(theirs))
 
     async def run(self, command: str, arguments: str = "") -> dict[str, Any]:
         """Run a command on a connection of its own; return the answer."""
@@ -69,10 +87,13 @@ async def ask(client: ScriptedClient, command: str, arguments: str = "") -> dict
 
 @asynccontextmanager
 async def open_desk(
-    limits: ControlLimits | None = None, config: ServerConfig | None = None
+    limits: ControlLimits | None = None,
+    config: ServerConfig | None = None,
+    *,
+    admin: type[AdminCommands] = AdminCommands,
 ) -> AsyncIterator[Desk]:
     async with memory_server(config) as network, trio.open_nursery() as nursery:
-        yield Desk(network, nursery, limits or ControlLimits())
+        yield Desk(network, nursery, limits or ControlLimits(), admin)
         nursery.cancel_scope.cancel(reason="the test is over")
 
 
@@ -298,14 +319,18 @@ async def test_a_passphrase_is_not_logged_however_the_command_is_mistyped(
 
 
 async def test_a_bug_in_a_command_ends_neither_the_server_nor_the_connection(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, log: LogRecorder
+    autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
-    monkeypatch.setattr(Server, "bans", property(lambda server: 1 // 0))
-    client = desk.connect()
-    answer = await ask(client, "bans")
-    assert answer["code"] == "failed"
-    assert answer["error"] == "internal error; see the server's log"
-    assert (await ask(client, "who"))["ok"]
+    class Faulty(AdminCommands):
+        def bans(self) -> list[BanInfo]:
+            raise ZeroDivisionError
+
+    async with open_desk(admin=Faulty) as desk:
+        client = desk.connect()
+        answer = await ask(client, "bans")
+        assert answer["code"] == "failed"
+        assert answer["error"] == "internal error; see the server's log"
+        assert (await ask(client, "who"))["ok"]
     assert any("an operator command crashed: ZeroDivisionError(" in line for line in log.lines)
 
 
@@ -447,50 +472,74 @@ async def test_one_connection_too_many_closes_the_one_that_was_idle_longest(
             assert (await ask(client, "bans"))["ok"]
 
 
-async def test_connections_that_wait_for_an_answer_are_not_closed_for_another(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    proceed = trio.Event()
+class SlowFile:
+    """A part of a server whose reload waits until it may proceed."""
 
-    async def announce(server: Server, text: str) -> object:
-        await proceed.wait()
-        return await said(server, text)
+    def __init__(self, server: Server) -> None:
+        self.proceed = threading.Event()
+        server.reloading.add("slow file", self._read, lambda _: None)
 
-    said: Callable[[Server, str], Awaitable[object]] = Server.broadcast
-    monkeypatch.setattr(Server, "broadcast", announce)
+    def _read(self) -> None:
+        assert self.proceed.wait(WAIT_SECONDS)
+
+
+async def test_connections_that_wait_for_an_answer_are_not_closed_for_another() -> None:
+    """On the real clock, because a thread waits."""
     async with open_desk(ControlLimits(max_connections=2)) as desk:
+        file = SlowFile(desk.server)
         busy = [desk.connect(), desk.connect()]
         for client in busy:
-            await client.send('{"command":"announce","arguments":"x"}')
+            await client.send('{"command":"reload"}')
         await wait_all_tasks_blocked()
         client = desk.connect()
         answer = json.loads(await client.line())
         assert (answer["ok"], answer["code"]) == (False, "busy")
         assert await client.rest() == []
-        proceed.set()
+        file.proceed.set()
         for client in busy:
             assert json.loads(await client.line())["ok"]
 
 
+async def test_a_command_that_waits_gives_its_place_up_if_its_client_has_left() -> None:
+    async with open_desk(ControlLimits(max_connections=2)) as desk:
+        file = SlowFile(desk.server)
+        gone, patient = desk.connect_socket(), desk.connect_socket()
+        for client in (gone, patient):
+            await client.send('{"command":"reload"}')
+        await patient.finish()  # it reads on
+        await wait_all_tasks_blocked()
+        assert not (await desk.run("bans"))["ok"]
+        await gone.stream.aclose()
+        await wait_all_tasks_blocked()
+        for _ in range(3):
+            assert (await desk.run("bans"))["ok"]
+            await wait_all_tasks_blocked()
+        file.proceed.set()
+        async with patient.stream:
+            [answer] = await patient.rest()
+            assert json.loads(answer)["ok"]
+
+
 async def test_a_flood_of_requests_gets_its_share_of_the_time_and_no_more(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Each request takes 10 ms of the event loop here: eight connections together get a quarter."""
-    passed = 0.0
 
-    def clock() -> float:
-        return trio.current_time() + passed
+    class Slow(AdminCommands):
+        passed = 0.0
 
-    def members(server: Server) -> list[object]:
-        nonlocal passed
-        passed += 0.01
-        return []
+        def clients(self, room: str = "") -> list[MemberInfo]:
+            self.passed += 0.01
+            return super().clients(room)
 
-    monkeypatch.setattr(Server, "members", property(members))
-    async with open_desk(ControlLimits(share=0.25)) as desk:
-        desk.control = Control(
-            desk.server.admin, Log("server"), ControlLimits(share=0.25), clock=clock
-        )
+    async with open_desk(ControlLimits(share=0.25), admin=Slow) as desk:
+        slow = desk.admin
+        assert isinstance(slow, Slow)
+
+        def clock() -> float:
+            return trio.current_time() + slow.passed
+
+        desk.control = Control(slow, Log("server"), ControlLimits(share=0.25), clock=clock)
         started = clock()
         async with trio.open_nursery() as nursery:
             for _ in range(8):
