@@ -2,7 +2,7 @@
 
 import math
 
-from multichat.protocol.messages import Disconnected, Event, Reconnected
+from multichat.protocol.messages import Disconnected, Error, Event, Reconnected
 from multichat.protocol.text_codec import TEXT
 
 __all__ = ["SPEAKING_TEXT", "describe_event", "describe_retry"]
@@ -28,6 +28,8 @@ def describe_event(event: Event) -> list[str]:
             if again:
                 lines.append("Unaccepted messages are sent again, and may be published twice")
             return lines
+        case Error(text=text, room=room) if room and room not in text:
+            return [f"{room}: {line}" for line in TEXT.describe(event)]
     return TEXT.describe(event)
 
 

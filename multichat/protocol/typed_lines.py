@@ -24,7 +24,6 @@ from multichat.protocol.names import fold_name
 
 __all__ = [
     "disguised_command",
-    "is_like_secret",
     "lacks_slash",
     "looks_like",
     "may_be_disguised",
@@ -50,6 +49,8 @@ _SECRET_COMMANDS = (
 )
 _LIKE_SECRET = 0.8
 _MAX_SECRET_CHARACTERS = 20
+# With what follows them, as in `/loginalice`; `/login.html` is a path.
+_RUN_TOGETHER = re.compile(r"/(?:login|register|passphrase|password)\w")
 _NO_SLASH = re.compile(r"\s*(?:login|register|passphrase|auth|account\s+add)\s+\S", re.IGNORECASE)
 
 # Slashes, and what looks like one or stands on the same key (Unicode, confusables.txt).
@@ -118,8 +119,9 @@ def may_hold_secret(line: str) -> bool:
         return False
     word, rest = split_command(f"/{line[1:].lstrip()}")
     command = COMMANDS.find(word) or ADMIN_COMMANDS.find(word)
-    is_secret = is_like_secret(word) if command is None else command.has_secret
-    return is_secret and bool(rest)
+    if command is None:
+        return _is_like_secret(word, rest)
+    return command.has_secret and bool(rest)
 
 
 def lacks_slash(line: str) -> bool:
@@ -127,10 +129,12 @@ def lacks_slash(line: str) -> bool:
     return _NO_SLASH.match(line) is not None
 
 
-def is_like_secret(word: str) -> bool:
-    """Return whether *word*, which is no command, is one with a secret, mistyped or of others."""
+def _is_like_secret(word: str, rest: str) -> bool:
+    """Return whether *word*, which is no command, and *rest* are one with a secret, mistyped."""
     word = word.lower()
-    if len(word) > _MAX_SECRET_CHARACTERS or "/" in word[1:]:
+    if _RUN_TOGETHER.match(word):
+        return True
+    if not rest or len(word) > _MAX_SECRET_CHARACTERS or "/" in word[1:]:
         return False
     from difflib import get_close_matches  # rarely needed
 
@@ -176,7 +180,7 @@ def say_unless_command(line: str) -> str | None:
     name, rest = split_command(command)
     if COMMANDS.find(name):
         return line if disguised is None else None
-    if COMMANDS.similar(name, rest) is not None or (rest and is_like_secret(name)):
+    if COMMANDS.similar(name, rest) is not None or _is_like_secret(name, rest):
         return line
     return f"/{line}" if disguised is None else f"/say {line}"
 

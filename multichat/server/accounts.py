@@ -11,6 +11,7 @@ Invariants:
 3. A right passphrase does not reset the delays for wrong ones: otherwise the owner of one account
    could guess the passphrases of others without ever waiting.
 4. A login is valid as long as the passphrase with which it was made: changing that ends all others.
+5. Nobody logs in to an account, or with a passphrase, that is not stored yet.
 """
 
 import hmac
@@ -75,6 +76,7 @@ class Accounts:
         self._config, self._backend = config, backend
         self._accounts: dict[str, Account] = {}
         self._names: NameIndex[str] = NameIndex()
+        self._unstored: dict[Account, trio.Event] = {}  # set once that has been decided
         self.change_operators(config.operators)
         self._attempts = PasswordAttempts(config.timeouts)
         self._new = HourlyLimit(config.accounts.hourly)
@@ -232,6 +234,8 @@ class Accounts:
         account = self.find(name)
         hash_ = "" if account is None else account.hash
         is_right = await self._hasher.is_passphrase(passphrase, hash_)
+        if account is not None and is_right and account in self._unstored:
+            await self._unstored[account].wait()
         # It may have been changed or removed meanwhile.
         if account is None or not is_right or self._accounts.get(account.key) is not account:
             if origin is not None:
@@ -261,7 +265,12 @@ class Accounts:
 
     async def _save(self, account: Account, former: Account | None) -> None:
         replaced = None if former is None else former.record
-        await self._backend.save_account(account.key, account.record, former=replaced)
+        decided = self._unstored[account] = trio.Event()
+        try:
+            await self._backend.save_account(account.key, account.record, former=replaced)
+        finally:
+            del self._unstored[account]
+            decided.set()
 
     def put(self, key: str, name: str, hash_: str) -> None:
         """Note the account *key* as another node has stored it; removed if *name* is empty."""

@@ -121,8 +121,6 @@ class Conversation:
             case Error(code=LineTooLong.code):
                 hint = "the line was not sent; press the up arrow to edit it"
                 return [*self._render(event), *self.notice(hint, warning=True)]
-            case Error(room=room) if room in self.rooms:  # it could not be entered again
-                return [*self._render(event), *self._leave(room)]
             case Entered():
                 return [*self._enter(event), *self._settle(event.nonce, is_accepted=True)]
             case Exited(room=room):
@@ -149,6 +147,8 @@ class Conversation:
     def _show_or_keep(self, event: Event) -> list[Line]:
         """Return the lines of an event, or keep it if it is from a room that is not shown."""
         room = self.rooms.find(getattr(event, "room", ""))
+        if room is not None and isinstance(event, Error):
+            event = msgspec.structs.replace(event, room="")  # shown in its room
         if room is None or room is self.rooms.shown or isinstance(event, Members):
             lines = self._render(event)
             if room is not None and isinstance(event, Said) and room.is_earlier(event):
@@ -160,7 +160,7 @@ class Conversation:
                 is_mention = is_new and mentions(text, self.identity.name)
                 self.rooms.keep(room, Heard(event, _now()), is_new=is_new, is_mention=is_mention)
                 return [Line((), is_alert=True)] if is_mention else []
-            case Missed() | TopicChanged() | HistoryPage():
+            case Missed() | TopicChanged() | HistoryPage() | Error():
                 self.rooms.keep(room, Heard(event, _now()), is_new=False)
         return []
 

@@ -336,11 +336,60 @@ class HeldJournal(MemoryJournal):
         self.held.append(PendingWrite())
         return self.held[-1]
 
-    async def release(self, *, count: int) -> None:
-        """Wait until *count* writes are held in all, and report the oldest as stored."""
+    async def release(self, *, count: int, failure: str = "") -> None:
+        """Wait until *count* writes are held in all, and report the oldest as stored.
+
+        With *failure* it is reported as failed.
+        """
         while len(self.held) < count:
             await trio.sleep(0.001)
-        self.held.pop(0).resolve()
+        self.held.pop(0).resolve(failure)
+
+
+@pytest.mark.parametrize("failure", ["", "the disk is full"])
+@pytest.mark.parametrize("change", ["register", "passphrase"])
+async def test_nobody_logs_in_with_what_is_not_stored(change: str, failure: str) -> None:
+    journal = HeldJournal()
+    accounts = Accounts(CONFIG, LocalBackend(journal))
+    refused: list[RemoteProtocolError] = []
+    logged_in: list[Account] = []
+
+    async def log_in() -> None:
+        try:
+            logged_in.append(await accounts.log_in("alice", RIGHT, None))
+        except WrongPassphrase as error:
+            refused.append(error)
+
+    async def make() -> None:
+        try:
+            if change == "register":
+                await register(accounts, "alice")
+            else:
+                await accounts.change(former, RIGHT, None)
+        except StorageFailed as error:
+            refused.append(error)
+
+    with trio.fail_after(10):
+        if change == "passphrase":
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(register, accounts, "alice", "battery staple")
+                await journal.release(count=1)
+            former = next(iter(accounts))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(make)
+            while not journal.held:
+                await trio.sleep(0.001)
+            nursery.start_soon(log_in)
+            await trio.sleep(0.1)  # its passphrase has been compared
+            assert not logged_in + refused
+            await journal.release(count=1, failure=failure)
+    if failure:
+        assert sorted(type(error).__name__ for error in refused) == [
+            "StorageFailed",
+            "WrongPassphrase",
+        ]
+    else:
+        assert (logged_in, refused) == ([accounts.find("alice")], [])
 
 
 async def test_an_account_whose_passphrase_changes_while_it_is_removed_is_removed() -> None:

@@ -252,12 +252,26 @@ def test_a_room_that_cannot_be_entered_again_is_left() -> None:
     chat.switch(1)
     chat.switch(3)
     chat.chat = OurChat(1, "alice", welcome("ops", "lobby", "ops"))
-    refused = Error("too-many-rooms", "kitchen: there are too many rooms", room="kitchen")
+    refused = Error("too-many-rooms", "there are too many rooms", room="kitchen")
     assert take(chat, Reconnected(resumed=False), refused)[1:] == [
         "· you are in lobby; 2 are here",
         "! kitchen: there are too many rooms",
     ]
     assert [room.name for room in chat.rooms] == ["lobby", "ops"]
+
+
+@pytest.mark.parametrize("code", ["unknown-id", "storage-failed"])
+def test_a_room_of_which_messages_are_missing_is_kept_with_what_is_unread(code: str) -> None:
+    chat = begun("lobby", "kitchen", "lobby")
+    take(chat, said("kitchen", 1, "alice"))
+    chat.chat = OurChat(1, "alice", welcome("lobby", "kitchen", "lobby"))
+    gaps = [Error(code, "there is a gap", room=room) for room in ("kitchen", "lobby")]
+    assert take(chat, Reconnected(resumed=True), *gaps, said("kitchen", 2)) == [
+        "· Connected again",
+        "! there is a gap",
+    ]
+    assert unread(chat) == {"kitchen": (2, 1), "lobby": (0, 0)}
+    assert [line.split()[0] for line in texts(chat.switch(1))] == ["·", "bob", "!", "bob"]
 
 
 def test_a_room_that_we_entered_while_the_connection_was_lost_is_shown() -> None:
