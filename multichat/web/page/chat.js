@@ -8,7 +8,7 @@
 //
 // `events.js` carries out what the server sends.
 
-import { parseLine, SECRET } from "./commands.js";
+import { mayHoldSecret, parseLine } from "./commands.js";
 import { Conversation, makeItem } from "./conversation.js";
 import { HANDLERS } from "./events.js";
 import { Ignored } from "./ignored.js";
@@ -308,5 +308,5 @@ function startOf({ since, isFresh }) {
 
 /** What is kept of a line that is not finished. */
 function keptDraft({ draft }) {
-  return SECRET.test(draft) ? "" : draft;
+  return mayHoldSecret(draft) ? "" : draft;
 }

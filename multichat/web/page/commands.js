@@ -44,8 +44,9 @@ export const COMMANDS = Object.freeze([
 
 const BY_NAME = new Map(COMMANDS.flatMap((each) => [each.name, ...(each.aliases ?? [])].map((name) => [name, each])));
 
-/** A line that begins like this may hold a passphrase: it is not kept. */
-export const SECRET = /^\s*\/(?:register|login|passphrase|auth)/iu;
+const SECRET = /^\/(?:register|login|passphrase|auth)/iu;
+// How those commands begin when they are mistyped, and the ones of other chats.
+const LIKE_SECRET = /^\/\s*(?:l|r|pa|au|id|ni)/iu;
 
 /** The error shown instead of sending a passphrase over a connection that others can read. */
 export const NOT_PRIVATE = "Not sent: passphrases are for pages that were opened with https, or at localhost. Ask the operator for such an address.";
@@ -53,6 +54,15 @@ export const NOT_PRIVATE = "Not sent: passphrases are for pages that were opened
 /** Return how *command* is typed. */
 export function usage(command) {
   return command.arguments ? `${command.name} ${command.arguments}` : command.name;
+}
+
+/** Whether a line of *text* may hold a passphrase, also behind a mistyped command: it is not kept. */
+export function mayHoldSecret(text) {
+  return text.split(/[\r\n]/u).some((line) => {
+    const [, name] = /^\s*(\/\s*\S*)/u.exec(line) ?? [];
+    if (name === undefined) return false;
+    return (BY_NAME.has(name.toLowerCase()) ? SECRET : LIKE_SECRET).test(name);
+  });
 }
 
 /** Return the request that *line* makes, or `{local: "error", text}` with what is wrong. */

@@ -1,7 +1,7 @@
 // Where messages are typed: Enter sends, unless an input method is composing; a list completes
 // commands and names; a paste of several lines is one question.
 
-import { completions, SECRET } from "./commands.js";
+import { completions, mayHoldSecret } from "./commands.js";
 import { byId, element } from "./dom.js";
 import { typedLines, utf8Bytes } from "./text.js";
 
@@ -113,7 +113,7 @@ export class Composer {
   _sendLines(lines, place) {
     for (let at = 0; at < lines.length; at++) {
       if (!this._actions.send(lines[at], place)) return lines.slice(at);
-      if (!SECRET.test(lines[at])) this._history.push(lines[at]);
+      if (!mayHoldSecret(lines[at])) this._history.push(lines[at]);
     }
     this._history.splice(0, this._history.length - 100);
     return [];

@@ -303,8 +303,14 @@ test("passphrases are not kept", () => {
   chat.typed(chat.shown, "/login alice correct horse");
   chat.typed(chat.shown, "/register correct horse");
   chat.session.setPassword("correct horse");
-  chat.shown.draft = "/login alice correct horse";
-  assert.ok(!JSON.stringify(chat.keep()).includes("correct horse"));
+  for (const line of ["/login alice", "/logn alice", "/loginalice", "/ login alice", "/REGSITER", " /pasphrase", "hello\n/login alice"]) {
+    chat.shown.draft = `${line} correct horse`;
+    assert.ok(!JSON.stringify(chat.keep()).includes("correct horse"), line);
+  }
+  for (const draft of ["a correct horse", "/leave it", "/me is correct", "//login alice", "/rooms", "/usr is full"]) {
+    chat.shown.draft = draft;
+    assert.ok(JSON.stringify(chat.keep()).includes(draft), draft);
+  }
 });
 
 test("ten thousand messages are bounded and stay in order", () => {
