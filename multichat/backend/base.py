@@ -46,6 +46,7 @@ __all__ = [
     "Fed",
     "Lost",
     "Proposal",
+    "RoomClaim",
     "RoomLog",
     "Skipped",
 ]
@@ -234,6 +235,26 @@ class Claim:
     origin: str = ""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoomClaim:
+    """A room that a node is about to open: its *key*, case-folded, and its *name*.
+
+    The claim succeeds if the room is open on any node; or if fewer than *most* rooms are, and none
+    of them has a name that looks like this one.  *leaving* are the keys of rooms that this node
+    closes then: those that no other node has open do not count.
+
+    A room with messages is opened although it looks like another, else its members would be locked
+    out.  A *name* that is not *valid*, by the rules of today, is that of such a room, or the claim
+    fails.
+    """
+
+    key: str
+    name: str
+    leaving: tuple[str, ...] = ()
+    most: int
+    valid: bool = True
+
+
 class Backend(ABC):
     """The interface of a backend; each server has one object.
 
@@ -305,6 +326,30 @@ class Backend(ABC):
         Raises `TooManyRooms` if a new room would evict the messages of another, and
         `StorageFailed` if the log is not loaded.
         """
+
+    async def claim_room(self, claim: RoomClaim) -> str:
+        """Claim a room for this node, until `release_room`; return the name under which it is open.
+
+        That is the name with which it was opened first.  A room that this node has already may be
+        claimed again.  Shared.  Raises `TooManyRooms`, `InvalidName` or `StorageFailed`; if it is
+        cancelled, or raises `StorageFailed`, the caller MUST call `release_room` unless the room is
+        open, or claimed by somebody else on this node.
+        """
+        raise NotImplementedError
+
+    def hold_room(self, key: str, name: str) -> None:
+        """Report that this node has opened a room that nobody can be refused; never waits or fails.
+
+        Shared.
+        """
+        raise NotImplementedError
+
+    def release_room(self, key: str) -> None:
+        """Report that this node has closed a room, or does not open it; never waits or fails.
+
+        Shared.
+        """
+        raise NotImplementedError
 
     # --- Client numbers, sessions -----------------------------------------------------------------
 

@@ -11,12 +11,12 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import ERROR, WARNING
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import trio
 
-from multichat.backend.base import Backend, Claim, DirectFate, RoomLog
+from multichat.backend.base import Backend, Claim, DirectFate, RoomClaim, RoomLog
 from multichat.backend.events import (
     MAX_BANS,
     MAX_TOPICS,
@@ -30,9 +30,12 @@ from multichat.cluster.calls import begin_era
 from multichat.cluster.changes import (
     Announce,
     ClaimName,
+    ClaimRoom,
     DisconnectClient,
     DropBan,
+    DropRoom,
     Gone,
+    HoldRoom,
     PutBan,
     PutClient,
     ReadSession,
@@ -52,35 +55,38 @@ from multichat.cluster.errors import (
     FateUnknown,
     NotOurs,
     Rejected,
-    reading_answer,
 )
 from multichat.cluster.keys import NODES
 from multichat.cluster.library import LibraryRefused, check_library, load_library
 from multichat.cluster.link import Link, MessagesDropped
 from multichat.cluster.pipeline import Message
 from multichat.cluster.room_logs import AWAY, LogConfig, RoomLogs
+from multichat.cluster.saved_sessions import pack_session, read_session
 from multichat.errors import (
+    InvalidName,
     InvalidRequest,
     JournalFailed,
     MultichatError,
     NameTaken,
     StorageFailed,
     TooManyRegistrations,
+    TooManyRooms,
     lone_exception,
 )
 from multichat.journal.base import (
     AccountRecord,
     PendingWrite,
-    SavedNonce,
     SavedSession,
     SessionRecord,
 )
 from multichat.journal.retention import Retention
 from multichat.log import Log
 from multichat.net.durations import DurationRecorder
+from multichat.protocol.framing import clean
 from multichat.protocol.goodbyes import GOODBYES
-from multichat.protocol.lookalikes import lookalike_keys
+from multichat.protocol.lookalikes import fold_name, lookalike_keys
 from multichat.protocol.messages import Directed, Nonce
+from multichat.protocol.names import lookalike_room
 
 __all__ = ["ClusterConfig", "ValkeyBackend"]
 
@@ -114,18 +120,6 @@ class ClusterConfig:
     max_accounts: int = 10_000
     max_topics: int = MAX_TOPICS
     max_bans: int = MAX_BANS
-
-
-class _Session(msgspec.Struct, frozen=True):
-    """A session as the nodes store it in the engine."""
-
-    name: str
-    rooms: tuple[str, ...]
-    login: str
-
-
-_decode_session = msgspec.json.Decoder(_Session).decode
-_decode_nonce: msgspec.json.Decoder[Nonce] = msgspec.json.Decoder(Nonce)
 
 
 class _Trouble(NamedTuple):
@@ -427,6 +421,35 @@ class ValkeyBackend(Backend):
         """Return the log of the room *key*, which is loaded."""
         return self._rooms.room(key)
 
+    async def claim_room(self, claim: RoomClaim) -> str:
+        """Claim a room for this node; the engine decides."""
+        change = ClaimRoom(
+            claim.key,
+            claim.name,
+            lookalike_keys(claim.name),
+            claim.leaving,
+            claim.most,
+            claim.valid,
+        )
+        try:
+            granted = await self._directory.decide(change)
+        except Rejected as error:
+            if error.code == "too-many-rooms":
+                raise TooManyRooms(claim.most) from None
+            if error.code == "looks-like" and error.detail:
+                raise lookalike_room(claim.name, clean(str(error.detail[0]))) from None
+            raise InvalidName(f"no room can be called {claim.name}") from None
+        name = str(granted[0]) if granted else claim.name
+        return name if fold_name(name) == claim.key else claim.name
+
+    def hold_room(self, key: str, name: str) -> None:
+        """Report that this node has opened a room."""
+        self._directory.report(HoldRoom(key, name, ()))
+
+    def release_room(self, key: str) -> None:
+        """Report that this node has closed a room, or does not open it."""
+        self._directory.report(DropRoom(key))
+
     # --- Client numbers, sessions -----------------------------------------------------------------
 
     async def give_client_number(self) -> int:
@@ -435,11 +458,10 @@ class ValkeyBackend(Backend):
 
     def save_session(self, record: SessionRecord, *, connected: bool) -> None:
         """Report the state of a session."""
-        session = _Session(record.name, record.rooms, record.login)
-        text = msgspec.json.encode(session).decode()
+        packed = pack_session(record)
         digest = record.digest.hex()
         self._directory.report(
-            SaveSession(digest, record.client, record.generation, text, connected)
+            SaveSession(digest, record.client, record.generation, packed, connected)
         )
 
     def forget_session(self, digest: bytes) -> None:
@@ -450,7 +472,7 @@ class ValkeyBackend(Backend):
         """Return a session; waits while the engine is away."""
         while True:
             try:
-                return _saved(digest, await self._directory.decide(ReadSession(digest.hex())))
+                return read_session(digest, await self._directory.decide(ReadSession(digest.hex())))
             except (Rejected, NotOurs):
                 return None
             except StorageFailed:
@@ -461,7 +483,7 @@ class ValkeyBackend(Backend):
         """Take over a session for this node, with a new generation."""
         try:
             taken = await self._directory.decide(TakeSession(digest.hex(), generation))
-            return _saved(digest, taken)
+            return read_session(digest, taken)
         except (Rejected, NotOurs):
             return None
 
@@ -560,34 +582,3 @@ class ValkeyBackend(Backend):
     async def receive(self) -> Event:
         """Return the next event, in order: a change made elsewhere, or of the engine's state."""
         return await self._directory.receive()
-
-
-@reading_answer()
-def _saved(digest: bytes, found: Sequence[Any]) -> SavedSession:
-    client, generation, text, nonces, *age = found
-    session = _decode_session(text)
-    return SavedSession(
-        record=SessionRecord(
-            digest=digest,
-            client=client,
-            name=session.name,
-            rooms=session.rooms,
-            login=session.login,
-            generation=generation,
-        ),
-        age_seconds=age[0] / 1000 if age else 0.0,
-        nonces=[*filter(None, map(_nonce, nonces[::2], nonces[1::2]))],
-    )
-
-
-def _nonce(nonce: str, value: str) -> SavedNonce | None:
-    check, epoch, number, room = value.split(" ", 3)
-    if epoch == "-" and number != "0":
-        return None  # outcome unknown: if the message is sent again, the engine is asked
-    return SavedNonce(
-        _decode_nonce.decode(nonce),
-        "" if epoch == "-" else epoch,
-        int(number),
-        room,
-        b"" if check == "-" else bytes.fromhex(check),
-    )

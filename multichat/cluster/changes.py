@@ -26,17 +26,20 @@ __all__ = [
     "Change",
     "ClaimDirect",
     "ClaimName",
+    "ClaimRoom",
     "ClientLeft",
     "DirectDone",
     "DirectSent",
     "Disconnect",
     "DisconnectClient",
     "DropBan",
+    "DropRoom",
     "Fed",
     "FeedEvent",
     "FinishDirect",
     "ForgetSession",
     "Gone",
+    "HoldRoom",
     "Lost",
     "NodeJoined",
     "NodeLost",
@@ -45,6 +48,7 @@ __all__ = [
     "PutClient",
     "ReadSession",
     "RetainClients",
+    "RetainRooms",
     "SaveSession",
     "SendDirect",
     "SetTopic",
@@ -223,6 +227,42 @@ class RetainClients(Change, frozen=True, tag="retain"):
     """Report that this node has these clients and no others."""
 
     clients: tuple[int, ...]
+
+
+class ClaimRoom(Change, frozen=True, tag="claim-room"):
+    """A room that this node is about to open; it closes those of *leaving* that only it has.
+
+    *keys* are the lookalike keys of *name*, which is *valid*, or that of a room with messages.  The
+    result is the name under which the room is open.  It is refused with `too-many-rooms` if *most*
+    are open, `looks-like` with the name of another one, or `invalid-name`.
+    """
+
+    key: str
+    name: str
+    keys: tuple[str, ...]
+    leaving: tuple[str, ...]
+    most: int
+    valid: bool
+
+
+class HoldRoom(Change, frozen=True, tag="hold-room"):
+    """This node has a room open, whatever else is open."""
+
+    key: str
+    name: str
+    keys: tuple[str, ...]
+
+
+class DropRoom(Change, frozen=True, tag="drop-room"):
+    """This node has closed a room."""
+
+    key: str
+
+
+class RetainRooms(Change, frozen=True, tag="retain-rooms"):
+    """This node has these rooms open and no others: of each its key, name and lookalike keys."""
+
+    rooms: tuple[tuple[str, str, tuple[str, ...]], ...]
 
 
 class StoreAccount(Change, frozen=True, tag="account"):

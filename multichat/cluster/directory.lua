@@ -14,12 +14,14 @@
 -- 1. No two clients have names that share a lookalike key; nor a client and an account that is not
 --    its own.
 -- 2. A client belongs to the run that connected it last; its generation rises with each resume.
--- 3. A run whose lease has ended is never valid again; its clients are removed once.
+-- 3. A run whose lease has ended is never valid again; its clients and rooms are removed once.
+-- 4. A room is open while a run holds it.  No more rooms than the limit are open, and no new room
+--    shares a lookalike key with one that is open, except those that runs hold by force.
 --
 -- Functions are atomic, but not transactional: each change validates before it writes.
 --
 -- Follows sessions.lua in one library, and uses it, and from library.lua: is_fenced, nonces_key,
--- load_nonces, remember_nonces.
+-- load_nonces, remember_nonces, read_meta.
 
 do
     local PREFIX = 'multichat:'
@@ -36,6 +38,8 @@ do
     local ACCOUNTS = PREFIX .. 'accounts'        -- folded name → {name, hash, keys}
     local ACCOUNT_KEYS = PREFIX .. 'accounts:keys'
     local TOPICS = PREFIX .. 'topics'
+    local ROOMS = PREFIX .. 'rooms'              -- key of an open room → {name, keys, runs}
+    local ROOM_KEYS = PREFIX .. 'rooms:keys'     -- lookalike key → keys of open rooms
     local BANS = PREFIX .. 'bans'                -- target → {number, ban}
     local DIRECTS = PREFIX .. 'directs'          -- id → {from, run, claimed, client, nonce, check}
     local DIRECT_NONCES = PREFIX .. 'directs:nonces'  -- `CLIENT NONCE` → id, of those in `directs`
@@ -96,6 +100,10 @@ do
 
     local function clients_of(run)
         return PREFIX .. 'run:' .. run .. ':clients'
+    end
+
+    local function rooms_of(run)
+        return PREFIX .. 'run:' .. run .. ':rooms'
     end
 
     local function lease_of(node)
@@ -206,6 +214,70 @@ do
             entry.names = {fold}
             for _, key in ipairs(held.keys) do
                 call('HSET', NAME_KEYS, key, fold)
+            end
+        end
+    end
+
+    -- Rooms ------------------------------------------------------------------------------------
+
+    -- Let a run hold a room, whose name stays the one that it was opened with; return that.
+    local function hold_room(run, key, name, keys)
+        local room = load(ROOMS, key)
+        if room == nil then
+            room = {name = name, keys = keys, runs = {}}
+            for _, each in ipairs(keys) do
+                local open = load(ROOM_KEYS, each) or {}
+                open[#open + 1] = key
+                save(ROOM_KEYS, each, open)
+            end
+        end
+        room.runs = without(room.runs, run)
+        room.runs[#room.runs + 1] = run
+        save(ROOMS, key, room)
+        call('SADD', rooms_of(run), key)
+        return room.name
+    end
+
+    local function drop_room(run, key)
+        call('SREM', rooms_of(run), key)
+        local room = load(ROOMS, key)
+        if room == nil then
+            return
+        end
+        room.runs = without(room.runs, run)
+        if #room.runs > 0 then
+            save(ROOMS, key, room)
+            return
+        end
+        call('HDEL', ROOMS, key)
+        for _, each in ipairs(room.keys) do
+            local open = without(load(ROOM_KEYS, each) or {}, key)
+            if #open > 0 then
+                save(ROOM_KEYS, each, open)
+            else
+                call('HDEL', ROOM_KEYS, each)
+            end
+        end
+    end
+
+    -- How many rooms are open, without those of `leaving` that only this run holds.
+    local function count_rooms(run, leaving)
+        local count = call('HLEN', ROOMS)
+        for _, key in ipairs(leaving) do
+            local room = load(ROOMS, key)
+            if room and #room.runs == 1 and room.runs[1] == run then
+                count = count - 1
+            end
+        end
+        return count
+    end
+
+    -- Return the name of an open room that shares one of these keys, or nil.
+    local function open_lookalike(keys)
+        for _, each in ipairs(keys) do
+            local open = load(ROOM_KEYS, each)
+            if open then
+                return load(ROOMS, open[1]).name
             end
         end
     end
@@ -503,6 +575,53 @@ do
         return {'ok'}
     end
 
+    -- A room that this node is about to open; `leaving` are rooms that it closes then.  At most
+    -- `most` are open.  A name that is not `valid` is only that of a room with messages; such a
+    -- room may look like another, because its members would be locked out otherwise.
+    changes['claim-room'] = function(context, key, name, keys, leaving, most, valid)
+        local has_messages = read_meta(key).next > 0
+        if not (valid or has_messages) then
+            return {'refused', 'invalid-name'}
+        end
+        if call('HEXISTS', ROOMS, key) == 0 then
+            if count_rooms(context.run, leaving) >= most then
+                return {'refused', 'too-many-rooms'}
+            end
+            local other = not has_messages and open_lookalike(keys)
+            if other then
+                return {'refused', 'looks-like', other}
+            end
+        end
+        return {'ok', hold_room(context.run, key, name, keys)}
+    end
+
+    -- A room that is open here, whatever else is open: nobody can be sent out of it.
+    changes['hold-room'] = function(context, key, name, keys)
+        return {'ok', hold_room(context.run, key, name, keys)}
+    end
+
+    changes['drop-room'] = function(context, key)
+        drop_room(context.run, key)
+        return {'ok'}
+    end
+
+    -- This node has these rooms open, each {key, name, keys}, and no others.
+    changes['retain-rooms'] = function(context, rooms)
+        local wanted = {}
+        for _, room in ipairs(rooms) do
+            wanted[room[1]] = true
+        end
+        for _, key in ipairs(call('SMEMBERS', rooms_of(context.run))) do
+            if not wanted[key] then
+                drop_room(context.run, key)
+            end
+        end
+        for _, room in ipairs(rooms) do
+            hold_room(context.run, unpack(room))
+        end
+        return {'ok'}
+    end
+
     -- Store an account in place of the one with the hash `former`, empty if it is new; remove it
     -- without a `name`.
     function changes.account(context, fold, name, hash, keys, former, most)
@@ -736,18 +855,21 @@ do
         end
     end
 
-    -- Remove clients of expired runs; return whether any are left.
+    -- Remove clients, and then rooms, of expired runs; return whether any are left.
     local function sweep(settings, most, reason)
         for _, run in ipairs(call('SMEMBERS', RUNS)) do
             while most > 0 do
                 local client = call('SPOP', clients_of(run))
-                if not client then
+                local room = not client and call('SPOP', rooms_of(run))
+                if not (client or room) then
                     call('SREM', RUNS, run)
                     break
                 end
-                local entry = load(CLIENTS, client)
+                local entry = client and load(CLIENTS, client)
                 if entry and entry.run == run then
                     client_lost(settings, tonumber(client), entry, reason)
+                elseif room then
+                    drop_room(run, room)
                 end
                 most = most - 1
             end
@@ -852,6 +974,7 @@ do
         end
         return kind == 'gone' or kind == 'forget-session' or kind == 'retain' or kind == 'unban'
             or kind == 'disconnect' or kind == 'finish-direct' or kind == 'withdraw-direct'
+            or kind == 'drop-room'
     end
 
     local function change_all(args, is_full)

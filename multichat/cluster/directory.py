@@ -1,8 +1,8 @@
 """One node's view of the cluster's directory: requests changes, and follows those of other nodes.
 
-Owns the state that this node has reported to the engine, its clients and their sessions, so that it
-can report it again completely.  Uses one link at a time; between two links, pending requests stay
-pending until `leave` is called because the engine is away.
+Owns the state that this node has reported to the engine, its clients, their sessions and its rooms,
+so that it can report it again completely.  Uses one link at a time; between two links, pending
+requests stay pending until `leave` is called because the engine is away.
 
 Invariants:
 
@@ -36,6 +36,7 @@ from multichat.cluster.changes import (
     Announce,
     Change,
     ClaimDirect,
+    ClaimRoom,
     ForgetSession,
     Gone,
     PutBan,
@@ -63,6 +64,7 @@ from multichat.cluster.errors import (
     Rejected,
     reading_answer,
 )
+from multichat.cluster.held_rooms import HeldRooms
 from multichat.cluster.link import Link, Request
 from multichat.cluster.replica import DirectAnswered, Replica, Update
 from multichat.errors import StorageFailed
@@ -160,6 +162,7 @@ class Directory:
         self._applied = trio.Event()
         self._clients: dict[int, ClientRecord] = {}
         self._sessions: dict[str, SaveSession] = {}
+        self._rooms = HeldRooms()
         self._events: deque[Event] = deque()
         self._heard = trio.Event()
         self._data = ""  # the id of the data that the replica follows
@@ -251,6 +254,7 @@ class Directory:
             self._add(ForgetSession(digest, session.client, session.generation))
 
     def _add(self, change: Change, waiting: _Waiting | None = None) -> None:
+        self._rooms.ask(change)
         self._batches.add(change, waiting)
         self._flush()
 
@@ -334,6 +338,7 @@ class Directory:
             *map(PutClient.of, self._clients.values()),
             *self._sessions.values(),
             RetainClients(tuple(self._clients)),
+            self._rooms.whole(),
         ]
 
     async def _begin_run(self, link: Link) -> None:
@@ -479,6 +484,8 @@ class Directory:
                 self.complaint = str(refusal)
             if is_done and isinstance(change, SendDirect):
                 self._directs.sent(change, result)
+            elif isinstance(change, ClaimRoom):
+                self._rooms.answered(change, str(result[1]) if is_done else None)
             if isinstance(waiting, _Decision):
                 if is_done and isinstance(change, TakeSession):  # it is ours from now on
                     client, generation, record = result[1:4]

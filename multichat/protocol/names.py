@@ -49,6 +49,7 @@ __all__ = [
     "default_name",
     "fold_name",
     "load_tables",
+    "lookalike_room",
     "normalize_name",
     "parse_name",
     "parse_person_name",
@@ -170,6 +171,11 @@ def parse_name(name: str, kind: str = "a name") -> str:
 def parse_room_name(name: str) -> str:
     """Return the name of a room as it is stored; raises `InvalidName`."""
     return parse_name(name, "a room's name")
+
+
+def lookalike_room(name: str, other: str) -> InvalidName:
+    """Return the error for a room *name* that would look like *other*, which is open."""
+    return InvalidName(f"the room {name} would look like {other}, which is open")
 
 
 def parse_person_name(name: str) -> str:

@@ -17,6 +17,7 @@ from multichat.protocol.names import fold_name
 from multichat.protocol.text_codec import TEXT
 from multichat.server.log_rate import ClientLog
 from multichat.server.member import Member
+from multichat.server.room_claims import RoomGrants
 from multichat.server.stored_session import StoredSession
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ class Client:
     `multichat.server.logins` only.  *may_speak* if it needs none to speak.
 
     *generation* rises with each resume of its session; *claims* are what was decided about names
-    that it asks for, folded: None if it may have it; see `multichat.server.claims`.
+    that it asks for, folded: None if it may have it; see `multichat.server.claims`.  *grants* are
+    the rooms that its request opens; see `multichat.server.room_claims`.
     """
 
     number: int
@@ -94,6 +96,7 @@ class Client:
     undelivered_at: tuple[int, int] | None = None  # its progress when a private message failed
     generation: int = 1
     claims: dict[str, NameTaken | None] = field(default_factory=dict)
+    grants: RoomGrants = field(default_factory=dict)
     memberships: dict[str, Member] = field(default_factory=dict)
     current: Member = field(init=False)
     log: ClientLog = field(init=False)
@@ -125,6 +128,10 @@ class Client:
         if member is None:
             raise NotInRoom(room)
         return member
+
+    def rooms_alone(self) -> tuple[str, ...]:
+        """Return the keys of the rooms that close on this server when it leaves them."""
+        return tuple(key for key, each in self.memberships.items() if len(each.room.members) == 1)
 
     def make_current(self, member: Member) -> None:
         """Make *member*, one of its memberships, the current one."""

@@ -33,9 +33,12 @@ from multichat.server.origin import Origin
 from multichat.server.proxied import Arrival, LoadBalancers
 from multichat.server.refusals import RefusedFor
 from multichat.server.registry import Registry
+from multichat.server.room_claims import WantedRooms
 from multichat.server.session import Session
 
 __all__ = ["Connections"]
+
+_LOBBY = WantedRooms(names=[LOBBY])  # which is not claimed
 
 # A WebSocket message has at most as many bytes as this many lines of the greatest length: enough
 # for a paste.  It is not collected, so this bounds only how long one message may go on.
@@ -210,7 +213,7 @@ class Connections:
         self.check(address, too_many)
         try:
             number = await self._backend.give_client_number()  # which may wait for the disk
-            await self._registry.rooms.prepare([LOBBY])  # last: it holds for seconds only
+            await self._registry.rooms.prepare(_LOBBY, {})  # last: it holds for seconds only
         except StorageFailed:
             raise AdmissionRefused.unavailable() from None
         self.clients += 1

@@ -25,6 +25,7 @@ from multichat.server.config import Joining, Renaming, ServerConfig
 from multichat.server.filters import Filters
 from multichat.server.greeting import WantedRoom, greet, wanted_rooms
 from multichat.server.registry import Registry
+from multichat.server.room_claims import WantedRooms
 from multichat.server.stored_session import StoredSession
 
 __all__ = ["HelloHandler", "Unavailable", "filtered"]
@@ -154,11 +155,14 @@ class HelloHandler:
         hello is carried out without it, and its answer says so.
         """
         passed = [wanted.passed for wanted in rooms if wanted.passed]
+        kept = set(map(fold_name, passed)) if passed or stored else self._client.memberships.keys()
         registry, send_queue = self._registry, self._client.send_queue
         try:
             while True:
                 former = stored.rooms if stored is not None else ()
-                await registry.rooms.prepare([LOBBY, *passed, *former])
+                leaving = tuple(key for key in self._client.rooms_alone() if key not in kept)
+                wanted = WantedRooms(names=[LOBBY, *passed], former=former, leaving=leaving)
+                await registry.rooms.prepare(wanted, self._client.grants)
                 if stored is not None and send_queue.peer_has_ended:
                     # A node that was frozen reads what a client sent long ago, which is connected
                     # elsewhere by now: it would be replaced by a connection that it has closed.
@@ -171,7 +175,7 @@ class HelloHandler:
                 await self._claim_names(name, account, stored)
                 while not send_queue.has_room(size):
                     await send_queue.wait_for_space()
-                await registry.rooms.prepare([LOBBY, *passed, *former])
+                await registry.rooms.prepare(wanted, self._client.grants)
             except BaseException:
                 if stored is not None:
                     registry.put_back(stored)

@@ -8,19 +8,26 @@ Invariants:
 2. A room exists while it has members: an empty one takes no memory except its log's.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import msgspec
 import trio
 
-from multichat.backend.base import Backend
+from multichat.backend.base import Backend, RoomLog
 from multichat.backend.events import MAX_TOPICS
-from multichat.errors import InvalidName, InvalidRequest, TooManyRooms
+from multichat.errors import (
+    InvalidName,
+    InvalidRequest,
+    RemoteProtocolError,
+    StorageFailed,
+    TooManyRooms,
+    lone_exception,
+)
 from multichat.protocol.address import is_loopback
 from multichat.protocol.framing import clean
-from multichat.protocol.lookalikes import NameIndex, lookalike_keys
+from multichat.protocol.lookalikes import NameIndex
 from multichat.protocol.messages import (
     LOBBY,
     MAX_TOPIC_CHARACTERS,
@@ -29,7 +36,7 @@ from multichat.protocol.messages import (
     RoomSize,
     TopicChanged,
 )
-from multichat.protocol.names import SERVER_NAME, fold_name, parse_room_name
+from multichat.protocol.names import SERVER_NAME, fold_name, lookalike_room, parse_room_name
 from multichat.server.broadcast import Counts
 from multichat.server.cached_response import CachedResponse
 from multichat.server.client import Client
@@ -40,8 +47,11 @@ from multichat.server.rate_limit import HourlyLimit
 from multichat.server.recent_messages import RingBudget
 from multichat.server.remote_clients import RemoteClient, RemoteRoom
 from multichat.server.room import Room
+from multichat.server.room_claims import RoomClaims, RoomGrants, WantedRooms, check_lobby
 
 __all__ = ["OpenRooms"]
+
+_NO_GRANTS: RoomGrants = {}
 
 
 class OpenRooms:
@@ -63,14 +73,15 @@ class OpenRooms:
         self.list = CachedResponse(self._list)
         self._config, self._backend = config, backend
         self._start_soon, self._disconnect = start_soon, disconnect
+        self._rooms: dict[str, Room] = {}
+        self.claims = RoomClaims(backend, self._rooms, config.max_rooms)
         self._closing: Goodbye | None = None
         self._left: list[Room] | None = None  # while none is closed
-        self._rooms: dict[str, Room] = {}
         self._remote: dict[str, RemoteRoom] = {}  # with members on other nodes, or open here
         self._closing_later: set[Room] = set()
         self._topics: dict[str, str] = {}  # by key, also of rooms that are not open
-        # Without the lobby, whose lookalikes are refused by another rule.
-        self._names: NameIndex[Room | RemoteRoom] = NameIndex()
+        # Without other nodes, and without the lobby, whose lookalikes are refused by another rule.
+        self._names: NameIndex[Room] = NameIndex()
         self._rings = RingBudget(config.rings_bytes, config.replay.ring_bytes)
         self._pages = PageCache(config.replay.page_messages, config.max_pages)
         self._new_rooms = HourlyLimit(config.max_new_rooms)
@@ -95,27 +106,38 @@ class OpenRooms:
         ]
         return RoomList(here + elsewhere)
 
-    async def prepare(self, names: Iterable[str]) -> None:
-        """Load what is needed to `open` the rooms called *names* in the same step.
+    async def prepare(self, wanted: WantedRooms, grants: RoomGrants) -> None:
+        """Load and claim what is needed to `open` the rooms *wanted* in the same step.
 
         Waits for those that are open, too: a client from another node may know messages that
-        are not delivered here yet.  Returns without a checkpoint if nothing is missing.  Raises
-        `StorageFailed`.
+        are not delivered here yet.  Returns without a checkpoint if nothing is missing.  What was
+        decided is in *grants*, for `open`; the caller MUST then call `settle` with them, also if
+        this raises or is cancelled.  Raises `StorageFailed`.
         """
         if not self._backend.is_shared:
             return
-        keys = {fold_name(name) for name in names}
-        for pending in [self._backend.load_room(key) for key in keys & self._rooms.keys()]:
+        names = wanted.by_key()
+        for pending in [self._backend.load_room(key) for key in names.keys() & self._rooms.keys()]:
             if pending is not None:
                 await pending.wait()
-        while missing := [
-            pending
-            for key in keys - self._rooms.keys()
-            if (pending := self._backend.load_room(key)) is not None
-        ]:
-            for pending in missing:
-                await pending.wait()
+        while True:
+            missing = names.keys() - self._rooms.keys()
+            loading = [each for key in missing if (each := self._backend.load_room(key))]
+            unclaimed = sorted(missing - grants.keys() - {LOBBY})
+            if not loading and not unclaimed:
+                break
+            with lone_exception():
+                async with trio.open_nursery() as nursery:
+                    for key in unclaimed:  # at the same time as they are loaded
+                        nursery.start_soon(self.claims.make, key, names[key], wanted, grants)
+                    for pending in loading:
+                        await pending.wait()
         await trio.lowlevel.checkpoint_if_cancelled()
+
+    def settle(self, grants: RoomGrants) -> None:
+        """Give back the rooms that were claimed for a request, and that it has not opened."""
+        if grants:
+            self.claims.settle(grants)
 
     # --- Members on other nodes -------------------------------------------------------------------
 
@@ -125,7 +147,6 @@ class OpenRooms:
         room = self._remote.get(key)
         if room is None:
             room = self._remote[key] = RemoteRoom(name)
-            self._note_name(key, room)
         room.members[client.number], client.rooms[key] = client, room
         if room.presence is not None:
             room.presence.entered_elsewhere(client)
@@ -139,11 +160,6 @@ class OpenRooms:
             room.presence.left_elsewhere(client.number, reason, away=away)
         elif not room.members:
             del self._remote[key]
-            self._names.discard(room)
-
-    def _note_name(self, key: str, room: RemoteRoom) -> None:
-        if key != LOBBY and self._names.find(room.name) is None:
-            self._names.add(room, room.name)
 
     def find_elsewhere(self, name: str) -> RemoteRoom | None:
         """Return the room of that name with members on other nodes, if there is one."""
@@ -169,11 +185,13 @@ class OpenRooms:
         opener: Client | str | None = None,
         closing: int = 0,
         resuming: bool = False,
+        grants: RoomGrants = _NO_GRANTS,
     ) -> Room:
         """Return the room called *name*; raises `InvalidName` or `TooManyRooms`.
 
         If it is new, *opener* has opened it: a client, or who else counts as one.  *closing* is how
-        many rooms are about to close.
+        many rooms are about to close.  With other nodes, `prepare` has noted in *grants* what was
+        decided about it.
 
         The rules for names apply to new rooms: one with members or messages, or of a session that
         is *resuming*, may have a name that earlier rules allowed.
@@ -183,17 +201,12 @@ class OpenRooms:
         if room is None:
             log = self._backend.room(key)
             try:
-                name = LOBBY if key == LOBBY else parse_room_name(name)
-            except InvalidName:
-                if not (log.next or resuming):
-                    raise
-                name = key
-            if (remote := self._remote.get(key)) is not None:
-                name = remote.name
-            elif name != LOBBY:
-                self._check_new(name, closing, opener, has_messages=bool(log.next))
-            if remote is None and self._backend.is_shared:
-                remote = self._remote[key] = RemoteRoom(name)
+                name, remote = self._admit(
+                    key, name, log, opener, closing=closing, resuming=resuming, grants=grants
+                )
+            except BaseException:
+                log.close()  # nobody follows it
+                raise
             room = self._rooms[key] = Room(
                 name,
                 log=log,
@@ -207,15 +220,50 @@ class OpenRooms:
             )
             if remote is not None:
                 remote.presence = room.presence
-                self._names.discard(remote)
-            room.topic = self._topics.get(key, "")
-            if name != LOBBY:
+            elif name != LOBBY:
                 self._names.add(room, name)
+            room.topic = self._topics.get(key, "")
             if self._closing is not None:
                 room.shut_down(self._closing)
             if room.feed is not None:
                 self._start_soon(room.feed.follow)
         return room
+
+    def _admit(
+        self,
+        key: str,
+        name: str,
+        log: RoomLog,
+        opener: Client | str | None,
+        *,
+        closing: int,
+        resuming: bool,
+        grants: RoomGrants,
+    ) -> tuple[str, RemoteRoom | None]:
+        """Return how a room is called that may be opened; raises as `open` does.
+
+        With other nodes, also what they have of it.
+        """
+        try:
+            name = LOBBY if key == LOBBY else parse_room_name(name)
+        except InvalidName:
+            if not (log.next or resuming):
+                raise
+            name = key
+        is_new = not log.next
+        if not self._backend.is_shared:
+            if key != LOBBY:
+                self._check_new(name, closing, opener, is_new=is_new)
+            return name, None
+        if key != LOBBY:
+            name = _granted(grants, key)
+        if (remote := self._remote.get(key)) is None:
+            if key != LOBBY and is_new:
+                self._count_new_room(opener)
+            remote = self._remote[key] = RemoteRoom(name)
+        if key == LOBBY:
+            self._backend.hold_room(key, name)
+        return name, remote
 
     def topic_of(self, room: Room | RemoteRoom) -> str:
         """Return the topic of *room*; empty if it has none."""
@@ -251,32 +299,26 @@ class OpenRooms:
             now_open.set_topic(msgspec.structs.replace(changed, room=now_open.name), by)
 
     def _check_new(
-        self, name: str, closing: int, opener: Client | str | None, *, has_messages: bool
+        self, name: str, closing: int, opener: Client | str | None, *, is_new: bool
     ) -> None:
-        """Raise `InvalidName` or `TooManyRooms` if a room that nobody is in cannot be opened."""
-        # With other nodes, `_remote` has all rooms, also those that only we have opened.
-        rooms = max(len(self._rooms), len(self._remote))
-        rooms -= sum(not room for room in self._left or ())
+        """Raise `InvalidName` or `TooManyRooms` if a room that is not open cannot be opened.
+
+        One that has messages, which is not *is_new*, is opened although it looks like another:
+        otherwise opening a lookalike would lock its members out.
+        """
+        rooms = len(self._rooms) - sum(not room for room in self._left or ())
         if rooms - closing >= self._config.max_rooms:
             raise TooManyRooms(self._config.max_rooms)
-        self._check_name(name, is_new=not has_messages)
-        if opener is not None and not has_messages:
+        check_lobby(name)
+        if is_new and (others := self._names.lookalikes(name)):
+            raise lookalike_room(name, others[0].name)
+        if is_new:
             self._count_new_room(opener)
 
-    def _check_name(self, name: str, *, is_new: bool) -> None:
-        """Raise `InvalidName` if *name* can be mistaken for that of another room.
-
-        A room that has messages is always opened: otherwise opening a lookalike would lock its
-        members out.
-        """
-        keys = lookalike_keys(name)
-        if not set(keys).isdisjoint(lookalike_keys(LOBBY)):
-            raise InvalidName(f"the room {name} would look like {LOBBY}")
-        if is_new and (others := self._names.lookalikes(name)):
-            raise InvalidName(f"the room {name} would look like {others[0].name}, which is open")
-
-    def _count_new_room(self, opener: Client | str) -> None:
+    def _count_new_room(self, opener: Client | str | None) -> None:
         """Raise `TooManyRooms` if *opener*, or its address, has opened too many new rooms."""
+        if opener is None:
+            return
         creator = opener if isinstance(opener, str) else opener.origin
         # All clients behind a proxy or a tunnel share the address of this machine.
         if isinstance(opener, Client) and (
@@ -335,13 +377,22 @@ class OpenRooms:
             self._names.discard(room)
             if (remote := self._remote.get(room.key)) is not None:
                 remote.presence = None
-                if remote.members:
-                    self._note_name(room.key, remote)
-                else:
+                if not remote.members:
                     del self._remote[room.key]
+                self.claims.release([room.key])
             room.close()
 
     async def _close_later(self, room: Room) -> None:
         await room.wait_delivered()
         self._closing_later.discard(room)
         self.close_if_empty(room)
+
+
+def _granted(grants: RoomGrants, key: str) -> str:
+    """Return the name under which the room *key* is opened; raises what was decided."""
+    granted = grants.get(key)
+    if granted is None:
+        raise StorageFailed("the room is not claimed")
+    if isinstance(granted, RemoteProtocolError):
+        raise granted
+    return granted

@@ -51,6 +51,7 @@ from multichat.server.passphrases import Hasher
 from multichat.server.refusals import DISCONNECT_CODES
 from multichat.server.remote_clients import RemoteClient, RemoteClients
 from multichat.server.room import Room
+from multichat.server.room_claims import RoomGrants
 from multichat.server.session_store import SessionStore
 from multichat.server.shedding import Shedding
 from multichat.server.stored_session import StoredSession
@@ -252,6 +253,7 @@ class Registry:
 
     def settle_claims(self, client: Client) -> None:
         """Give back what *client* has claimed and does not use."""
+        self.rooms.settle(client.grants)
         if client.claims:
             client.claims.clear()
             self._report(client)
@@ -335,7 +337,7 @@ class Registry:
                 refusals.append(Refusal(error))
             else:
                 self._names.take(client, name)
-        opened, refused = self._reopen(rooms)
+        opened, refused = self._reopen(rooms, client.grants)
         for room in opened:
             self._join(client, room)
         for refusal in refused:
@@ -348,7 +350,7 @@ class Registry:
         self.note_change(client)
         return refusals
 
-    def _reopen(self, names: Sequence[str]) -> tuple[list[Room], list[Refusal]]:
+    def _reopen(self, names: Sequence[str], grants: RoomGrants) -> tuple[list[Room], list[Refusal]]:
         """Open the rooms *names* of a session, and return them, and those that cannot be opened.
 
         If there are too many, the last ones have precedence: rooms that the client could not enter
@@ -359,7 +361,7 @@ class Registry:
         for name in reversed(names):
             try:
                 self._check_number_of_rooms(len(opened))
-                opened.append(self.rooms.open(name, resuming=True))
+                opened.append(self.rooms.open(name, resuming=True, grants=grants))
             except (InvalidName, TooManyRooms, StorageFailed) as error:
                 refused.append(Refusal(error, name))
         return opened[::-1], refused[::-1]
@@ -424,7 +426,7 @@ class Registry:
         """
         self.claims.check_available()
         closing = _alone(client.memberships.values())
-        room = self.rooms.open(room_name, opener=client, closing=closing)
+        room = self.rooms.open(room_name, opener=client, closing=closing, grants=client.grants)
         client.refused_room = None
         client.refused_rooms.clear()
         for member in list(client.memberships.values()):
@@ -442,7 +444,9 @@ class Registry:
         self.claims.check_available()
         if fold_name(room_name) not in client.memberships:
             self._check_number_of_rooms(len(client.memberships) - len(leaving))
-        room = self.rooms.open(room_name, opener=client, closing=_alone(leaving))
+        room = self.rooms.open(
+            room_name, opener=client, closing=_alone(leaving), grants=client.grants
+        )
         client.refused_room = None
         client.refused_rooms.pop(room.key, None)
         return self._enter(client, room)

@@ -75,6 +75,7 @@ from multichat.server.origin import Origin
 from multichat.server.rate_limit import ClientRateLimit
 from multichat.server.registry import Registry
 from multichat.server.replay import replay
+from multichat.server.room_claims import WantedRooms
 
 __all__ = ["Session"]
 
@@ -237,6 +238,7 @@ class Session:
                 finally:  # while the nursery is open: leaving may start the writer
                     reason = "the server ended the session"
                     self._registry.leave(self.client, reason, code="aborted")
+                    self._registry.rooms.settle(self.client.grants)
             if self._send_queue.drained:
                 await transport.close_gracefully(self._stream, self._config.timeouts.linger)
         finally:
@@ -405,7 +407,7 @@ class Session:
                 except RemoteProtocolError as error:
                     nonce = getattr(request, "nonce", None)
                     await self.client.send(Invalid.because(error, nonce).error)
-                if self.client.claims:
+                if self.client.claims or self.client.grants:
                     self._registry.settle_claims(self.client)
 
     async def _carry_out(self, request: Request) -> None:
@@ -455,7 +457,7 @@ class Session:
         """Move to *room*, and answer."""
         me = self.client
         room = passed(await self._filter(Joining, room))
-        await self._prepare_room(room)
+        await self._prepare_room(room, leaving=me.rooms_alone())
         self._registry.move(me, room)
         await self._answer_entered(start_from(me.current, Start(since)), nonce)
 
@@ -502,10 +504,11 @@ class Session:
     async def _filter(self, kind: type[Joining | Renaming], text: str) -> str | None:
         return await filtered(self._filters, self.client, kind, text)
 
-    async def _prepare_room(self, room: str) -> None:
+    async def _prepare_room(self, room: str, *, leaving: tuple[str, ...] = ()) -> None:
         """Wait until *room* can be entered, and the answer queued, in one step."""
+        wanted = WantedRooms(names=[room], leaving=leaving)
         while True:
-            await self._registry.rooms.prepare([room])
+            await self._registry.rooms.prepare(wanted, self.client.grants)
             if self._send_queue.has_room(_ANSWER_BYTES):
                 break
             await self._send_queue.wait_for_space()

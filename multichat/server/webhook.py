@@ -29,6 +29,7 @@ from multichat.server.log_rate import ClientLog
 from multichat.server.origin import Origin
 from multichat.server.registry import Registry
 from multichat.server.room import Author
+from multichat.server.room_claims import RoomGrants, WantedRooms
 from multichat.server.stored_session import StoredSession, checks_of
 from multichat.server.token_bucket import TokenBucket
 from multichat.web.http import HttpError, Request, Response
@@ -115,13 +116,17 @@ class Webhook:
         name = parse_person_name(posted.name)
         registry.check_author(name)
         text = await self._filter(name_of_room, name, posted.text)
-        await registry.rooms.prepare([name_of_room])
-        if posted.nonce is not None and posted.nonce in poster.session.window:
-            return await self._post(poster, room, posted, origin)  # the same came meanwhile
-        # From here on nothing waits until the message has its number.
-        registry.check_author(name)  # somebody may have taken it meanwhile
-        opener = None if origin is None or origin.is_loopback else origin.address
-        target = registry.rooms.open(name_of_room, opener=opener or "webhook")
+        grants: RoomGrants = {}
+        try:
+            await registry.rooms.prepare(WantedRooms(names=[name_of_room]), grants)
+            if posted.nonce is not None and posted.nonce in poster.session.window:
+                return await self._post(poster, room, posted, origin)  # the same came meanwhile
+            # From here on nothing waits until the message has its number.
+            registry.check_author(name)  # somebody may have taken it meanwhile
+            opener = None if origin is None or origin.is_loopback else origin.address
+            target = registry.rooms.open(name_of_room, opener=opener or "webhook", grants=grants)
+        finally:
+            registry.rooms.settle(grants)
         try:
             block = SayBlock(text, nonces)
             receipt = await target.post(Author(name, poster.log, poster.session), block, checks)

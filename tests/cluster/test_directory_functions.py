@@ -13,11 +13,14 @@ from multichat.cluster.changes import (
     Announce,
     Announcement,
     Banned,
+    ClaimRoom,
     ClientLeft,
     Disconnect,
     DisconnectClient,
     DropBan,
+    DropRoom,
     ForgetSession,
+    HoldRoom,
     Lost,
     NodeJoined,
     NodeLost,
@@ -25,6 +28,7 @@ from multichat.cluster.changes import (
     PutBan,
     PutClient,
     RetainClients,
+    RetainRooms,
     Settings,
     SetTopic,
     StoreAccount,
@@ -532,3 +536,96 @@ def test_text_with_lone_surrogates_is_packed_with_question_marks() -> None:
     assert pack(Announce("a\udc80b")) == pack(Announce("a?b"))
     surrogate = PutClient.of(record(1, rooms=("a\udc80b",)))
     assert pack(surrogate) == pack(PutClient.of(record(1, rooms=("a?b",))))
+
+
+# Rooms --------------------------------------------------------------------------------------------
+
+
+def _room(name: str, *leaving: str, most: int = 3, valid: bool = True) -> ClaimRoom:
+    return ClaimRoom(fold_name(name), name, lookalike_keys(name), leaving, most, valid)
+
+
+_TOO_MANY_ROOMS = ["refused", "too-many-rooms"]
+
+
+async def _rooms_left(engine: Engine) -> list[int]:
+    keys = await engine.call("KEYS", "multichat:run:*:rooms")
+    names = ("multichat:rooms", "multichat:rooms:keys")
+    return [len(keys), *[int(await engine.call("HLEN", name)) for name in names]]
+
+
+async def test_rooms_are_limited_over_all_nodes_and_free_when_no_node_has_them(
+    engine: Engine, join: Join
+) -> None:
+    a, b = await join("a"), await join("b")
+    assert await a.one(_room("Den")) == ["ok", "Den"]
+    assert await b.one(_room("DEN")) == ["ok", "Den"]
+    await a.one(_room("attic"))
+    await b.one(_room("hall"))
+    assert await b.one(_room("porch")) == _TOO_MANY_ROOMS
+    assert await b.one(_room("den")) == ["ok", "Den"]  # it is open
+    await a.one(DropRoom("den"))
+    await a.one(DropRoom("den"))
+    assert await a.one(_room("porch")) == _TOO_MANY_ROOMS  # b has it
+    await b.one(DropRoom("den"))
+    assert await a.one(_room("porch")) == ["ok", "porch"]
+    for node, key in ((a, "attic"), (a, "porch"), (b, "hall")):
+        await node.one(DropRoom(key))
+    assert await _rooms_left(engine) == [0, 0, 0]
+
+
+async def test_a_room_that_its_last_member_leaves_for_another_does_not_count(join: Join) -> None:
+    a, b = await join("a"), await join("b")
+    for name in ("den", "attic", "hall"):
+        await a.one(_room(name))
+    assert await b.one(_room("porch", "den")) == _TOO_MANY_ROOMS  # it is not b's
+    assert await a.one(_room("porch", "den")) == ["ok", "porch"]
+    await b.one(_room("hall"))
+    await a.one(DropRoom("den"))
+    assert await a.one(_room("loft", "hall")) == _TOO_MANY_ROOMS  # b has it, too
+
+
+async def test_a_new_room_looks_like_no_other_that_is_open(engine: Engine, join: Join) -> None:
+    a, b = await join("a"), await join("b")
+    assert await a.one(_room("bill")) == ["ok", "bill"]
+    assert await b.one(_room("biII")) == ["refused", "looks-like", "bill"]
+    # One with messages is opened all the same: its members would be locked out.
+    await engine.call("HSET", "multichat:room:biii", "next", 1)
+    assert await b.one(_room("biII")) == ["ok", "biII"]
+    await a.one(DropRoom("bill"))
+    assert await a.one(_room("bill")) == ["refused", "looks-like", "biII"]
+    await b.one(DropRoom("biii"))
+    assert await a.one(_room("bill")) == ["ok", "bill"]
+    # A name that the rules of today refuse.
+    assert await a.one(_room("x y", valid=False)) == ["refused", "invalid-name"]
+    await engine.call("HSET", "multichat:room:x y", "next", 1)
+    assert await a.one(_room("x y", valid=False)) == ["ok", "x y"]
+
+
+async def test_the_rooms_of_a_node_whose_lease_ends_are_free(engine: Engine, join: Join) -> None:
+    a = await join("a", lease=1)
+    b = await join("b")
+    for name in ("den", "attic", "hall"):
+        await a.one(_room(name))
+    await b.one(_room("hall"))
+    await trio.sleep(0.01)
+    assert not await b.renew()
+    assert await b.one(_room("porch", most=2)) == ["ok", "porch"]
+    await b.end()
+    assert await _rooms_left(engine) == [0, 0, 0]
+
+
+async def test_after_a_reconnect_the_engine_has_the_rooms_of_the_node(
+    engine: Engine, join: Join
+) -> None:
+    a = await join("a")
+    for name in ("den", "attic"):
+        await a.one(_room(name))
+    await a.one(HoldRoom("lobby", "lobby", ()))
+    held = tuple((fold_name(name), name, lookalike_keys(name)) for name in ("Den", "bill"))
+    await a.one(RetainRooms(held))
+    rooms = await engine.call("HKEYS", "multichat:rooms")
+    assert sorted(rooms) == [b"bill", b"den"]
+    assert await a.one(_room("biII")) == ["refused", "looks-like", "bill"]
+    await a.one(RetainRooms(()))
+    assert await _rooms_left(engine) == [0, 0, 0]

@@ -182,24 +182,62 @@ async def test_who_quits_after_a_resume_on_the_other_has_no_session_left(engine:
     assert int(await engine.call("HLEN", "multichat:generations")) == 2
 
 
-async def test_the_limit_of_rooms_holds_within_the_number_of_nodes(engine: Engine) -> None:
-    """What the other opens at the same moment is not known; docs/cluster.md says so."""
+async def test_two_nodes_at_once_open_no_more_rooms_than_the_limit(engine: Engine) -> None:
     most = 10
     async with _two_servers(engine, replace(_CONFIG, max_rooms=most)) as servers:
         clients = [await join(server) for server in servers for _ in range(most)]
-        opened: list[str] = []
+        opened: dict[str, JsonClient] = {}
 
         async def enter(client: JsonClient, room: str) -> None:
             if (await client.ask("enter", room=room))["type"] == "joined":
-                opened.append(room)
+                opened[room] = client
 
         async with trio.open_nursery() as nursery:
             for client, letter in zip(clients, "bcdfghjkmnpqrstvwxyz", strict=True):
                 nursery.start_soon(enter, client, 4 * letter)
-        assert most - 1 <= len(opened) <= 2 * most
-        await trio.sleep(1)
+        assert len(opened) == most - 1  # and the lobby
         for client in (clients[0], clients[-1]):
             assert (await client.ask("enter", room="later"))["code"] == "too-many-rooms"
+        room, member = opened.popitem()
+        assert (await clients[0].ask("enter", room=room))["type"] == "joined"
+        assert (await clients[-1].ask("enter", room=room))["type"] == "joined"
+        for each in {member, clients[0], clients[-1]}:
+            assert (await each.ask("exit", room=room))["type"] == "left"
+        assert (await clients[0].ask("enter", room="later"))["type"] == "joined"
+
+
+async def test_two_nodes_at_once_open_no_rooms_that_look_alike(engine: Engine) -> None:
+    async with _two_servers(engine) as (one, two):
+        alice, bob = await join(one), await join(two)
+        pairs = [("parade", "p\u0430rade"), ("bill", "biII"), ("roma", "rorna"), ("loud", "1oud")]
+        for pair in pairs:
+            answers: list[dict[str, Any]] = []
+
+            async def enter(
+                client: JsonClient, room: str, answers: list[dict[str, Any]] = answers
+            ) -> None:
+                answers.append(await client.ask("enter", room=room))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(enter, alice, pair[0])
+                nursery.start_soon(enter, bob, pair[1])
+            assert sorted(each["type"] for each in answers) == ["error", "joined"], (pair, answers)
+            [refused] = [each for each in answers if each["type"] == "error"]
+            assert refused["code"] == "invalid-name"
+
+
+async def test_a_room_has_the_name_under_which_any_node_has_opened_it(engine: Engine) -> None:
+    async with _two_servers(engine) as (one, two):
+        alice, bob = await join(one), await join(two)
+        rooms: list[str] = []
+
+        async def enter(client: JsonClient, room: str) -> None:
+            rooms.append((await client.ask("enter", room=room))["room"])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(enter, alice, "Kitchen")
+            nursery.start_soon(enter, bob, "KITCHEN")
+        assert rooms[0] == rooms[1]
 
 
 async def test_a_login_takes_name_and_login_from_a_client_of_the_other(engine: Engine) -> None:

@@ -696,3 +696,90 @@ async def test_clients_of_a_node_that_drains_go_on_on_another_one(autojump_clock
         assert one.server.shutting_down
         assert not two.server.draining
         assert two.server.why_not_ready() == ""
+
+
+# --- Rooms ----------------------------------------------------------------------------------------
+
+
+async def test_a_room_that_is_open_here_is_entered_without_asking(autojump_clock: Clock) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (one, two):
+        alice, bob, carol = await join(one), await join(one), await join(two)
+        await alice.ask("enter", room="den")
+        asked = hub.claimed
+        assert (await bob.ask("enter", room="DEN"))["room"] == "den"
+        assert hub.claimed == asked
+        assert (await carol.ask("enter", room="DEN"))["room"] == "den"
+        assert hub.claimed == asked + 1  # not open on that node
+        assert hub.open["den"] == ("den", {"one", "two"})
+        for each in (alice, bob, carol):
+            await each.ask("exit", room="den")
+        assert set(hub.open) == {"lobby"}
+
+
+async def test_a_room_that_was_refused_can_be_entered_when_it_is_open_elsewhere(
+    autojump_clock: Clock,
+) -> None:
+    hub = Hub()
+    async with two_nodes(hub, replace(CONFIG, max_rooms=2)) as (one, two):
+        alice, bob = await join(one), await join(two)
+        await alice.ask("enter", room="den")
+        assert (await bob.ask("enter", room="hall"))["code"] == "too-many-rooms"
+        assert (await bob.ask("enter", room="1obby"))["code"] == "invalid-name"
+        assert set(hub.open) == {"lobby", "den"}
+        await alice.ask("exit", room="den")
+        await alice.ask("enter", room="hall")
+        assert (await bob.ask("enter", room="hall"))["type"] == "joined"
+        await bob.say("hi")
+        assert await alice.said() == ("hall", "hi")
+
+
+async def test_the_room_of_a_client_that_goes_before_it_enters_is_given_back(
+    autojump_clock: Clock,
+) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (one, two):
+        alice, bob, carol = await join(one), await join(one), await join(two)
+        hub.nodes["one"].hold()
+        await alice.send({"type": "enter", "room": "den"})
+        await bob.send({"type": "enter", "room": "den", "nonce": 1})
+        await trio.testing.wait_all_tasks_blocked()
+        assert "den" in hub.open
+        one.server.kick(alice.welcome["client"])
+        await trio.testing.wait_all_tasks_blocked()
+        assert "den" in hub.open  # the other one waits for it
+        hub.nodes["one"].release()
+        assert (await bob.answer(1))["type"] == "joined"
+        hub.nodes["one"].hold()
+        await bob.send({"type": "enter", "room": "hall"})
+        await trio.testing.wait_all_tasks_blocked()
+        one.server.kick(bob.welcome["client"])
+        hub.nodes["one"].release()
+        await settle()
+        assert set(hub.open) == {"lobby"}
+        assert (await carol.ask("enter", room="hal1"))["type"] == "joined"
+
+
+async def test_who_moves_from_a_room_alone_needs_no_place_for_another(
+    autojump_clock: Clock,
+) -> None:
+    async with two_nodes(Hub(), replace(CONFIG, max_rooms=3)) as (one, two):
+        alice, bob = await join(one), await join(two)
+        await alice.ask("join", room="den")
+        await bob.ask("enter", room="hall")
+        assert (await bob.ask("enter", room="loft"))["code"] == "too-many-rooms"
+        assert (await alice.ask("join", room="loft"))["type"] == "joined"
+        assert (await alice.ask("enter", room="den"))["code"] == "too-many-rooms"
+
+
+async def test_a_room_that_cannot_be_claimed_is_refused_and_not_kept(autojump_clock: Clock) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (one, _two):
+        alice = await join(one)
+        hub.nodes["one"].hold()
+        await alice.send({"type": "enter", "room": "den", "nonce": 1})
+        await trio.testing.wait_all_tasks_blocked()
+        hub.nodes["one"].lose_answers()
+        assert (await alice.answer(1))["code"] == "storage-failed"
+        assert set(hub.open) == {"lobby"}
+        assert (await alice.ask("enter", room="den"))["type"] == "joined"

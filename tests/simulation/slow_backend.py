@@ -15,7 +15,16 @@ from typing import Any
 
 import trio
 
-from multichat.backend.base import Backend, Claim, DirectFate, Entry, Fed, Proposal, RoomLog
+from multichat.backend.base import (
+    Backend,
+    Claim,
+    DirectFate,
+    Entry,
+    Fed,
+    Proposal,
+    RoomClaim,
+    RoomLog,
+)
 from multichat.backend.events import (
     AvailabilityChanged,
     BanRecord,
@@ -96,6 +105,7 @@ class SlowBackend(Backend):
         self._states: dict[str, LogState] = {}
         self._loading: dict[str, list[SaidBlock]] = {}
         self._needed_at: dict[str, float] = {}
+        self._held: dict[str, str] = {}  # rooms, by key, with their names
         self._send_events, self._events = trio.open_memory_channel[Event](1_000_000)
         self._owed: list[Ask] = []  # what a run that was fenced had to report
         self._settled: dict[str, DirectFate] = {}  # of private messages, by the engine's id
@@ -213,6 +223,8 @@ class SlowBackend(Backend):
         if isinstance(item, NodeFenced):
             self._run += 1
             self._report_owed()
+            for key, name in self._held.items():
+                self._ask("hold_room", key, name)
         self._tell(item)
 
     def _report_owed(self) -> None:
@@ -272,6 +284,23 @@ class SlowBackend(Backend):
         self._check()
         self._loading.setdefault(key, [])
         return self._ask("load_room", key)
+
+    async def claim_room(self, claim: RoomClaim) -> str:
+        """Ask the engine."""
+        self._check()
+        name: str = await self._ask("claim_room", claim).get()
+        self._held[claim.key] = name
+        return name
+
+    def hold_room(self, key: str, name: str) -> None:
+        """Call the engine."""
+        self._held[key] = name
+        self._ask("hold_room", key, name)
+
+    def release_room(self, key: str) -> None:
+        """Call the engine."""
+        self._held.pop(key, None)
+        self._ask("release_room", key)
 
     def room(self, key: str) -> RoomLog:
         """Return the log as this node knows it."""

@@ -13,7 +13,17 @@ from dataclasses import replace
 import msgspec
 import trio
 
-from multichat.backend.base import Backend, Claim, DirectFate, Entry, Fed, Lost, Proposal, RoomLog
+from multichat.backend.base import (
+    Backend,
+    Claim,
+    DirectFate,
+    Entry,
+    Fed,
+    Lost,
+    Proposal,
+    RoomClaim,
+    RoomLog,
+)
 from multichat.backend.events import (
     AccountChanged,
     Announced,
@@ -32,7 +42,13 @@ from multichat.backend.events import (
     Replaced,
     TopicChanged,
 )
-from multichat.errors import NameTaken, NotRead, StorageFailed
+from multichat.errors import (
+    InvalidName,
+    NameTaken,
+    NotRead,
+    StorageFailed,
+    TooManyRooms,
+)
 from multichat.journal.base import (
     AccountRecord,
     PendingWrite,
@@ -46,7 +62,7 @@ from multichat.journal.base import (
 from multichat.protocol.ids import message_id, message_number
 from multichat.protocol.lookalikes import lookalike_keys
 from multichat.protocol.messages import Directed, Nonce, SaidBlock
-from multichat.protocol.names import fold_name
+from multichat.protocol.names import fold_name, lookalike_room
 
 AWAY = "the storage is away"
 
@@ -87,6 +103,8 @@ class Hub:
         self.accounts: dict[str, AccountRecord] = {}
         self.topics: dict[str, str] = {}
         self.bans: dict[str, BanRecord] = {}
+        self.open: dict[str, tuple[str, set[str]]] = {}  # rooms by key: name, and their nodes
+        self.claimed = 0  # how often a room was
         self.numbers = 0
         self.requests = 0
 
@@ -147,6 +165,36 @@ class Hub:
             own = self.clients[claim.client] = _Held(record, node)
         own.until = math.inf
         own.names[fold_name(claim.name)] = claim.name
+
+    def claim_room(self, claim: RoomClaim, node: str) -> str:
+        """Decide *claim*."""
+        self.claimed += 1
+        has_messages = claim.key in self.rooms and self.rooms[claim.key].next > 0
+        if not (claim.valid or has_messages):
+            raise InvalidName(claim.name)
+        if claim.key not in self.open:
+            closing = [key for key in claim.leaving if self.open.get(key, ("", {}))[1] == {node}]
+            if len(self.open) - len(closing) >= claim.most:
+                raise TooManyRooms(claim.most)
+            for name, _ in self.open.values():
+                if not (
+                    has_messages or set(lookalike_keys(name)).isdisjoint(lookalike_keys(claim.name))
+                ):
+                    raise lookalike_room(claim.name, name)
+        return self.hold_room(claim.key, claim.name, node)
+
+    def hold_room(self, key: str, name: str, node: str) -> str:
+        """Note that *node* has the room open."""
+        name, nodes = self.open.setdefault(key, (name, set()))
+        nodes.add(node)
+        return name
+
+    def release_room(self, key: str, node: str) -> None:
+        """Note that *node* has it open no more."""
+        if key in self.open:
+            self.open[key][1].discard(node)
+            if not self.open[key][1]:
+                del self.open[key]
 
     def put_client(self, record: ClientRecord, node: str) -> None:
         """Note what *node* reports."""
@@ -214,7 +262,7 @@ class HubBackend(Backend):
     def __init__(self, hub: Hub, name: str) -> None:
         self._hub, self.name = hub, name
         self.events: deque[Event] = deque()
-        self._available = True
+        self._available, self._loses = True, False
         self._free = trio.Event()
         self._free.set()
         self._woken = trio.Event()
@@ -230,6 +278,11 @@ class HubBackend(Backend):
     def release(self) -> None:
         """Let everything reach this node again."""
         self._free.set()
+
+    def lose_answers(self) -> None:
+        """Let those fail that wait for a room, whose fate they do not learn."""
+        self._loses = True
+        self.release()
 
     def become(self, *, available: bool) -> None:
         """Change whether anything can be decided here."""
@@ -282,6 +335,22 @@ class HubBackend(Backend):
         if key not in self._loaded:
             raise StorageFailed("it is not loaded")
         return _Log(self._hub, self, key)
+
+    async def claim_room(self, claim: RoomClaim) -> str:
+        self._check()
+        self._loses = False
+        try:
+            return self._hub.claim_room(claim, self.name)
+        finally:
+            await self._reply()
+            if self._loses:
+                raise StorageFailed(AWAY)
+
+    def hold_room(self, key: str, name: str) -> None:
+        self._hub.hold_room(key, name, self.name)
+
+    def release_room(self, key: str) -> None:
+        self._hub.release_room(key, self.name)
 
     def unload(self, key: str) -> None:
         """Note that a room is closed."""

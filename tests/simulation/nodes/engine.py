@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import trio
 
-from multichat.backend.base import Claim, DirectFate
+from multichat.backend.base import Claim, DirectFate, RoomClaim
 from multichat.backend.events import (
     AccountChanged,
     Announced,
@@ -35,7 +35,14 @@ from multichat.backend.events import (
     Replaced,
     TopicChanged,
 )
-from multichat.errors import MultichatError, NameTaken, NonceReused, StorageFailed
+from multichat.errors import (
+    InvalidName,
+    MultichatError,
+    NameTaken,
+    NonceReused,
+    StorageFailed,
+    TooManyRooms,
+)
 from multichat.journal.base import (
     AccountRecord,
     SavedNonce,
@@ -46,8 +53,9 @@ from multichat.journal.base import (
     take_newest,
 )
 from multichat.protocol.ids import message_id
-from multichat.protocol.lookalikes import NameIndex, fold_name
+from multichat.protocol.lookalikes import NameIndex, fold_name, lookalike_keys
 from multichat.protocol.messages import MAX_UNACCEPTED, Directed, Nonce, SaidBlock
+from multichat.protocol.names import lookalike_room
 from tests.simulation.engine import (
     Append,
     Appended,
@@ -145,6 +153,14 @@ class _Direct:
     fate: DirectFate | None = None
 
 
+@dataclass(eq=False)
+class _OpenRoom:
+    """A room that is open on *nodes*."""
+
+    name: str
+    nodes: set[object] = field(default_factory=set)
+
+
 class SharedEngine(Engine):
     """The engine of a run of *plan*; records what it has stored in *history*."""
 
@@ -153,6 +169,7 @@ class SharedEngine(Engine):
     def __init__(self, plan: NodesPlan, history: NodesHistory) -> None:
         self._plan, self._history = plan, history
         self._rooms: dict[str, _Room] = {}
+        self._open: dict[str, _OpenRoom] = {}  # the rooms that nodes hold
         self._nodes: dict[object, _Node] = {}
         self._executed: dict[tuple[object, int], Execution] = {}
         self._clients_ever = 0
@@ -194,6 +211,8 @@ class SharedEngine(Engine):
     def _expire(self, node: _Node) -> None:
         """Remove the clients of *node*; it is told with its next call."""
         node.is_dead = True
+        for key in list(self._open):
+            self._release_room(node, key)
         for direct in self._directs:
             if direct.node is node:
                 claimed = DirectFate.UNKNOWN
@@ -312,6 +331,37 @@ class SharedEngine(Engine):
 
     def _load_room(self, node: _Node, key: str) -> LogState:
         return self.state(key)
+
+    @property
+    def open_rooms(self) -> list[str]:
+        """The keys of the rooms that nodes hold."""
+        return list(self._open)
+
+    def _claim_room(self, node: _Node, claim: RoomClaim) -> str:
+        has_messages = self._room(claim.key).next > 0
+        if not (claim.valid or has_messages):
+            raise InvalidName(claim.name)
+        if claim.key not in self._open:
+            left = [each for key in claim.leaving if (each := self._open.get(key)) is not None]
+            closing = [each for each in left if each.nodes == {node.name}]
+            if len(self._open) - len(closing) >= claim.most:
+                raise TooManyRooms(claim.most)
+            keys = set(lookalike_keys(claim.name))
+            for other in self._open.values():
+                if not (has_messages or keys.isdisjoint(lookalike_keys(other.name))):
+                    raise lookalike_room(claim.name, other.name)
+        return self._hold_room(node, claim.key, claim.name)
+
+    def _hold_room(self, node: _Node, key: str, name: str) -> str:
+        room = self._open.setdefault(key, _OpenRoom(name))
+        room.nodes.add(node.name)
+        return room.name
+
+    def _release_room(self, node: _Node, key: str) -> None:
+        if (room := self._open.get(key)) is not None:
+            room.nodes.discard(node.name)
+            if not room.nodes:
+                del self._open[key]
 
     def state(self, room: str) -> LogState:
         """Return the state of the room's log now."""

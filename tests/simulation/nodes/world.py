@@ -231,6 +231,8 @@ class _World:
                 for what in ("clients", "rooms", "waiting_bytes"):
                     if count := getattr(counts, what):
                         self.history.left_behind.append(f"{count} {what} of node {node.number}")
+        for room in self._engine.open_rooms:
+            self.history.left_behind.append(f"the room {room} in the engine")
 
     def _note_present(self) -> None:
         history, engine = self.history, self._engine
