@@ -1,9 +1,8 @@
-"""How records of the log are formatted: the specification's lines, or JSON.
+"""Formats log records: as the specification's lines, or as JSON.
 
-`Lines` is what a record of multichat holds; `Messages` are those of a publish.  `LineFormatter`
-makes text of them, one line for each message and one for its broadcast; `JsonFormatter` one JSON
-object for each message, with what the text says in fields of their own.  Both format a whole batch
-at once.
+A record of multichat holds `Lines`, or `Messages` for a publish.  `LineFormatter` formats them as
+text, one line for each message and one for its broadcast; `JsonFormatter` makes one JSON object for
+each message, with separate fields.  Both format a whole batch at once.
 
 Invariant: input from a peer cannot start or end a line.
 """
@@ -22,15 +21,15 @@ from multichat.protocol.timestamps import TimeFormatter
 __all__ = ["NO_FIELDS", "Fields", "JsonFormatter", "LineFormatter", "Lines", "Messages", "OneEvent"]
 
 Fields: TypeAlias = Mapping[str, object]
-"""What is known of a line, by the names that it has in JSON.
+"""The fields of a line, by their names in JSON.
 
 Strings, numbers and booleans; None, False and empty strings are left out.
 """
 
 NO_FIELDS: Fields = MappingProxyType({})
-"""Nothing is known but the text."""
+"""No fields besides the text."""
 
-# A record of another program part, or of the writer itself.
+# A record of another part of the program, or of the writer itself.
 _TAGGED = re.compile(r"\[(\w+)\] (.*)", re.DOTALL)
 
 
@@ -63,7 +62,7 @@ class Lines:
         return encode_lines(self._known(about), self.text)
 
     def _known(self, about: Fields) -> dict[str, object]:
-        """Return *about* and what is known of all lines."""
+        """Return *about* and the fields of all lines."""
         known = {**about, "tag": self.before[1 : self.before.index("]")]}
         for name, value in self.fields.items():
             if isinstance(value, str):
@@ -83,10 +82,10 @@ class Lines:
 
 
 class Messages(Lines):
-    """The messages of one publish, each of which *clients* clients get: *text*, one a line.
+    """The messages of one publish, one for each line of *text*, each sent to *clients* clients.
 
-    As text, each begins with `[tag]` and the *speaker*, and a line about its broadcast follows.  If
-    it *is_blank*, the lines of *text* are empty and only count.
+    As text, each begins with `[tag]` and the *speaker*, and is followed by a line about its
+    broadcast.  If *is_blank*, the lines of *text* are empty and only their number matters.
     """
 
     __slots__ = ("clients", "is_blank")
@@ -106,7 +105,7 @@ class Messages(Lines):
         self.clients, self.is_blank = clients, is_blank
 
     def format_json(self, about: Fields) -> bytes:
-        """Format them as `Lines` does, each with the number of *clients*."""
+        """Format them like `Lines`, each with the number of *clients*."""
         known = self._known(about)
         known["clients"] = self.clients
         if self.is_blank:
@@ -115,7 +114,7 @@ class Messages(Lines):
 
 
 class OneEvent(Lines):
-    """Lines that are one object as JSON, such as a traceback."""
+    """Lines that form one object in JSON, such as a traceback."""
 
     __slots__ = ()
 
@@ -159,7 +158,7 @@ class LineFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats an object a line: `time` (RFC 3339, in UTC), `level`, `component`, `tag` and more."""
+    """Formats one object per line: `time` (RFC 3339, UTC), `level`, `component`, `tag` and more."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""Socket activation: listeners that the service manager has opened, and passes to this process.
+"""Socket activation: listeners that the service manager opened and passes to this process.
 
-By the protocol of systemd they are the descriptors from 3 on.  LISTEN_FDS is their number, if
-LISTEN_PID is this process, and LISTEN_FDNAMES are their names, which say what each is for.  Our
-copies of them are closed as other listeners are, and the service manager keeps its own: meanwhile
-connections wait.  The file of such a Unix socket is never removed here.
+In systemd's protocol they are the descriptors from 3 on.  LISTEN_FDS is their number, if
+LISTEN_PID is this process, and LISTEN_FDNAMES are their names, which tell the purpose of each.  Our
+copies are closed like other listeners, but the service manager keeps its own, so that connections
+wait until the next start.  The file of such a Unix socket is never removed here.
 """
 
 import os
@@ -29,10 +29,10 @@ _NAMES = "LISTEN_FDNAMES"
 
 _FIRST = 3
 
-# No process has more open files; a list of that many fits into memory.
+# No process has more open files, and a list of this length fits into memory.
 _COUNT = re.compile(r"[0-9]{1,6}")
 
-# What systemd calls a descriptor without FileDescriptorName=, and older versions without a unit.
+# The name that systemd gives a descriptor without FileDescriptorName=, or without a unit.
 _UNNAMED = "unknown"
 _UNIT = ".socket"
 
@@ -41,7 +41,7 @@ _PASSED = "what systemd passes"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PassedSockets:
-    """Listening sockets by what they are for; the owner closes them, with `close` at the latest."""
+    """Listening sockets by purpose; the owner closes them, at the latest with `close`."""
 
     chat: tuple[socket.socket, ...] = ()
     web: tuple[socket.socket, ...] = ()
@@ -56,12 +56,12 @@ class PassedSockets:
 
     @property
     def chat_tcp(self) -> tuple[socket.socket, ...]:
-        """Those of the chat that are no Unix sockets."""
+        """The TCP sockets of the chat."""
         return tuple(each for each in self.chat if not is_unix(each))
 
     @property
     def chat_unix(self) -> tuple[socket.socket, ...]:
-        """Those of the chat that are Unix sockets."""
+        """The Unix sockets of the chat."""
         return tuple(filter(is_unix, self.chat))
 
 
@@ -76,11 +76,11 @@ def is_unix(listener: socket.socket | trio.socket.SocketType) -> bool:
 def take_passed_sockets(
     environ: MutableMapping[str, str] = os.environ, pid: int | None = None
 ) -> PassedSockets:
-    """Return the sockets that *environ* says were passed to this process, *pid*; none by default.
+    """Return the sockets that were passed to this process, *pid*, according to *environ*.
 
-    Removes the variables from *environ*, and lets no child process inherit the sockets.  What was
-    passed to another process is left alone.  Raises `ListenFailed` if a descriptor or a name is
-    not as it should be; then all that were passed are open.
+    Removes the variables from *environ*, and makes the sockets non-inheritable.  Sockets that were
+    passed to another process are left alone.  Raises `ListenFailed` if a descriptor or a name is
+    invalid; all descriptors then stay open.
     """
     count, owner = environ.pop(_FDS, ""), environ.pop(_PID, "")
     names = environ.pop(_NAMES, None)
@@ -146,12 +146,12 @@ def _mistake(passed: socket.socket, purpose: str) -> str:
 def _is_open_to_others(path: Path) -> bool:
     try:
         return bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
-    except OSError:  # nobody can connect to it
+    except OSError:  # no client can connect to it
         return False
 
 
 def describe(listener: socket.socket | trio.socket.SocketType) -> str:
-    """Return where *listener* listens: `0.0.0.0:9000`, a path, or `@` and an abstract name."""
+    """Return the address of *listener*: `0.0.0.0:9000`, a path, or `@` and an abstract name."""
     name = listener.getsockname()
     if isinstance(name, bytes):
         return "@" + name[1:].decode("utf-8", "backslashreplace")

@@ -1,7 +1,7 @@
-"""The server's certificate: its TLS context, until when it is valid, and what to do before that.
+"""The server's certificate: its TLS context, its validity, and warnings before it expires.
 
-Owns the files of certificate and key: they are read whole, bounded, and either both are in force or
-none.  The dates are read here, because `ssl` tells only those of a peer's certificate.
+Owns the files of certificate and key: they are read completely, up to a limit, and take effect only
+together.  The dates are parsed here, because `ssl` provides only those of a peer's certificate.
 """
 
 import os
@@ -29,11 +29,11 @@ __all__ = [
     "server_tls",
 ]
 
-# Authorities that renew automatically do so 30 days before the end: two weeks later, that fails.
+# Automatic renewal happens 30 days before the end: if it is two weeks late, it has failed.
 EXPIRES_SOON = timedelta(days=14)
 
-# OpenSSL opens them twice, for the certificates and for the key: of a pair that is replaced in
-# between, the key does not fit.  More often than this, nobody replaces them.
+# OpenSSL opens the files twice, for the certificates and for the key, so that the key does not
+# match if the pair is replaced in between.  It is not replaced more often than this.
 _READINGS = 3
 
 # A chain has four certificates of 2 KiB.
@@ -43,7 +43,7 @@ _PEM = re.compile(
     rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----(.*?)-----END \1-----", re.DOTALL
 )
 
-# What may be at fault with a certificate that is valid now, by the alert of the client.
+# Possible causes for a certificate that is valid now, by the client's alert.
 _ALERTS = {
     "certificate expired": "it has not: the client's clock is perhaps wrong",
     "unknown ca": "perhaps the chain in the certificate's file is not complete",
@@ -55,7 +55,7 @@ _UTC_TIME, _GENERALIZED_TIME, _VERSION = 0x17, 0x18, 0xA0
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """When a chain of certificates is valid: from the last beginning to the first end in it."""
+    """The validity of a chain of certificates: from its latest beginning to its earliest end."""
 
     begins: datetime
     ends: datetime
@@ -69,7 +69,7 @@ class Validity:
         return ""
 
     def advice(self, certificate: Path, now: datetime) -> str:
-        """Return one line for the operator if *certificate* is not valid for long; else nothing."""
+        """Return one line for the operator if *certificate* expires soon or is invalid."""
         if now >= self.ends:
             return (
                 f"The certificate {certificate} expired on {_shown(self.ends)}, and clients refuse "
@@ -99,7 +99,7 @@ def _shown(moment: datetime) -> str:
 
 
 class ServerTls(ssl.SSLContext):
-    """A TLS context of `server_tls`, which knows the file *certificate* and its *validity*.
+    """A TLS context made by `server_tls`, with the file *certificate* and its *validity*.
 
     The validity is None if the dates cannot be read.
     """
@@ -108,13 +108,13 @@ class ServerTls(ssl.SSLContext):
     validity: Validity | None
 
     def __new__(cls) -> Self:
-        """Make one without a certificate."""
+        """Create a context without a certificate."""
         return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
 
     def fault(self, now: float) -> str:
-        """Return why clients refuse the certificate at the Unix time *now*; empty if they do not.
+        """Return why clients reject the certificate at the Unix time *now*; empty if they do not.
 
-        Empty, too, if the dates cannot be read.
+        Also empty if the dates cannot be read.
         """
         return "" if self.validity is None else self.validity.fault(_utc(now))
 
@@ -130,8 +130,8 @@ def _utc(seconds: float) -> datetime:
 def server_tls(certificate: Path, key: Path | None = None) -> ServerTls:
     """Return a TLS context for a server with *certificate*, a PEM file with the whole chain.
 
-    The private *key* may be in the same file.  TLS 1.2 or later.  Reads files, at most 1 MiB of
-    each, and never waits for a FIFO; if they are replaced meanwhile, reads them again.  Raises
+    The private *key* may be in the same file.  Requires TLS 1.2 or later.  Reads at most 1 MiB of
+    each file, and never waits for a FIFO; files that are replaced meanwhile are read again.  Raises
     `BadCertificate`.
     """
     files = (certificate,) if key is None else (certificate, key)
@@ -187,13 +187,13 @@ def _why(error: OSError, key: Path | None) -> str:
 
 
 def explain_handshake(error: BaseException, tls: ssl.SSLContext, now: float) -> str:
-    """Return why a handshake of a client with *tls* has failed with *error*, for the log.
+    """Explain for the log why a client's handshake with *tls* has failed with *error*.
 
-    *error* is one of a stream, *now* the Unix time.  Names what is wrong with the certificate.
+    *error* is that of a stream, *now* is the Unix time.  Mentions any fault of the certificate.
     """
     cause = error.__cause__
     fault = tls.fault(now) if isinstance(tls, ServerTls) else ""
-    if isinstance(cause, ssl.SSLEOFError):  # mostly without a word why
+    if isinstance(cause, ssl.SSLEOFError):  # usually without a reason
         return (
             f"TLS handshake aborted; {fault or 'perhaps the client does not trust the certificate'}"
         )
@@ -205,7 +205,7 @@ def explain_handshake(error: BaseException, tls: ssl.SSLContext, now: float) -> 
 
 
 def read_validity(pem: bytes) -> Validity | None:
-    """Return when all certificates in *pem* are valid; None if that cannot be read."""
+    """Return the validity of all certificates in *pem*; None if it cannot be read."""
     try:
         found = [_validity(a2b_base64(body)) for _, body in _PEM.findall(pem)]
     except (ValueError, IndexError, OverflowError):
@@ -216,7 +216,7 @@ def read_validity(pem: bytes) -> Validity | None:
 
 
 def _validity(der: bytes) -> Validity:
-    """Return when the certificate *der* is valid (RFC 5280, 4.1); raises `ValueError`.
+    """Return the validity of the certificate *der* (RFC 5280, 4.1); raises `ValueError`.
 
     It begins with: SEQUENCE { SEQUENCE { [0] version, serial number, signature, issuer, validity.
     """

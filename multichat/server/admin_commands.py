@@ -33,7 +33,7 @@ __all__ = ["AdminCommands", "RoomInfo"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoomInfo:
-    """A room, and how many *clients* of this server are in it."""
+    """A room and its number of *clients* on this server."""
 
     room: str
     clients: int
@@ -42,7 +42,7 @@ class RoomInfo:
 class AdminCommands:
     """The commands of *server*, whose clients are in *registry*.
 
-    Raise `MultichatError` for what cannot be done.  *clock* returns the Unix time in seconds.
+    They raise `MultichatError` on failure.  *clock* returns the Unix time in seconds.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class AdminCommands:
         return [each for each in members if key in map(fold_name, each.rooms)]
 
     def rooms(self) -> list[RoomInfo]:
-        """Return the rooms in which clients of this server are, by name."""
+        """Return the rooms that have clients of this server, sorted by name."""
         sizes = Counter(room for member in self._server.members for room in member.rooms)
         return [RoomInfo(room=room, clients=clients) for room, clients in sorted(sizes.items())]
 
     def summary(self) -> str:
-        """Return in a few words what the server is doing; cheaper than `statistics`."""
+        """Return the server's state in a few words; cheaper than `statistics`."""
         clients = _count(len(self._registry), "client")
         if self._server.shutting_down:
             return f"shutting down: {clients}"
@@ -84,7 +84,7 @@ class AdminCommands:
         return f"{clients} in {rooms}" + (f"; not ready: {reason}" if reason else "")
 
     def statistics(self) -> "ServerStatistics":
-        """Return what the server has done and what it does now."""
+        """Return the server's statistics."""
         return self._server.statistics()
 
     async def send(self, client: int, text: str) -> None:
@@ -105,10 +105,10 @@ class AdminCommands:
     def ban(
         self, what: int | str, time: str = "", reason: str = "", *, by: Client | None = None
     ) -> str:
-        """Ban *what*, for a *time* such as `1h`, without one for ever.
+        """Ban *what* for a *time* such as `1h`, or permanently without one.
 
         Addresses and `name NAME` take precedence over clients.  A ban *by* an operator in the chat
-        must not cover that operator: only the console could lift it.
+        must not match that operator, because only the console could lift it.
         """
         target = self._find_target(str(what))
         if isinstance(target, str):
@@ -147,14 +147,14 @@ class AdminCommands:
             raise InvalidBan(f"{name} has neither an address nor a name; /kick it") from None
 
     def unban(self, text: str) -> str:
-        """Lift the ban of exactly that target; raises `LocalProtocolError` if there is none."""
+        """Lift the ban of exactly this target; raises `LocalProtocolError` if there is none."""
         subject = Ban(target=parse_target(text)).subject
         if not self._server.unban(text):
             raise LocalProtocolError(f"there is no ban of {subject}")
         return f"{subject} is no longer banned"
 
     def bans(self) -> list[BanInfo]:
-        """Return the bans, for a program."""
+        """Return the bans, for programs."""
         now = self.clock()
         return [
             BanInfo(
@@ -164,12 +164,12 @@ class AdminCommands:
         ]
 
     def describe_bans(self) -> list[str]:
-        """Return a line for each ban."""
+        """Return a line for each ban, for people."""
         now = self.clock()
         return [ban.describe(now) for ban in self._server.bans] or ["nobody is banned"]
 
     async def announce(self, text: str) -> str:
-        """Send *text* to everybody as the server; say to how many clients of this server."""
+        """Send *text* to everybody as the server; return for how many clients of this server."""
         receipt = await self._server.broadcast(text)
         clients = _count(receipt.delivered + receipt.queued + receipt.lagging, "client")
         if self._registry.is_shared:
@@ -190,7 +190,7 @@ class AdminCommands:
         return f"draining: {clients} told to reconnect within {left}"
 
     async def topic(self, rest: str) -> str:
-        """Show or set the topic of a room that is open: *rest* is its name, and maybe a topic."""
+        """Show or set the topic of an open room; *rest* is its name, optionally with a topic."""
         name, _, topic = rest.partition(" ")
         rooms, room_name = self._registry.rooms, room_of(name)
         room = rooms.find(room_name) or rooms.find_elsewhere(room_name)
@@ -203,15 +203,15 @@ class AdminCommands:
         return f"the topic of {room.name} is set"
 
     async def reload(self) -> list[str]:
-        """Read the files of the running server again; see `Server.reload`."""
+        """Reload the files of the running server; see `Server.reload`."""
         return await self._server.reload()
 
     def accounts(self) -> list[str]:
-        """Return the names of all accounts, for a program."""
+        """Return the names of all accounts, for programs."""
         return [account.name for account in self._registry.accounts]
 
     async def account(self, rest: str) -> list[str]:
-        """Do as *rest* says: `add NAME PASSPHRASE`, `remove NAME` or `list`."""
+        """Run a subcommand: *rest* is `add NAME PASSPHRASE`, `remove NAME` or `list`."""
         action, _, rest = rest.partition(" ")
         name, _, passphrase = rest.lstrip().partition(" ")
         registry = self._registry

@@ -2,11 +2,11 @@
 
 Maps each command to a method of `multichat.server.admin_commands`.  Knows neither terminals nor
 sockets, and does not format tables: an answer has data, which `multichat.terminal.admin_answers`
-shows to people.
+formats for people.
 
 1. Every command of the table is run here, and no other.
-2. A command that need not wait has been carried out when `run_command` returns.  For the others it
-   returns what is still to be awaited, so that its caller decides about their order.
+2. A command that does not wait has been carried out when `run_command` returns.  For the others it
+   returns an async function, so that the caller decides about their order.
 """
 
 import re
@@ -32,10 +32,10 @@ _SECONDS = re.compile(r"\d{1,9}(\.\d*)?s?", re.ASCII)
 
 
 class Answer(NamedTuple):
-    """What a command answers: *lines* for people and a *result* for programs; either may be empty.
+    """The answer to a command: *lines* for people, a *result* for programs; either may be empty.
 
-    Text in them comes from other people, and is not cleaned.  The result consists of what msgspec
-    encodes: dataclasses, structs, lists and plain values.
+    They may contain text of other people, which is not cleaned.  The result consists of types that
+    msgspec can encode: dataclasses, structs, lists and plain values.
     """
 
     lines: tuple[str, ...] = ()
@@ -43,14 +43,14 @@ class Answer(NamedTuple):
 
 
 Task: TypeAlias = Callable[[], Awaitable[Answer]]
-"""The part of a command that waits; raises `MultichatError` for what cannot be done."""
+"""The part of a command that waits; raises `MultichatError` if the command fails."""
 
 
 def run_command(admin: AdminCommands, command: Command, rest: str) -> Answer | Task | None:
-    """Run *command* of `ADMIN_COMMANDS`, with *rest* as it was typed behind its name.
+    """Run *command* of `ADMIN_COMMANDS`; *rest* is what was typed after its name.
 
-    Returns the answer, or for a command that waits a task to be called once; None if *rest* is not
-    valid.  Raises `MultichatError` for what cannot be done.
+    Returns the answer, or, for a command that waits, a task to be called once; None if *rest* is
+    invalid.  Raises `MultichatError` if the command fails.
     """
     text = rest.strip()
     match command.name:
@@ -81,7 +81,7 @@ def run_command(admin: AdminCommands, command: Command, rest: str) -> Answer | T
         case "/drain" if not text or _SECONDS.fullmatch(text):
             return partial(_drain, admin, float(text.removesuffix("s")) if text else None)
         case "/account" if text:
-            # Its end is a passphrase, of which spaces are a part.
+            # It ends with a passphrase, which may contain spaces.
             return partial(_account, admin, rest.lstrip())
         case "/help":
             return Answer(tuple(ADMIN_COMMANDS.plain_help_lines()))

@@ -1,14 +1,14 @@
 """The admin socket: a Unix socket over which `multichat ctl` runs the operator's commands.
 
-The file's mode, 0600, is its only admission: who can connect may do everything that the operator
-can at the console.  So passwords, bans, limits and fair share do not apply; what a client of it can
-cost the others is bounded by `ControlLimits` instead.  See `multichat.protocol.control` for the
-protocol, and `multichat.server.admin_requests` for the commands.
+The file's mode, 0600, is the only access control: a client that can connect may do everything that
+the operator can do at the console.  Passwords, bans, limits and fair share do not apply; instead,
+`ControlLimits` bounds what its clients can cost the server.  See `multichat.protocol.control` for
+the protocol, and `multichat.server.admin_requests` for the commands.
 
-1. A request is carried out once it has arrived completely, and each has one answer.  Only where
-   its client has left, and another one needs the place, is a command that waits abandoned.
-2. A connection that breaks the protocol gets an error and stays; nothing that it sends ends the
-   server or another connection.
+1. A request is carried out once it has arrived completely, and gets exactly one answer.  A waiting
+   command is abandoned only if its client has left and another connection needs the slot.
+2. A connection that violates the protocol gets an error and stays open; nothing that it sends can
+   end the server or another connection.
 3. Commands that change something are logged, without the text of messages and without secrets.
 """
 
@@ -43,14 +43,14 @@ from multichat.server.pace import Pace, PacedListener
 
 __all__ = ["Control", "ControlLimits", "open_control"]
 
-# So little that what is decoded at once takes less than a millisecond, whatever it is.
+# Small enough that decoding any input of this size takes less than a millisecond.
 _READ_BYTES = 8 * 1024
 
-# They change nothing, and are asked for every second.
+# These change nothing, and may be requested every second.
 _NOT_LOGGED = ("/who", "/rooms", "/stats", "/bans", "/help")
 
 
-# How many words are no secret in a command that has one, by the first of them.
+# For commands with a secret, by their first word: how many words of the arguments are not secret.
 _NAMED = {"add": 2, "remove": 2, "list": 1}
 
 
@@ -58,11 +58,11 @@ _NAMED = {"add": 2, "remove": 2, "list": 1}
 class ControlLimits:
     """What the clients of an admin socket can cost the server.
 
-    At most *max_connections* at once: for one more, the connection that has waited longest for its
-    next request is closed, or else one whose client has left before it got its answer.  A request
-    has at most *max_line_bytes*, and arrives within *idle_seconds* of the answer before it; an
-    answer is taken within *send_seconds*.  All of them together use at most this *share* of the
-    event loop's time.
+    At most *max_connections* are open at once: when another one comes, the connection that has
+    waited longest for its next request is closed, or else one whose client left before it got its
+    answer.  A request has at most *max_line_bytes* and must arrive within *idle_seconds* of the
+    previous answer; an answer must be received within *send_seconds*.  All connections together use
+    at most this *share* of the event loop's time.
     """
 
     max_connections: int = 16
@@ -87,9 +87,9 @@ class Control:
         self._limits = limits or ControlLimits()
         self.pace = Pace(self._limits.share, clock)
         self._connections = 0
-        # Those that wait for a request, the one that has waited longest first.
+        # The connections that wait for a request, the one that has waited longest first.
         self._idle: dict[trio.CancelScope, None] = {}
-        # Those whose commands wait.
+        # The connections whose commands wait.
         self._waiting: dict[trio.CancelScope, trio.abc.Stream] = {}
 
     async def handle(self, stream: trio.abc.Stream) -> None:
@@ -131,10 +131,10 @@ class Control:
         decoder = LineDecoder(self._limits.max_line_bytes)
         deadline = trio.current_time() + self._limits.idle_seconds
         while (data := await self._receive(stream, deadline)) is not None:
-            if data:  # also if no request is complete
+            if data:  # even if no request is complete
                 await self.pace.wait()
             with self.pace.measure():
-                # At the end the last request may be without its LF; half of one is no JSON.
+                # At the end, the last request may lack its LF; half of one is not valid JSON.
                 parts = decoder.feed(data) if data else decoder.finish()
             for part in parts:
                 for line in [part] if isinstance(part, LineTooLong) else part.split("\n"):
@@ -147,7 +147,7 @@ class Control:
                 return
 
     async def _receive(self, stream: trio.abc.Stream, deadline: float) -> bytes | bytearray | None:
-        """Return what arrives, or nothing at the end; None after *deadline* or if it is evicted."""
+        """Return received data, empty at the end; None after *deadline* or when evicted."""
         with trio.CancelScope(deadline=deadline) as scope:
             self._idle[scope] = None
             try:
@@ -193,7 +193,7 @@ class Control:
             return _refusal(Code.FAILED, "internal error; see the server's log")
 
     def _begin(self, line: str) -> Answer | ControlAnswer | Task:
-        """Run the request in *line* as far as it need not wait; raises as `run_command` does."""
+        """Run the request in *line* up to where it must wait; raises like `run_command`."""
         try:
             request = decode_request(line)
         except MultichatError as error:
@@ -217,14 +217,14 @@ def _refusal(code: Code, error: str, *lines: str) -> ControlAnswer:
 def _without_secrets(command: Command, rest: str, log: Log) -> str:
     """Return *rest*, the arguments of *command*, without passphrases and the text of messages.
 
-    And perhaps without what else people read: the reasons of kicks and bans, and topics.  What is
-    not as the command expects it is not shown either, because anything may be in it.
+    If the log hides messages, the reasons of kicks and bans and topics are left out, too.  So are
+    invalid arguments, because they may contain anything.
     """
     if command.has_secret:
         words = rest.split()
         shown = words[: _NAMED.get(words[0].lower(), 0)] if words else []
         return shortened(" ".join(shown))
-    # A tab or a no-break space in place of a space must not make a text part of a name.
+    # A tab or a no-break space instead of a space must not make a text part of a name.
     rest = " ".join(rest.split())
     match command.name:
         case "/announce":
@@ -250,8 +250,7 @@ async def open_control(
 ) -> AsyncGenerator[None]:
     """Serve the admin sockets of *listeners*, which only their owner can use, until the block ends.
 
-    Closes the listeners.  Connections that are still open at the end are closed, whatever they wait
-    for.
+    Closes the listeners.  At the end, open connections are closed even if they are waiting.
     """
     control = Control(admin, log, limits)
     with lone_exception():

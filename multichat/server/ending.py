@@ -1,11 +1,11 @@
-"""How a server ends: it drains, shuts down, or ends at once.
+"""How a server ends: drain, shutdown, and abort.
 
-Owns whether a server drains or shuts down, and when a drain says goodbye to whom.  Closes nothing:
-the server stops accepting when `begun` is set, and shuts down when `shut_down` is.
+Owns the state of ending, and the schedule of goodbyes in a drain.  Closes nothing: the server stops
+accepting when `begun` is set, and shuts down when `shut_down` is set.
 
-1. It only goes forward: `drain`, `shutdown`, `abort`; each may be left out, and each is idempotent.
-2. A drain ends with the shutdown, after its seconds at the latest, and before if no client is left.
-3. A client that lags is disconnected when it has caught up; the shutdown disconnects the others.
+1. The state only moves forward: `drain`, `shutdown`, `abort`; each is optional and idempotent.
+2. A drain ends with the shutdown, after its seconds at the latest, or once no client is left.
+3. A lagging client is disconnected when it has caught up; the shutdown disconnects the others.
 """
 
 import math
@@ -22,14 +22,14 @@ from multichat.server.registry import Registry
 
 __all__ = ["Ending"]
 
-# How often a drain looks who is left.  Goodbyes that are due within one step are said together, so
-# that thousands of clients do not make thousands of steps.
+# The interval of a drain's steps.  All goodbyes that are due within a step are sent together, so
+# that thousands of clients do not need thousands of steps.
 _STEP_SECONDS = 0.05
 
-# The part of a drain in which nobody gets a goodbye; see `ServerTimeouts.drain_pause`.
+# The part of a drain before the first goodbye; see `ServerTimeouts.drain_pause`.
 _PAUSE_SHARE = 1 / 3
 
-# The time for goodbyes that `abort` leaves: enough to hand them to the kernel.
+# The time that `abort` leaves for goodbyes: enough to hand them to the kernel.
 _LAST_WORDS_SECONDS = 0.1
 
 
@@ -57,27 +57,27 @@ class Ending:
             self._default_seconds = config.drain_seconds
         self.begun = trio.Event()
         self.shut_down = trio.Event()
-        self._ends_at = math.inf  # of the drain, on trio's clock
+        self._ends_at = math.inf  # when the drain ends, on trio's clock
         self._pause = 0.0
         self._aborted_at = math.inf
         self._limited: list[tuple[trio.CancelScope, float]] = []
 
     @property
     def draining(self) -> bool:
-        """Whether it drains, and does not shut down yet."""
+        """Whether the server drains, and does not yet shut down."""
         return self.begun.is_set() and not self.shut_down.is_set()
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until the drain has ended; 0 without one."""
+        """Seconds until the end of the drain; 0 without one."""
         return max(0.0, self._ends_at - trio.current_time()) if self.draining else 0.0
 
     def drain(self, seconds: float | None = None) -> bool:
         """Begin to drain for *seconds*; return whether `run` MUST be called now, in a task.
 
-        By default, *seconds* are those of the configuration.  With 0 seconds it shuts down.  Once
-        it drains or shuts down, this does nothing.  Raises `LocalProtocolError` if *seconds* is
-        negative or more than a day.
+        *seconds* defaults to the configured time.  With 0 seconds the server shuts down.  Does
+        nothing if the server already drains or shuts down.  Raises `LocalProtocolError` if
+        *seconds* is negative or more than a day.
         """
         seconds = self._default_seconds if seconds is None else seconds
         if not 0 <= seconds <= MAX_DRAIN_SECONDS:
@@ -97,9 +97,9 @@ class Ending:
         return True
 
     async def run(self) -> None:
-        """Pause, say goodbye to one client after the other, and begin the shutdown.
+        """Pause, send goodbyes to one client after another, and begin the shutdown.
 
-        Cancelled, it begins the shutdown at once.
+        If cancelled, it begins the shutdown at once.
         """
         try:
             with trio.CancelScope(deadline=self._ends_at) as scope:
@@ -111,20 +111,20 @@ class Ending:
     async def _say_goodbyes(self) -> None:
         now = trio.current_time()
         first_at = now + self._pause
-        due, rate = 1.0, 0.0  # goodbyes that are due, and how many more are in each second
+        due, rate = 1.0, 0.0  # goodbyes that are due, and how many become due each second
         while clients := [each for each in self._registry.clients if not each.is_trusted]:
             ready = [each for each in clients if not each.lagging()]
             if now >= first_at and ready:
                 left = self.seconds_left
                 count = int(due) if left > _STEP_SECONDS else len(ready)
                 needed = len(ready) / max(left, _STEP_SECONDS)
-                # It rises at once when clients have caught up, and falls only with a goodbye.
+                # The rate rises at once when clients have caught up, and falls only with a goodbye.
                 rate = needed if count else max(rate, needed)
                 due -= count
                 for client in ready[:count]:
                     self._registry.disconnect(client, self._goodbye())
             elif not ready:
-                due = min(due, 1.0)  # not saved up while all that are left lag
+                due = min(due, 1.0)  # do not save up while all remaining clients lag
             await trio.sleep(_STEP_SECONDS)
             if self.shut_down.is_set():
                 return
@@ -140,7 +140,7 @@ class Ending:
         self.shut_down.set()
 
     def abort(self) -> None:
-        """Begin the shutdown, and end all that `limit` limits."""
+        """Begin the shutdown, and cut short the scopes of `limit_closing` and `limit_clients`."""
         self.shutdown()
         if self._aborted_at == math.inf:
             self._aborted_at = trio.current_time()
@@ -148,11 +148,11 @@ class Ending:
             scope.deadline = min(scope.deadline, self._aborted_at + rest)
 
     def limit_closing(self, scope: trio.CancelScope, deadline: float) -> None:
-        """Cancel *scope*, in which all goodbyes are said, at *deadline* or when aborted."""
+        """Cancel *scope*, in which all goodbyes are sent, at *deadline* or on an abort."""
         self._limit(scope, deadline, 0.0)
 
     def limit_clients(self, scope: trio.CancelScope, deadline: float) -> None:
-        """Cancel *scope*, in which the clients are, at *deadline*, or soon after an abort."""
+        """Cancel *scope*, which runs the clients, at *deadline*, or soon after an abort."""
         self._limit(scope, deadline, _LAST_WORDS_SECONDS)
 
     def _limit(self, scope: trio.CancelScope, deadline: float, rest: float) -> None:

@@ -1,7 +1,7 @@
-"""What the log says of clients, connections, bans and reloads: the words, and the fields of JSON.
+"""The log lines about clients, connections, bans and reloads: their text, and their JSON fields.
 
-One function for each event.  Those that a client can cause without end go through its own log,
-which is limited in lines; see `multichat.server.log_rate`.
+One function for each event.  Events that a client can cause repeatedly go through that client's own
+log, which is rate-limited; see `multichat.server.log_rate`.
 """
 
 import logging
@@ -47,7 +47,7 @@ def disconnected(log: Log, client: int, name: str, code: str, reason: str) -> No
 
     *code* is one of `DISCONNECT_CODES`.
     """
-    if code in ("kicked", "banned"):  # for a reason that an operator has written
+    if code in ("kicked", "banned"):  # an operator wrote the reason
         reason = log.shown(reason, code)
     suffixes = "".join(f" ({each})" for each in (name, reason) if each)
     fields: Fields = {
@@ -61,7 +61,7 @@ def disconnected(log: Log, client: int, name: str, code: str, reason: str) -> No
 
 
 def resumed(log: Log, connected_as: int, client: int, name: str) -> None:
-    """Log that the session of *client* goes on, on a connection that was another client's."""
+    """Log that the session of *client* continues, on a connection that was another client's."""
     fields: Fields = {
         "event": "resumed",
         "client": client,
@@ -72,7 +72,7 @@ def resumed(log: Log, connected_as: int, client: int, name: str) -> None:
 
 
 def renamed(client: "Client", before: str) -> None:
-    """Log the new name of *client*, which it has already."""
+    """Log the new name of *client*, which has already been set."""
     text = f"Client {client.number} is now called {client.name}"
     fields: Fields = {"event": "renamed", "name": client.name, "before": before}
     client.log.line("STATE", text, fields=fields)
@@ -85,7 +85,7 @@ def joined(client: "Client", room: str) -> None:
 
 
 def left(client: "Client", room: str) -> None:
-    """Log that *client* has left *room*, and is still connected."""
+    """Log that *client* has left *room* but is still connected."""
     fields: Fields = {"event": "left", "name": client.name, "room": room}
     client.log.line("STATE", f"Client {client.number} left {room}", fields=fields)
 
@@ -111,13 +111,13 @@ def operated(client: "Client", command: str) -> None:
 
 
 def controlled(log: Log, command: str) -> None:
-    """Log a *command* of the operator that came over the admin socket."""
+    """Log a *command* that the operator sent over the admin socket."""
     text = f"Operator at the admin socket: {command}"
     log.line("STATE", text, fields={"event": "operator", "name": "", "account": ""})
 
 
 def refused(log: Log, address: str, why: RefusedFor, reason: str) -> None:
-    """Log a connection that was not admitted, with its *address*: operators ban by that."""
+    """Log a connection that was not admitted, with its *address*, which an operator may ban."""
     if why is RefusedFor.BANNED:
         reason = log.shown(reason, why.value)
     fields: Fields = {
@@ -147,5 +147,5 @@ def reloaded(log: Log, parts: str) -> None:
 
 
 def not_reloaded(log: Log, part: str, text: str) -> None:
-    """Log a *part* that was not reloaded; *text* says why."""
+    """Log a *part* that was not reloaded, and the reason, *text*."""
     log.line("reload", text, logging.ERROR, fields={"event": "not-reloaded", "part": part})

@@ -1,13 +1,13 @@
-"""The rate limit of the log: messages per second of each client, and a count of the others.
+"""The rate limit of the log: messages per second for each client, and a count of the rest.
 
-Owns the rate of each client, also across its reconnects, and the line that counts the messages that
-were not logged.  That line is where the gap is, before anything else that is logged of the client.
-What a client cannot repeat without a new connection, such as connecting, is always logged.
+Owns the rate of each client, even across its reconnects, and the line that counts the messages that
+were not logged.  That line is placed at the gap, before anything else that is logged about the
+client.  Events that need a new connection each time, such as connecting, are always logged.
 
-A token bucket for each client.  Each message counts once, though the log has two lines for it, and
+There is a token bucket for each client.  Each message counts once, though it causes two lines, and
 so does each change of name or room; a message longer than 1 KiB counts as several, so that the log
-is bounded in bytes, too.  Once a message is not logged, none is for a second: the log of a flood is
-one block of lines and one number a second.
+is also bounded in bytes.  Once a message is not logged, none is logged for a second: a flood
+appears in the log as one block of lines and one number each second.
 """
 
 from collections import OrderedDict, deque
@@ -27,13 +27,13 @@ BURST_SECONDS = 10.0
 # Lines of ordinary chat and of stack traces are shorter.
 _LINE_CHARACTERS = 1024
 
-# Addresses whose clients have left with a bucket that was not full, and how many clients of each.
+# Limits for buckets that were not full when their clients left: addresses, and clients of each.
 _MAX_ADDRESSES = 1000
 _MAX_OF_ADDRESS = 128
 
 
 class LogRates:
-    """The logs of all clients, each of at most *rate* messages a second; None is no limit.
+    """The logs of all clients, each of at most *rate* messages a second; None means no limit.
 
     *start_soon* starts a task that outlives the call.
     """
@@ -47,14 +47,14 @@ class LogRates:
         self.log = log
         self.rate = rate
         self.start_soon = start_soon
-        # When the buckets of clients that have left will be full, by address.
+        # When the buckets of departed clients will be full, by address.
         self._left: OrderedDict[Hashable, deque[float]] = OrderedDict()
 
     def open(self, client: int, address: Hashable) -> "ClientLog":
         """Return the log of a client from *address*.
 
-        It continues the bucket of a client that has left from there, unless that is full again:
-        otherwise each new connection would have a burst of its own.
+        It reuses the bucket of a departed client of that address if that is not yet full again:
+        otherwise each new connection would get a new burst.
         """
         now = trio.current_time()
         left = self._left.get(address)
@@ -64,7 +64,7 @@ class LogRates:
         return ClientLog(self, client, address, full_at)
 
     def close(self, client_log: "ClientLog") -> None:
-        """Log how many messages of a client that leaves were not logged."""
+        """Log how many messages of a departing client were not logged."""
         client_log.log_omitted()
         now = trio.current_time()
         if client_log.full_at > now:
@@ -99,7 +99,7 @@ class ClientLog:
             self._omit(1)
 
     def said(self, speaker: str, said: SaidBlock, messages: int, clients: int) -> None:
-        """Log one publish of the client, of that many *messages*; see `Log.said`."""
+        """Log one publish of the client, with its number of *messages*; see `Log.said`."""
         log, block, logged = self._rates.log, said.text, 0
         fields: Fields = {
             "event": "said",
@@ -130,7 +130,7 @@ class ClientLog:
         return int(rate * (BURST_SECONDS - max(0.0, owed_seconds)))
 
     def _take(self, lines: int, characters: int) -> bool:
-        """Take that many lines from the bucket if it has them; return whether it had."""
+        """Take that many lines from the bucket if it has enough; return whether it had."""
         rate = self._rates.rate
         if rate is None:
             return True

@@ -1,7 +1,7 @@
-"""The metrics of a server for Prometheus, taken from its statistics when they are asked for.
+"""The metrics of a server for Prometheus, computed from its statistics for each scrape.
 
-The package `prometheus-client` is an extra, and is imported only by what is called here.  Its own
-server is not used, and neither is its global registry.
+The package `prometheus-client` is an extra, and is imported only inside the functions here.  Its
+own HTTP server and its global registry are not used.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -113,24 +113,25 @@ _HISTOGRAMS = (
 class ServerCollector:
     """The metrics of *server*, for a `CollectorRegistry` of the package `prometheus-client`.
 
-    `registry.register(multichat.ServerCollector(server))` makes them part of a program's own.  One
-    registry has the metrics of one server.  They may be collected before, while and after the
-    server runs, in the thread of its trio run: an exporter in another thread calls
-    `trio.from_thread.run_sync`.  Collecting takes as long as `Server.statistics`, and nothing is
-    done meanwhile.
+    `registry.register(multichat.ServerCollector(server))` adds them to a program's own registry,
+    which can have the metrics of one server.  They may be collected before, while and after the
+    server runs, in the thread of its trio run: an exporter in another thread must use
+    `trio.from_thread.run_sync`.  Collecting takes as long as `Server.statistics`, and blocks the
+    event loop meanwhile.
 
-    Collecting raises `ImportError` without that package: it is the extra `multichat-trio[metrics]`.
+    Collecting raises `ImportError` without that package, which is the extra
+    `multichat-trio[metrics]`.
     """
 
     def __init__(self, server: "Server") -> None:
         self._server = server
 
     def describe(self) -> "Iterable[Metric]":
-        """Return the metrics without values; a registry checks their names with it."""
+        """Return the metrics without values, for a registry to check their names."""
         return self._families(None)
 
     def collect(self) -> "Iterable[Metric]":
-        """Return the metrics with the values that they have now."""
+        """Return the metrics with their present values."""
         return self._families(self._server.statistics())
 
     def _families(self, now: ServerStatistics | None) -> "Iterator[Metric]":
@@ -171,7 +172,7 @@ _BUCKET_NAMES = (*(str(bound) for bound in BOUNDS), "+Inf")
 
 
 def make_registry(server: "Server") -> "CollectorRegistry":
-    """Return a registry of its own with the metrics of *server*; see `ServerCollector`."""
+    """Return a new registry with the metrics of *server*; see `ServerCollector`."""
     from prometheus_client import CollectorRegistry
 
     registry = CollectorRegistry()
@@ -182,7 +183,7 @@ def make_registry(server: "Server") -> "CollectorRegistry":
 class ProcessMetrics:
     """The metrics of this process, for a registry: memory, processor time and open files.
 
-    Only where the system tells, which is Linux.  They have the values of the last `refresh`.
+    Available on Linux only.  The values are those of the last `refresh`.
     """
 
     def __init__(self) -> None:
@@ -192,7 +193,7 @@ class ProcessMetrics:
         self._families: list[Metric] = []
 
     async def refresh(self) -> None:
-        """Ask the system, in a thread: to count open files takes 2 µs for each."""
+        """Read the values, in a thread: counting open files takes 2 µs for each."""
         self._families = await trio.to_thread.run_sync(
             lambda: list(self._source.collect()), abandon_on_cancel=True
         )
@@ -203,16 +204,16 @@ class ProcessMetrics:
 
 
 def render(registry: "CollectorRegistry", accept: str = "") -> tuple[bytes, str]:
-    """Return what *registry* has as text, and its content type.
+    """Return the metrics in *registry* as text, and the content type.
 
-    *accept* is the header of the request, which may ask for the format of OpenMetrics; what cannot
-    be understood in it asks for nothing.
+    *accept* is the request's header, which may request the OpenMetrics format; invalid parts of it
+    are ignored.
     """
     from prometheus_client.exposition import choose_encoder
 
     try:
         encode, content_type = choose_encoder(accept)
-        content_type.encode("ascii")  # a part of *accept* is in it
+        content_type.encode("ascii")  # it contains a part of *accept*
     except Exception:  # noqa: BLE001 - an invalid version raises several kinds
         encode, content_type = choose_encoder("")
     data: bytes = encode(registry)

@@ -1,14 +1,14 @@
-"""The port of the metrics: `/metrics`, `/live` and `/ready`, in plain HTTP.
+"""The metrics port: `/metrics`, `/live` and `/ready`, over plain HTTP.
 
-It is for the operator's machines and never part of the web port, which strangers reach.
+It is for the operator's machines, and separate from the web port, which strangers can reach.
 
 Invariants:
 
-1. At most `MAX_CONNECTIONS` are open; a newer one closes the oldest.  So connections that send
-   nothing keep nobody from asking.
-2. Each takes its turns at the event loop like all others, and has the deadlines of the web port.
-3. A browser on this machine shows them to no page of somebody else: see `multichat.web.hosts`.
-4. It serves until the server has ended: while that drains or shuts down, `/ready` says so.
+1. At most `MAX_CONNECTIONS` are open; a newer one closes the oldest, so that idle connections
+   cannot block others.
+2. Each connection takes turns at the event loop like all others, and has the web port's deadlines.
+3. A browser on this machine never shows the metrics to foreign pages: see `multichat.web.hosts`.
+4. It serves until the server has ended; during a drain or shutdown, `/ready` reports that.
 """
 
 import socket
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_CONNECTIONS", "MetricsPort", "open_metrics"]
 
-# Some scrapers, some checks of health, and somebody with a browser.
+# Some scrapers, some health checks, and a person with a browser.
 MAX_CONNECTIONS = 16
 
 METRICS = "/metrics"
@@ -49,9 +49,9 @@ METRICS = "/metrics"
 async def open_metrics(
     server: "Server", turns: Turns, log: Log, listeners: Sequence[trio.SocketListener]
 ) -> AsyncGenerator[str]:
-    """Serve the metrics of *server* on *listeners* while the block runs; closes them.
+    """Serve the metrics of *server* on *listeners* while the block runs; closes the listeners.
 
-    Logs and yields their URL.  *turns* are the server's.  Raises `ImportError` without the package
+    Logs and yields the URL.  *turns* are the server's.  Raises `ImportError` without the package
     `prometheus-client`.
     """
     served = MetricsPort(server, turns, log)
@@ -70,7 +70,7 @@ async def open_metrics(
 
 
 class MetricsPort:
-    """Answers the connections to the port of the metrics of *server*, whose *turns* these are.
+    """Answers the connections to the metrics port of *server*; *turns* are the server's.
 
     Raises `ImportError` without the package `prometheus-client`.
     """
@@ -82,7 +82,7 @@ class MetricsPort:
         self._registry = make_registry(server)
         self._registry.register(self._process)
         self._hosts = Hosts(own_names(socket.gethostname()))
-        self._open: dict[trio.CancelScope, None] = {}  # the oldest is first
+        self._open: dict[trio.CancelScope, None] = {}  # oldest first
 
     async def handle(self, stream: trio.abc.Stream) -> None:
         """Answer one request on *stream*, and close it; raises nothing."""
@@ -131,7 +131,7 @@ class MetricsPort:
         )
 
     async def answer(self, request: Request, *, is_local: bool) -> Response:
-        """Return the answer to *request*, which *is_local* if it came from this machine by TCP.
+        """Return the response to *request*; *is_local* if it came from this machine over TCP.
 
         Raises `HttpError`.
         """
@@ -142,8 +142,8 @@ class MetricsPort:
             raise HttpError(404, f"there are {METRICS}, /live and /ready here")
         check_method(request, "GET", "HEAD")
         host = requested_host(request)
-        # Other machines know this one by names that nobody has told us, but loopback has only its
-        # own: a page that asks for another one has made that name resolve to this machine.
+        # Other machines may know this one by names that we do not know, but loopback has only its
+        # own names: a page that requests another name has made it resolve to this machine.
         if is_local and host is not None and not self._hosts.allows(host):
             raise HttpError(421, f"ask for 127.0.0.1 or localhost, not for {host.name}")
         await self._process.refresh()

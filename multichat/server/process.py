@@ -1,6 +1,6 @@
 """A server as a process of its own: signals, open files and the garbage collector.
 
-Owns what is changed for the whole process: a server that is embedded in a program leaves it alone.
+Owns the settings of the whole process, which a server embedded in a program leaves alone.
 """
 
 import errno
@@ -46,11 +46,11 @@ async def serve_until_signal(
     """Run `serve` for *server*, as a process of its own, until one of `ending_signals` comes.
 
     SIGTERM drains the server, SIGINT and SIGQUIT shut it down; a second one of them ends it at
-    once.  SIGHUP reloads the server; only if standard input was a terminal, and that has closed, it
-    ends it, too.  A SIGHUP that is ignored, as under `nohup`, stays ignored.  *hang_ups* notes
-    those that come before.  *serve* reports to its `task_status` once it accepts
-    connections; from then on, *manager* is notified of the server's state.  *tasks* run beside the
-    server and are cancelled at the end.  Raises as `Server.run` does.
+    once.  SIGHUP reloads the server, or shuts it down if standard input was a terminal that has
+    closed.  An ignored SIGHUP, as under `nohup`, stays ignored.  *hang_ups* has the earlier ones.
+    *serve* reports to its `task_status` once it accepts connections; from then on, *manager* is
+    notified of the server's state.  *tasks* run beside the server and are cancelled at the end.
+    Raises like `Server.run`.
     """
     advice = _allow_files(server.config.max_clients)
     gc.freeze()  # imported modules stay
@@ -75,7 +75,7 @@ async def _obey_signals(signals: EndingSignals, server: Server, scope: trio.Canc
     async for number in signals:
         if has_come or server.shutting_down:
             server.abort()
-            if not server.addresses:  # it has not started yet, and may wait for long
+            if not server.addresses:  # it has not started yet, which may take long
                 scope.cancel(reason="a second signal")
         elif number == signal.SIGTERM:
             server.drain()
@@ -91,12 +91,12 @@ async def _obey_hang_ups(hang_ups: HangUps, server: Server) -> None:
             if had_terminal:
                 nursery.start_soon(_end_without_terminal, server)
             if not had_terminal or _has_terminal():
-                with suppress(ReloadFailed):  # the log has it
+                with suppress(ReloadFailed):  # it is in the log
                     await server.reload()
 
 
 async def _end_without_terminal(server: Server) -> None:
-    """Shut *server* down if its terminal has closed, or does in a moment."""
+    """Shut *server* down if its terminal has closed, or closes within a moment."""
     for seconds in (0, _CLOSING_SECONDS):
         await trio.sleep(seconds)
         if not _has_terminal():
@@ -105,15 +105,15 @@ async def _end_without_terminal(server: Server) -> None:
 
 
 def _has_terminal() -> bool:
-    """Return whether standard input is a terminal that is open."""
+    """Return whether standard input is an open terminal."""
     try:
-        return sys.stdin.isatty()  # False, too, once it has closed
+        return sys.stdin.isatty()  # also False once it has closed
     except (AttributeError, ValueError):  # there is none
         return False
 
 
 def _has_closed_terminal() -> bool:
-    """Return whether standard input is a terminal that has closed, as during the start."""
+    """Return whether standard input is a terminal that has closed, for example during the start."""
     try:
         import termios
 

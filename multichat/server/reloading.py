@@ -1,16 +1,16 @@
-"""Reloading: the parts of a running server that come from files, and can be read again.
+"""Reloading: the parts of a running server's configuration that come from files.
 
-Owns the list of these parts and the order of reloads.  Knows nothing of what is in the files: each
-part is two functions, one that reads in a worker thread, and one that changes the server in the
-event loop.
+Owns the list of these parts and the order of reloads.  Knows nothing of the files' content: each
+part consists of two functions, one that reads in a worker thread, and one that changes the server
+in the event loop.
 
 Invariants:
 
-1. A part whose file is wrong, or cannot be read in time, stays as it was; all others are reloaded.
-2. A part changes in one step, without waiting: no client meets half of it.
-3. Reloads follow each other.  One that is asked for during another one begins after it, because
-   the files may have changed since.
-4. The event loop reads no file.
+1. A part whose file is invalid, or not readable in time, stays unchanged; the others are reloaded.
+2. A part changes in one step, without waiting: no client sees it half changed.
+3. Reloads run one after another.  A reload that is requested during another one starts after it,
+   because the files may have changed since.
+4. The event loop never reads a file.
 """
 
 from collections.abc import Callable
@@ -31,18 +31,18 @@ __all__ = ["Reloading"]
 
 T = TypeVar("T")
 
-# A disk that hangs keeps one of these threads busy, and the parts that it has not.
+# A disk that hangs blocks one of these threads, but not the parts on other disks.
 _THREADS = 8
 
-# Half of what systemd waits for by default, and longer than a disk under load takes.
+# Half of systemd's default timeout, and longer than a disk under load takes.
 _SECONDS = 30.0
 
 
 class Reloading:
-    """What can be reloaded of one server; *log* gets a line for each reload and each fault.
+    """The reloadable parts of one server; *log* gets a line for each reload and each error.
 
-    A part has *seconds* to read its files.  *around* returns a context that is entered for each
-    reload, in which all parts are read.
+    Each part has *seconds* to read its files.  *around* returns a context manager; each reload
+    reads all parts within it.
     """
 
     def __init__(self, log: Log, *, seconds: float = _SECONDS) -> None:
@@ -53,13 +53,13 @@ class Reloading:
         self._threads = trio.CapacityLimiter(_THREADS)
 
     def add(self, name: str, read: Callable[[], T], change: Callable[[T], str | None]) -> None:
-        """Add a part, which log and answers call *name*, or replace the one of that name.
+        """Add a part, or replace the part of that name; *name* appears in the log and in answers.
 
-        *read* is called in a worker thread, and may block.  It returns what *change* is then called
-        with in the event loop, which changes the server at once; it may return a line of advice for
-        the operator, such as on a certificate that expires soon.  Either may raise
-        `MultichatError`, `OSError` or `ValueError`, whose text is shown, and then MUST have changed
-        nothing.  No secret may be in that text.
+        *read* is called in a worker thread and may block.  Its result is passed to *change*, which
+        is called in the event loop and changes the server at once.  *change* may return a line of
+        advice for the operator, for example that a certificate expires soon.  Either may raise
+        `MultichatError`, `OSError` or `ValueError`; then it MUST NOT have changed anything.  The
+        text of the error is shown, and must not contain a secret.
         """
 
         def read_part() -> Callable[[], str | None]:
@@ -68,10 +68,10 @@ class Reloading:
         self._parts[name] = read_part
 
     async def reload(self) -> list[str]:
-        """Read all parts again, and return what was done: a line on the parts, and all advice.
+        """Reload all parts, and return a line that lists them, followed by all advice.
 
-        Waits for reloads that have begun before.  Cancelled, each part is either as it was or as it
-        is in its file.  Raises `ReloadFailed` if any part was not reloaded; the others are.
+        Waits for reloads that began earlier.  If cancelled, each part is either unchanged or as in
+        its file.  Raises `ReloadFailed` if any part was not reloaded; the others are.
         """
         async with self._lock:
             answers: dict[str, str | None] = {}
@@ -80,7 +80,7 @@ class Reloading:
                 async with trio.open_nursery() as nursery:
                     for name in self._parts:
                         nursery.start_soon(self._reload, name, answers, faults)
-            # In the order of the parts, whichever was ready first.
+            # In the order of the parts, whichever was read first.
             done = [name for name in self._parts if name in answers]
             what = ", ".join(done) if done else "nothing"
             failed = {

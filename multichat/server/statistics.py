@@ -1,6 +1,6 @@
-"""The statistics of a server: one snapshot of what it does and has done.
+"""The statistics of a server, as snapshots of its counters and state.
 
-Everything is counted where it happens, per batch or less often, or looked up when the snapshot is
+Everything is counted where it happens, per batch or less often, or looked up when a snapshot is
 taken; a snapshot takes half a microsecond for each client.
 """
 
@@ -19,28 +19,28 @@ __all__ = ["Durations", "ServerStatistics", "StatisticsSource"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerStatistics:
-    """What a server has done since it started, and its state now.
+    """A server's counters since it started, and its present state.
 
-    *clients* are connected, in *rooms* that have members here.  *clients_ever* were admitted,
-    *refused* connections rejected.  *messages* were accepted; *deliveries* counts a message once
-    for each member that got it live, *skipped* once for each that missed it under the `drop`
-    policy, and *missed* once for each that was told that it missed it because the history no longer
-    had it, or because the server ended.  *too_slow* counts clients that were disconnected because
-    they took nothing for the stall timeout, because they were slow under the `disconnect` policy,
-    or because memory was full.
+    *clients* are connected, in *rooms* that have members here.  *clients_ever* is the number of
+    admitted clients, and *refused* that of rejected connections.  *messages* counts accepted
+    messages.  *deliveries* counts a message once for each member that got it live, *skipped* once
+    for each that missed it under the `drop` policy, and *missed* once for each that was informed
+    that it missed it, because the history no longer had it or because the server ended.  *too_slow*
+    counts clients that were disconnected because they received nothing for the stall timeout,
+    because they were slow under the `disconnect` policy, or because memory was full.
 
     *waiting_bytes* are in the send queues, and *lagging* clients are behind and get the history
     replayed.  *messages_per_second* and *deliveries_per_second* are means over the last ten
     seconds.
 
-    *disconnects* has how many clients left, by code; *refusals* how many connections were rejected,
-    by reason.  Both have the same keys at all times; see `multichat.server.refusals`.
+    *disconnects* has the number of clients that left, by code, and *refusals* the number of
+    rejected connections, by reason.  Their keys never change; see `multichat.server.refusals`.
 
-    *loop_lag* is how late the event loop woke a task four times a second, and *longest_loop_lag*
-    the worst of the last ten seconds, in seconds.  *turn_waits* is how long connections waited for
-    their turn at the loop, where they had to.  *journal_writes* is how long transactions of the
-    journal took, None if it has none; *engine_round_trips* how long the engine of a cluster took
-    for its answers, None without a cluster.
+    *loop_lag* measures four times a second how late the event loop woke a task;
+    *longest_loop_lag* is the worst of the last ten seconds, in seconds.  *turn_waits* measures how
+    long connections waited for their turn at the loop, if they had to wait.  *journal_writes* is
+    the duration of the journal's transactions, None without a journal file; *engine_round_trips*
+    is the response time of a cluster's engine, None without a cluster.
     """
 
     clients: int
@@ -66,7 +66,7 @@ class ServerStatistics:
 
 
 class StatisticsSource:
-    """Takes the statistics of one server, from its parts; `run` samples what has to be sampled."""
+    """Takes the statistics of one server; `run` samples those that need sampling."""
 
     def __init__(
         self, registry: Registry, connections: Connections, turns: Turns, backend: Backend
@@ -81,7 +81,7 @@ class StatisticsSource:
         await self._watch.run()
 
     def take(self) -> ServerStatistics:
-        """Return a snapshot; may be called in and outside of trio, also before `run`."""
+        """Return a snapshot; may be called inside and outside of trio, even before `run`."""
         registry, counts, watch = self._registry, self._counts, self._watch
         clients = registry.clients
         writes, trips = self._backend.journal_writes, self._backend.round_trips

@@ -2,11 +2,12 @@
 
 Each is one datagram to the socket in the variable NOTIFY_SOCKET; without it nothing is sent.
 
-1. Nothing here waits.  What the service manager does not take at once is dropped, except a state:
-   that the server is ready, reloads or stops is sent again until it is taken or no longer true.
-2. The watchdog is fed by a task of the event loop, never by a thread: if the loop is blocked, the
-   service manager notices.
-3. The variables are removed from the environment, so that no child process takes them for its own.
+1. Nothing here waits.  A datagram that the service manager does not accept at once is dropped,
+   except a state: ready, reloading or stopping is sent again until it is accepted or no longer
+   true.
+2. A task of the event loop feeds the watchdog, never a thread: if the loop is blocked, the service
+   manager notices.
+3. The variables are removed from the environment, so that no child process uses them.
 """
 
 import os
@@ -33,26 +34,26 @@ _WATCHDOG_PID = "WATCHDOG_PID"
 
 _USEC = 1_000_000
 
-# How often the status is sent if it has changed, and a state that was not taken.
+# The interval at which a changed status, and a state that was not accepted, are sent.
 _STATUS_SECONDS = 1.0
 
-# More digits are no time that a unit has, and cannot all be converted.
+# No unit has a time with more digits, and longer numbers may not be convertible.
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
-# Feeding it more often would take the time of the clients; a unit's watchdog has seconds.
+# Feeding the watchdog more often would take time from the clients; a unit's watchdog has seconds.
 _LEAST_FEEDING_SECONDS = 0.01
 
-# The longest stop that is announced, where `--grace` has no end.
+# The longest stop that is announced if `--grace` is unlimited.
 _MAX_STOP_SECONDS = 7 * 86400.0
 
-# For closing a journal or leaving a cluster, after the last client has gone.
+# For closing a journal or leaving a cluster, after the last client has left.
 _CLOSING_SECONDS = 10.0
 
 
 class ServiceManager:
     """The service manager at *address*, a path or `@` and an abstract name; empty if there is none.
 
-    It expects a sign of life within each *watchdog_seconds*, if given.  *clock* returns the
+    It expects a keep-alive within each *watchdog_seconds*, if given.  *clock* returns the
     nanoseconds of CLOCK_MONOTONIC.
     """
 
@@ -67,8 +68,8 @@ class ServiceManager:
         self._clock = clock
         self._log = Log("server")
         self._failed = self._stopping = False
-        self._status = ""  # as it was taken
-        self._unsent: tuple[str, ...] = ()  # the fields of a state that was not taken
+        self._status = ""  # the last one that was accepted
+        self._unsent: tuple[str, ...] = ()  # the fields of a state that was not accepted
         self._socket: socket.socket | None = None
         self.watchdog_seconds = watchdog_seconds
         if address:
@@ -79,9 +80,9 @@ class ServiceManager:
     def from_environment(
         cls, environ: MutableMapping[str, str] = os.environ, pid: int | None = None
     ) -> "ServiceManager":
-        """Return the one that *environ* names, and remove its variables.
+        """Return the service manager that *environ* names, and remove its variables.
 
-        *pid* is the own process: the watchdog of another one is not ours.
+        *pid* is this process: a watchdog for another process is ignored.
         """
         address = environ.pop(_NOTIFY_SOCKET, "")
         usec = environ.pop(_WATCHDOG_USEC, "")
@@ -100,7 +101,7 @@ class ServiceManager:
             self._socket = None
 
     async def run(self, server: Server) -> None:
-        """Report that *server* accepts connections, and then its state, until cancelled.
+        """Report that *server* accepts connections, then report its state until cancelled.
 
         Closes the socket at the end.
         """
@@ -129,7 +130,7 @@ class ServiceManager:
                 self._change_state(server, *self._unsent)
 
     def _change_state(self, server: Server, *fields: str) -> None:
-        """Send *fields*, which replace those that were not taken, and the status."""
+        """Send *fields*, which replace any that were not accepted, and the status."""
         self._unsent, status = fields, _status_of(server)
         if self._send(*fields, status):
             self._unsent, self._status = (), status
@@ -154,14 +155,14 @@ class ServiceManager:
                 self._change_state(server, "READY=1")
 
     def _send(self, *fields: str) -> bool:
-        """Send *fields*; return False if the service manager is too busy to take them now."""
+        """Send *fields*; return False if the service manager is too busy to accept them now."""
         if self._socket is None:
             return True
         try:
             self._socket.sendto("\n".join(fields).encode(), self._address)
         except BlockingIOError:
             return False
-        except OSError as error:  # which the next one most likely meets, too
+        except OSError as error:  # the next datagram would most likely fail, too
             if not self._failed:
                 self._failed = True
                 reason = transport.describe_error(error)
