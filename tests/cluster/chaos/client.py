@@ -32,8 +32,9 @@ _MAX_UNACCEPTED = 64
 # Silence after which a connection is given up: below `--away`, so that a client returns in time.
 SILENT_SECONDS = 3.0
 
-# The same of patient clients: above all that an engine is away, so that they see the refusals.
-PATIENT_SECONDS = 15.0
+# The same of patient clients: above the `wait` that a welcome tells, 32 s, for as long as a private
+# message may keep a node silent while the engine is away.
+PATIENT_SECONDS = 40.0
 
 _PING_SECONDS = 1.0
 _RETRY_SECONDS = 0.1
@@ -450,6 +451,8 @@ class Chatter:
         if event["code"] == "name-taken" and "nonce" not in event:  # of its session: see above
             return
         if event["code"] == "storage-failed" and "nonce" not in event:
+            return
+        if event["code"] == "unknown-id" and self.crowd.lossy:  # and nobody has spoken since
             return
         each = self.unaccepted.get(event.get("nonce", 0))
         if event["code"] != "storage-failed" or each is None:

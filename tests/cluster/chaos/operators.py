@@ -25,6 +25,9 @@ _PAUSE_SECONDS = 0.3
 _RETRY_SECONDS = 0.2
 _ANSWER_SECONDS = 8.0
 
+# Above the `wait` that a welcome tells, after which a client may give up a connection.
+_WAIT_SECONDS = 40.0
+
 # A login costs a node a tenth of a second.
 _LOGIN_SECONDS = 2.0
 
@@ -68,7 +71,7 @@ class _Person:
         self._nonce += 1
         nonce = f"{self.name} {self._nonce}"
         await self._line.send({"type": kind, "nonce": nonce, **fields})
-        with trio.fail_after(2 * _ANSWER_SECONDS):
+        with trio.move_on_after(_WAIT_SECONDS):
             while True:
                 answer = None
                 for event in await self._line.receive():
@@ -78,6 +81,10 @@ class _Person:
                         self.hear(event)
                 if answer is not None:
                     return answer
+        self.office.failures.append(
+            f"{kind} of {self.name} was not answered in {_WAIT_SECONDS:g} s"
+        )
+        raise Cut("no answer")
 
     def hear(self, event: dict[str, Any]) -> None:
         """Take what nobody has asked for."""
