@@ -28,6 +28,7 @@ from multichat.cli.process import (
     read_input_secret,
     read_secret_file,
 )
+from multichat.cli.socket_owner import is_trusted, listening_user, user_name
 from multichat.errors import (
     ConnectFailed,
     ConnectionLost,
@@ -212,7 +213,10 @@ class _Connection:
 
     @contextmanager
     def open(self) -> Iterator[Self]:
-        """Connect, and close at the end of the block; raises `ConnectFailed`."""
+        """Connect, and close at the end of the block.
+
+        Raises `ConnectFailed`, also if the user who listens there is not trusted.
+        """
         family = getattr(socket, "AF_UNIX", None)
         if family is None:
             raise ConnectFailed(str(self._path), None, "this system has no Unix sockets")
@@ -220,8 +224,16 @@ class _Connection:
             self._socket.settimeout(self._seconds)
             try:
                 self._connect()
+                user = listening_user(self._socket, self._path)
+                trusted = is_trusted(user, self._path, us=os.geteuid())
             except OSError as error:
                 raise ConnectFailed(str(self._path), None, _why_not(error)) from error
+            if not trusted:
+                reason = (
+                    f"the user {clean(user_name(user))} listens there, and is neither you nor "
+                    "root; put the socket of --admin into a folder where others cannot make files"
+                )
+                raise ConnectFailed(str(self._path), None, reason)
             yield self
 
     def _connect(self) -> None:

@@ -18,6 +18,7 @@ import pytest
 import trio
 
 import multichat
+from multichat.cli.socket_owner import is_trusted
 from tests.support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, program, serve
 from tests.support.terminals import Terminal
 
@@ -375,6 +376,52 @@ async def test_another_user_can_neither_connect_nor_disturb(path: Path, tmp_path
         )
         assert b"PermissionError" in done.stderr
         assert await operator.run("bans") == "nobody is banned\n"
+
+
+# Listens as the user 65534, for everybody, and prints what it gets.
+STRANGER = """
+import os, socket, sys
+os.setgid(65534); os.setuid(65534); os.umask(0)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+print("ready", flush=True)
+print(listener.accept()[0].recv(100), flush=True)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+async def test_a_socket_of_a_stranger_gets_nothing_unless_nobody_else_could_have_made_it(
+    path: Path, tmp_path: Path
+) -> None:
+    os.chown(path.parent, 65534, 65534)
+    path.parent.chmod(0o1777)
+    argv = (sys.executable, "-c", STRANGER, str(path))
+    async with Command(tmp_path, *argv) as stranger:
+        await stranger.wait_for("ready")
+        error = refused(1, "--socket", path, "announce", "secret")
+        assert error == (
+            f"cannot connect to {path}: the user nobody listens there, and is neither you nor root;"
+            " put the socket of --admin into a folder where others cannot make files"
+        )
+        assert await stranger.wait() == 0
+        assert stranger.out.splitlines()[1:] == ["b''"]
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("user", "mode", "trusted"),
+    [(0, 0o777, True), (7, 0o777, True), (8, 0o755, True), (8, 0o1777, False), (8, 0o757, False)],
+)
+def test_who_may_listen_for_ctl(user: int, mode: int, trusted: bool, tmp_path: Path) -> None:
+    top = tmp_path.resolve()
+    folder = top / "open" / "his"
+    folder.mkdir(parents=True)
+    folder.parent.chmod(mode)
+    link = top / "link"
+    link.symlink_to(folder)
+    for path in (folder / "admin", link / "admin"):
+        assert is_trusted(user, path, us=7, top=top) == trusted
 
 
 # --- Servers that answer badly --------------------------------------------------------------------
