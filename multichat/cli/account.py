@@ -80,13 +80,15 @@ def account(
         raise UsageMistake("NAME is missing" if name is None else "list takes no NAME")
     if passphrase_file is not None and action is not Action.ADD:
         raise UsageMistake(f"--passphrase-file has no effect with {action.value}")
+    is_cluster = isinstance(file, ClusterUrl)
+    if name is not None and not is_cluster and not file.exists() and Path(name).is_file():
+        raise UsageMistake(f"JOURNAL comes before NAME: {action.value} {name} {file}")
     with one_line_errors():
         import trio
 
         from multichat.journal.sqlite.file_lock import IN_USE
         from multichat.stdio import until_signal
 
-        is_cluster = isinstance(file, ClusterUrl)
         if is_cluster:
             access = EngineAccess(cluster_password_file, cluster_ca, cluster_tls_name)
             backend = _cluster(file, access)

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
+import msgspec
 import trio
 
 from multichat.client.backoff import Delays
@@ -25,10 +26,13 @@ from multichat.client.session import ClientSession
 from multichat.errors import (
     ConnectFailed,
     ConnectionLost,
+    Insecure,
     InvalidName,
     MultichatError,
     NoJson,
     Refused,
+    TooManyAttempts,
+    WrongPassphrase,
 )
 from multichat.protocol.auth import WRONG_PASSWORD
 from multichat.protocol.framing import clean
@@ -49,6 +53,9 @@ __all__ = ["Link", "Redial", "Retry"]
 # A connection that is lost sooner does not reset the backoff: otherwise a client that is
 # disconnected immediately would reconnect four times a second for ever.
 _STEADY_SECONDS = 1.0
+
+# Why a login is refused.
+_LOGIN_REFUSALS = frozenset((Insecure.code, TooManyAttempts.code, WrongPassphrase.code))
 
 # How often progress is checked within a time limit.
 _CHECKS = 20
@@ -381,7 +388,8 @@ class Link:
         for error in refusals:
             if error.code == InvalidName.code:  # which will not change
                 self.session.position.give_up(error.room)
-        self.events.put(list(refusals))  # our name has been taken meanwhile, or one of our rooms
+        # Our name has been taken meanwhile, or our account or one of our rooms is gone.
+        self.events.put(list(map(_explained, refusals)))
         self._note_connected()
         if lines := self.session.outbox.resend():
             with suppress(ConnectionLost):  # the next connection sends them
@@ -557,3 +565,13 @@ class Link:
             self.connection.try_send(JSON.encode_request(Quit()))
         self._tasks.cancel(reason="the chat was closed")
         await trio.aclose_forcefully(self.connection.stream)
+
+
+def _explained(error: Error) -> Error:
+    """Return the *error* for a part of the hello with which we resume, as the user is to read it.
+
+    The passphrase is right, as a rule: a server without a journal has lost the account.
+    """
+    if error.code not in _LOGIN_REFUSALS:
+        return error
+    return msgspec.structs.replace(error, text=f"you are not logged in any more: {error.text}")

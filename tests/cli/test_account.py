@@ -60,6 +60,7 @@ async def test_a_refused_account_command_prints_one_line(tmp_path: Path, secret:
         (("list", tmp_path / "other.db"), 1, "no such file"),
         (("remove", tmp_path / "other.db", "alice"), 1, "no such file"),
         (("list", secret), 1, "not a journal"),
+        (("add", "carol", path), 2, f"JOURNAL comes before NAME: add {path} carol"),
     ):
         done = account(*words)
         assert (done[0], done[1], done[2].count("\n")) == (status, "", 1)
@@ -67,6 +68,7 @@ async def test_a_refused_account_command_prints_one_line(tmp_path: Path, secret:
         assert PASSPHRASE not in done[2]
     assert account("list", path)[1] == "alice\n"
     assert not (tmp_path / "other.db").exists()
+    assert not Path("carol").exists()
 
 
 async def test_the_journal_of_a_running_server_is_left_alone(tmp_path: Path, secret: Path) -> None:

@@ -196,6 +196,25 @@ async def test_later_connections_log_in_again_until_we_are_logged_out(
         assert "login" not in await again.welcome()
 
 
+async def test_a_login_that_is_refused_after_a_reconnect_says_what_that_means(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation() as (chat, network, peer):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(chat.login, "alice", PASSPHRASE)
+            await peer.tell("logged-in", name="alice", nonce=(await peer.read())["nonce"])
+        await peer.reset()
+        assert isinstance(await anext(chat), Disconnected)
+        again = await network.peer()
+        await again.admit_probe()
+        await again.welcome(name="alice", resumed=False, rooms=rooms_of(lobby=None))
+        await again.tell("error", code="wrong-passphrase", text="the passphrase is wrong")
+        assert await anext(chat) == Reconnected(resumed=False)
+        text = "you are not logged in any more: the passphrase is wrong"
+        assert await anext(chat) == Error("wrong-passphrase", text)
+        assert (chat.name, chat.account) == ("alice", "")
+
+
 async def test_a_wrong_passphrase_ends_the_handshake(autojump_clock: MockClock) -> None:
     login = Credentials("alice", PASSPHRASE)
     async with trio.open_nursery() as nursery:
