@@ -41,6 +41,7 @@ class _Person:
         self.office, self.name = office, name
         self.dice = random.Random(f"{office.seed} {name}")
         self.client = 0
+        self.former: set[int] = set()  # the numbers of connections that have ended
         self._line: Line | None = None
         self._nonce = 0
 
@@ -61,6 +62,7 @@ class _Person:
             except Cut:
                 pass
             finally:
+                self.former.add(self.client)
                 self.client = 0
                 await trio.aclose_forcefully(stream)
             await trio.sleep(_RETRY_SECONDS)
@@ -233,7 +235,9 @@ class Office:
             except (Cut, OSError, trio.TooSlowError) as error:
                 found.append(f"the node at {port} does not answer: {error}")
         for bans, topics, named in seen:
-            if named != holders:
+            # Its node may not have noticed that the connection of the last holder has ended.
+            former = set().union(*(each.former for each in self.owners))
+            if named != holders and not (named and not holders and former.issuperset(named)):
                 found.append(f"{ACCOUNT} is {named}, and {holders} were told so")
             found += [
                 f"{target} is {'' if target in bans else 'not '}banned"
