@@ -55,11 +55,13 @@ SEED_WITH_A_ROOM_CLOSED_TWICE = 236
 SEED_WITH_A_ROOM_REFUSED_TWICE = 1501
 
 # In these a client lags behind its own messages only at the shutdown; messages under way then, and
-# one with the same nonce behind them; and a bare `since` about a room that is refused again.
-SEEDS_WITH_SEVERAL_ROOMS = (2446, 2527, 4601, 4648, 7583, 8148, 8937, 22007)
+# one with the same nonce behind them; a bare `since` about a room that is refused again; and
+# (the last three) messages with one nonce of which one names the room that is refused.
+SEEDS_WITH_SEVERAL_ROOMS = (2446, 2527, 4601, 4648, 7583, 8148, 8937, 22007, 2511, 2689, 3566)
 
-# In this one a client changes to JSON while the lobby waits for it to take messages.
-SEEDS_WITH_SEVERAL_NODES = (381,)
+# In the first two a client changes to JSON while the lobby waits for it to take messages; in the
+# third, somebody logs in to the account of a client that has resumed with its login.
+SEEDS_WITH_SEVERAL_NODES = (381, 625, 741)
 
 # Most mutations are caught by the first or second seed.
 SEEDS_FOR_A_MUTATION = range(100, 1100)

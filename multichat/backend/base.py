@@ -224,7 +224,7 @@ class Claim:
     With *login*, the client logs in to the account of that name, and takes the name and the login
     from any other client.  Without *login* the claim succeeds if the name is free: no client holds
     it, or its holder has left and was this client, came from the same *origin*, left too long ago,
-    or held the name of *account*.
+    or held the name of *account*.  It fails if another client is logged in to *account*.
     """
 
     client: int
@@ -416,7 +416,9 @@ class Backend(ABC):
     def put_client(self, record: ClientRecord) -> None:
         """Report the present state of one of our clients; never waits or fails.
 
-        Other nodes receive `ClientPut`.  Shared.
+        Other nodes receive `ClientPut`.  A login in it that was not claimed, as that of a session
+        that was resumed, is the client's if no other client has it; else our node receives
+        `NameLost`.  Shared.
         """
         raise NotImplementedError
 

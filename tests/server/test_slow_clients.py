@@ -346,6 +346,22 @@ async def test_all_messages_after_the_last_id_of_a_welcome_follow_it_and_none_be
             assert state["last"] == welcome["last"]
 
 
+async def test_the_last_id_of_a_member_is_before_what_the_room_waits_for_it_to_take(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with slow_room(config(Slow.WAIT)) as (network, sender, slow):
+        member = network.server._registry.clients[-1].current
+        room = member.room
+        assert member.last_id == room.last_id == room.id_before(2)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(say_all, sender, ["2"])
+            await trio.testing.wait_all_tasks_blocked()
+            assert member.lag is None
+            assert (member.last_id, room.last_id) == (room.id_before(2), room.id_before(3))
+            assert await slow.lines(3) == ["[Client 1] 0", "[Client 1] 1", "[Client 1] 2"]
+        assert member.last_id == room.last_id
+
+
 async def test_the_last_id_of_a_welcome_is_the_room_s_if_it_asks_for_a_replay(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -402,8 +402,10 @@ class SharedEngine(Engine):
         for name in list(client.names):
             if name.name != record.name:
                 self._drop(client, name)
-        if not record.account:
+        if self._logins.get(record.account) != record.client:
             self._log_out(record.client)
+            if record.account:
+                record = self._keep_login(node, record)
         if record.name and not any(each.name == record.name for each in client.names):
             self._problem(f"{record} has a name that it was not given")
         self._tell_others(node, ClientPut(record))
@@ -479,6 +481,8 @@ class SharedEngine(Engine):
         self._names.add(taken, claim.name)
 
     def _check_name(self, claim: Claim) -> None:
+        if claim.account and self._logins.get(claim.account, claim.client) != claim.client:
+            raise NameTaken(claim.name)
         now, is_own = trio.current_time(), claim.account == fold_name(claim.name)
         for name in self._names.lookalikes(claim.name):
             if name.client == claim.client:
@@ -502,6 +506,14 @@ class SharedEngine(Engine):
         client = self._clients[number]
         if client.node is not None:
             client.node.link.push(NameLost(number, client.generation, name, login))
+
+    def _keep_login(self, node: _Node, record: ClientRecord) -> ClientRecord:
+        """Give a client that has resumed its login back; tell *node* if another has it."""
+        if self._logins.setdefault(record.account, record.client) == record.client:
+            return record
+        lost = NameLost(record.client, record.generation, record.account, True)
+        node.link.push(lost)
+        return msgspec.structs.replace(record, account="")
 
     def _drop(self, client: _Client, name: _Name) -> None:
         client.names.remove(name)

@@ -1,5 +1,6 @@
 """Parses what a connection requested, and what it was told; see `..history`."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,20 +111,25 @@ class Talk:
         for request in self.requests:
             if request.kind != "quit":
                 waiting.setdefault(request.nonce, []).append(request)
+        answers = Counter(event["nonce"] for event in self.events if event.get("nonce") is not None)
+        is_shut_down = any(event.get("code") == "shutdown" for event in self.events)
+        skips = {
+            nonce for nonce, each in waiting.items() if is_shut_down and answers[nonce] < len(each)
+        }
         for event in self.events:
             nonce = event.get("nonce")
             of_nonce = waiting.get(nonce) if nonce is not None else None
             if not of_nonce or event["type"] == "goodbye":
                 yield event, None
             else:
-                yield event, of_nonce.pop(_place(event, of_nonce))
+                yield event, of_nonce.pop(_place(event, of_nonce) if nonce in skips else 0)
 
 
 def _place(event: dict[str, Any], waiting: list[Request]) -> int:
-    """Return which of the requests *waiting*, which have one nonce, *event* answers: the first.
+    """Return which of the requests *waiting*, which have one nonce, *event* answers.
 
-    But a server that shuts down publishes nothing more and leaves those messages unanswered, and
-    may still answer a later one that it refuses.
+    That is the first, unless the server shuts down: it publishes nothing more and leaves those
+    messages unanswered, and may still answer a later one that it refuses.
     """
     if event.get("code") == "not-in-room" and waiting[0].room is None:
         room = event["text"].rpartition(" ")[2]
