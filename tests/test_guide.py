@@ -145,7 +145,7 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "cli/test_drain::test_without_a_drain_sigterm_shuts_down_as_sigint_does",
             "server/test_systemd::test_a_service_says_when_it_is_ready_what_it_does_and_when_it_stops",
             "server/test_systemd::test_a_drain_is_a_stop_that_says_how_long_it_takes",
-            "server/test_systemd::test_a_blocked_loop_does_not_feed_the_watchdog",
+            "server/test_systemd::test_the_watchdog_is_fed_by_the_loop_and_not_while_that_is_blocked",
         ),
         "How large": ("test_guide::test_figures_of_the_guide_are_measured_ones",),
         "Watch it": (

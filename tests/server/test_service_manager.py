@@ -17,20 +17,29 @@ from multichat.testing import memory_server
 pytestmark = pytest.mark.process
 
 
-async def test_a_watchdog_of_a_microsecond_leaves_time_for_the_clients(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+@pytest.mark.parametrize(
+    ("watchdog_seconds", "seconds", "times"),
+    [(1.0, 2.25, 5), (1e-6, 0.095, 10)],
+    ids=["a second", "a microsecond, which leaves time for the clients"],
+)
+async def test_the_watchdog_is_fed_twice_in_its_time(
+    watchdog_seconds: float,
+    seconds: float,
+    times: int,
+    tmp_path: Path,
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     path = tmp_path / "notify.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as service:
         service.bind(str(path))
         service.setblocking(False)
         async with memory_server() as network:
-            manager = ServiceManager(str(path), watchdog_seconds=1e-6)
-            with trio.move_on_after(0.095):
+            manager = ServiceManager(str(path), watchdog_seconds=watchdog_seconds)
+            with trio.move_on_after(seconds):
                 await manager.run(network.server)
         assert [datagram for datagram in _datagrams(service) if b"WATCHDOG=1" in datagram] == [
             b"WATCHDOG=1"
-        ] * 10
+        ] * times
 
 
 def _datagrams(service: socket.socket) -> Iterator[bytes]:

@@ -57,7 +57,6 @@ class Manager:
         self._receiver = trio.socket.from_stdlib_socket(receiver)
         self.address = address
         self.said: list[dict[str, str]] = []
-        self.heard_at: list[float] = []
 
     async def hear(self, seconds: float = WAIT_SECONDS) -> dict[str, str]:
         """Return the next notification, as its fields."""
@@ -65,7 +64,6 @@ class Manager:
             data = await self._receiver.recv(4096)
         fields = dict(line.split("=", 1) for line in data.decode().split("\n"))
         self.said.append(fields)
-        self.heard_at.append(trio.current_time())
         return fields
 
     async def wait_for(self, name: str, value: str | None = None) -> dict[str, str]:
