@@ -34,6 +34,7 @@ from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
     Disconnected,
     Enter,
+    Error,
     Event,
     Exit,
     Join,
@@ -198,11 +199,10 @@ class LogClient(FrontEnd):
             await self._wait_for_output()
 
     def _format(self, event: Event) -> str | None:
-        """Return the line of a message, with its room if we are in several."""
+        """Return the line of a message or an error, with its room if we are in several."""
         line = TEXT.format(event)
-        if line and self._in_rooms and isinstance(event, Said):
-            return f"{event.room}: {line}"
-        return line
+        room = event.room if isinstance(event, Said | Error) else ""
+        return f"{room}: {line}" if line and room and self._in_rooms else line
 
     def _describe(self, event: Event) -> list[str]:
         lines = describe_event(event)

@@ -102,6 +102,22 @@ async def test_a_log_names_the_room_of_each_message_if_there_are_several(tmp_pat
         assert await alice.wait() == 0
 
 
+async def test_a_log_names_the_room_of_which_messages_may_be_missing(
+    port: int, tmp_path: Path
+) -> None:
+    async with (
+        serve(tmp_path, port=port) as server,
+        connect(tmp_path, server, "--room", "den", "--room", "ops") as alice,
+    ):
+        await alice.wait_for("in ops")
+        async with multichat.connect(LOOPBACK, port, room="den") as bob:
+            await bob.say("hello")
+        await alice.wait_for("[RX] den: [Client")
+        server.process.kill()
+        async with serve(tmp_path, port=port):
+            await alice.wait_for("[RX] den: [Server] messages that were said here meanwhile")
+
+
 async def test_a_passphrase_goes_nowhere_but_to_its_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
