@@ -485,7 +485,7 @@ class SlowFile:
 
 async def test_connections_that_wait_for_an_answer_are_not_closed_for_another() -> None:
     """On the real clock, because a thread waits."""
-    async with open_desk(ControlLimits(max_connections=2)) as desk:
+    async with open_desk(ControlLimits(max_connections=2, share=1.0)) as desk:
         file = SlowFile(desk.server)
         busy = [desk.connect(), desk.connect()]
         for client in busy:
@@ -501,7 +501,8 @@ async def test_connections_that_wait_for_an_answer_are_not_closed_for_another() 
 
 
 async def test_a_command_that_waits_gives_its_place_up_if_its_client_has_left() -> None:
-    async with open_desk(ControlLimits(max_connections=2)) as desk:
+    """With all of the time, so that no connection waits for its pace on the real clock."""
+    async with open_desk(ControlLimits(max_connections=2, share=1.0)) as desk:
         file = SlowFile(desk.server)
         gone, patient = desk.connect_socket(), desk.connect_socket()
         for client in (gone, patient):
