@@ -26,6 +26,7 @@ __all__ = [
     "disguised_command",
     "lacks_slash",
     "looks_like",
+    "masked",
     "may_be_disguised",
     "may_hold_secret",
     "parse_line",
@@ -51,6 +52,7 @@ _LIKE_SECRET = 0.8
 _MAX_SECRET_CHARACTERS = 20
 # With what follows them, as in `/loginalice`; `/login.html` is a path.
 _RUN_TOGETHER = re.compile(r"/(?:login|register|passphrase|password)\w")
+_NEW_ACCOUNT = re.compile(r"(?i)(\s*/account\s+add\s+\S+)\s.*", re.DOTALL)
 _NO_SLASH = re.compile(r"\s*(?:login|register|passphrase|auth|account\s+add)\s+\S", re.IGNORECASE)
 
 # Slashes, and what looks like one or stands on the same key (Unicode, confusables.txt).
@@ -122,6 +124,19 @@ def may_hold_secret(line: str) -> bool:
     if command is None:
         return _is_like_secret(word, rest)
     return command.has_secret and bool(rest)
+
+
+def masked(line: str) -> str:
+    """Return *line* of the operator's console as it is shown, without what may be a passphrase.
+
+    That is the one of a new account, and what follows a mistyped command.
+    """
+    if _NEW_ACCOUNT.match(line):
+        return _NEW_ACCOUNT.sub(r"\1 …", line)
+    word = line.split(maxsplit=1)[0] if line.strip() else ""
+    if ADMIN_COMMANDS.find(word) or not (may_hold_secret(line) or lacks_slash(line)):
+        return line
+    return f"{word} …"
 
 
 def lacks_slash(line: str) -> bool:

@@ -10,7 +10,6 @@ directly to the terminal.  The input line returns when the server is in the fore
 """
 
 import os
-import re
 import signal
 import sys
 import threading
@@ -22,6 +21,7 @@ import trio
 
 from multichat.log import Log, LogWriter
 from multichat.protocol.framing import Part
+from multichat.protocol.typed_lines import masked
 from multichat.terminal.admin_console import (
     AdminConsole,
     background_access_fails,
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from multichat.terminal.prompt import Prompt
 
 __all__ = ["run_prompted_console"]
-
-_ACCOUNT = re.compile(r"(?i)(\s*/account\s+add\s+\S+)\s.*")
 
 _STATUS = "what you type is sent to everybody; /help lists the commands"
 
@@ -148,7 +146,7 @@ class _InputLine:
                 if typed is None or self._closing:
                     return
                 line = typed.text
-                self._prompt.screen.show([[("", f"> {_masked(line)}")]])  # as a terminal echoes it
+                self._prompt.screen.show([[("", f"> {masked(line)}")]])  # as a terminal echoes it
                 self._line_done = trio.Event()
                 self._token.run_sync_soon(self._submit, line)
                 await self._line_done.wait()
@@ -217,8 +215,3 @@ class _InputLine:
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)  # returns after SIGCONT, which is handled above
         signal.signal(signal.SIGTSTP, handler)
-
-
-def _masked(line: str) -> str:
-    """Return *line* as it is shown, without the passphrase of a new account."""
-    return _ACCOUNT.sub(r"\1 …", line)

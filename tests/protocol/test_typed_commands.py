@@ -12,6 +12,7 @@ from multichat.protocol.messages import Ban, Direct, Invalid, Kick, Request, Say
 from multichat.protocol.text_codec import TEXT
 from multichat.protocol.typed_lines import (
     disguised_command,
+    masked,
     may_be_disguised,
     parse_line,
     say_literally,
@@ -719,3 +720,23 @@ async def test_who_with_the_name_of_a_person_names_the_room() -> None:
         ]
         async with network.chat() as chat:
             assert await chat.members("alice") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("/account add alice swordfish", "/account add alice …"),
+        (" /Account  add alice sword fish", " /Account  add alice …"),
+        ("/account remove alice", "/account remove alice"),
+        ("/acount add alice swordfish", "/acount …"),
+        ("/accountadd alice swordfish", "/accountadd …"),
+        ("account add alice swordfish", "account …"),
+        ("/register swordfish", "/register …"),
+        ("/kick alice for a login", "/kick alice for a login"),
+        ("the login works again", "the login works again"),
+        ("/help", "/help"),
+        ("  ", "  "),
+    ],
+)
+def test_the_console_does_not_show_what_may_be_a_passphrase(line: str, shown: str) -> None:
+    assert masked(line) == shown
