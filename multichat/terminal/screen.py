@@ -73,8 +73,13 @@ _KEPT_LINES = 200
 _KEPT_CHARACTERS = 64 * 1024
 
 # Nothing is drawn until the size has been stable for this long: tmux reports sizes at most every
-# 250 ms, and until then the actual size of the screen is unknown.
-_SETTLE_SECONDS = 0.3
+# 250 ms, and until then the actual size of the screen is unknown.  The rest is for a busy machine.
+_SETTLE_SECONDS = 0.5
+
+# If our own timer is later than this, the machine is so busy that tmux may be later still: the size
+# has to be stable for as long again, at most this often.
+_LATE_SECONDS = 0.02
+_MOST_WAITS = 5
 
 # Styles for prompt_toolkit's own parts, readable on either background.
 STYLE = Style(
@@ -217,12 +222,22 @@ class Screen:
     # --- Resizing ---------------------------------------------------------------------------------
 
     def resized(self) -> None:
-        """Draw nothing until the size has been stable for `_SETTLE_SECONDS`."""
-        if self._suspended:
-            return
+        """Draw nothing until the size has been stable for `_SETTLE_SECONDS`, or for longer."""
+        if not self._suspended:
+            self._wait_stable(_MOST_WAITS)
+
+    def _wait_stable(self, waits: int) -> None:
         if self._settling is not None:
             self._settling.cancel()
-        self._settling = asyncio.get_running_loop().call_later(_SETTLE_SECONDS, self.settle)
+        loop = asyncio.get_running_loop()
+        due = loop.time() + _SETTLE_SECONDS
+        self._settling = loop.call_at(due, self._was_stable, due, waits - 1)
+
+    def _was_stable(self, due: float, waits: int) -> None:
+        if waits and asyncio.get_running_loop().time() - due > _LATE_SECONDS:
+            self._wait_stable(waits)
+        else:
+            self.settle()
 
     def is_settled(self) -> bool:
         """Return whether the size is known, so that drawing is allowed."""

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,16 @@ class Terminal:
 
     async def resize(self, name: str, columns: int, rows: int) -> None:
         await self.run("resize-window", "-t", name, "-x", str(columns), "-y", str(rows))
+
+    async def resize_at_once(self, name: str, sizes: Sequence[tuple[int, int]]) -> None:
+        """Give the terminal these *sizes*, columns and rows, one after the other in one step.
+
+        So a busy machine does not decide which of them a program sees.
+        """
+        commands: list[str] = []
+        for columns, rows in sizes:
+            commands += [";", "resize-window", "-t", name, "-x", str(columns), "-y", str(rows)]
+        await self.run(*commands[1:])
 
     async def screen(self, name: str) -> str:
         # Joined, so that a wrapped line is one line again.
