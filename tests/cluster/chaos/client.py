@@ -270,6 +270,8 @@ class Chatter:
             each.refused_at = None
             record = self.records[each.room]
             record.repeated[each.text] = len(record.said)
+        if self.crowd.lossy:
+            self._give_up_directs()
         return [
             *(self._say(nonce) for nonce in self.unaccepted),
             *(self._direct_again(nonce) for nonce in self.open_directs),
@@ -281,6 +283,15 @@ class Chatter:
     def open_directs(self) -> dict[str, Direct]:
         """The private messages whose fate is not decided, by nonce."""
         return {nonce: one for nonce, one in self.directs.sent.items() if one.fate == "open"}
+
+    def _give_up_directs(self) -> None:
+        """Give up what was sent again so often: the engine may have lost that it was delivered.
+
+        Its sender waits for longer than these clients, then, and is told that nobody knows.
+        """
+        for direct in self.open_directs.values():
+            if direct.tries >= _MAX_TRIES:
+                direct.fate = "unknown"
 
     def _new_direct(self) -> dict[str, Any]:
         to = self._dice.choice([each for each in self.crowd.chatters if each is not self])
