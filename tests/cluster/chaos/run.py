@@ -184,7 +184,7 @@ def _was_away(crowd: Crowd, left: str) -> bool:
     It may be, on a busy machine, or if it resumes on a node that is frozen just then.
     """
     return any(
-        left.startswith((each.name, f"Client {each.client} "))
+        (left.startswith((each.name, f"Client {each.client} ")) or " clients left " in left)
         and each.longest_absence >= _AWAY_SECONDS
         for each in crowd.chatters
     )
