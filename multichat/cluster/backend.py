@@ -7,19 +7,17 @@ Without a working connection for `ClusterConfig.unavailable_seconds` nothing can
 pending calls fail with `StorageFailed`.  After a reconnect the node reports its complete state.
 """
 
+import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from logging import ERROR, WARNING
+from operator import index
 from typing import NamedTuple
 
-import msgspec
 import trio
 
 from multichat.backend.base import Backend, Claim, DirectFate, RoomClaim, RoomLog
 from multichat.backend.events import (
-    MAX_BANS,
-    MAX_TOPICS,
     AvailabilityChanged,
     BanRecord,
     ClientRecord,
@@ -40,14 +38,15 @@ from multichat.cluster.changes import (
     PutClient,
     ReadSession,
     SaveSession,
-    Settings,
     SetTopic,
     StoreAccount,
     TakeSession,
 )
-from multichat.cluster.connection import Connection, ConnectionConfig, Lost, Ready, Retrying
+from multichat.cluster.config import ClusterConfig
+from multichat.cluster.connection import Connection, Lost, Ready, Retrying
+from multichat.cluster.connection import Event as ConnectionEvent
 from multichat.cluster.deletion import Deletion
-from multichat.cluster.directory import CHANNEL, Directory, DirectoryConfig, NodeInUse
+from multichat.cluster.directory import CHANNEL, Directory, NodeInUse
 from multichat.cluster.errors import (
     EngineAway,
     EngineRefused,
@@ -55,6 +54,8 @@ from multichat.cluster.errors import (
     FateUnknown,
     NotOurs,
     Rejected,
+    ResultNotOurs,
+    reading_answer,
 )
 from multichat.cluster.keys import NODES
 from multichat.cluster.library import LibraryRefused, check_library, load_library
@@ -79,7 +80,6 @@ from multichat.journal.base import (
     SavedSession,
     SessionRecord,
 )
-from multichat.journal.retention import Retention
 from multichat.log import Log
 from multichat.net.durations import DurationRecorder
 from multichat.protocol.framing import clean
@@ -101,25 +101,6 @@ _MAX_LOADING = 10_000
 
 # How long the last reports may take at shutdown.
 _END_SECONDS = 2.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClusterConfig:
-    """How a node takes part in a cluster.
-
-    *node* is the node's name; if it is empty, a random one is used.  After *unavailable_seconds*
-    without the engine nothing can be decided.  *retention*, *directory* and the limits of accounts,
-    topics and bans should be the same on all nodes.
-    """
-
-    connection: ConnectionConfig
-    node: str = ""
-    directory: DirectoryConfig = field(default_factory=lambda: DirectoryConfig(settings=Settings()))
-    retention: Retention = field(default_factory=Retention)
-    unavailable_seconds: float = 3.0
-    max_accounts: int = 10_000
-    max_topics: int = MAX_TOPICS
-    max_bans: int = MAX_BANS
 
 
 class _Trouble(NamedTuple):
@@ -151,12 +132,11 @@ class ValkeyBackend(Backend):
         self._deletion = Deletion(self._rooms, config.retention, log)
         self._link: Link | None = None  # one that is prepared
         self._scope = trio.CancelScope()
-        self._reason = "the engine cannot be reached"
+        self._reason = self._lost_reason = "the engine cannot be reached"
         self._lost_at = 0.0  # when there was a link last, if there is none
         self._cannot_be_used = ""  # as it was logged
         self._available = True
         self._changed = trio.Event()
-        self._prepared = trio.Event()
         self._stop = trio.Event()
         self._era = 0
         self._primary = ""  # the one whose warnings were logged
@@ -227,7 +207,8 @@ class ValkeyBackend(Backend):
     async def _run(self, *, task_status: trio.TaskStatus[None]) -> None:
         try:
             with trio.CancelScope() as scope:
-                async with self._connection.open(), trio.open_nursery() as nursery:
+                opened = self._connection.open(self._tell_waiting)
+                async with opened, trio.open_nursery() as nursery:
                     await nursery.start(self._rooms.run)
                     await self._begin(nursery)
                     scope.shield = True
@@ -242,20 +223,33 @@ class ValkeyBackend(Backend):
         except EngineUnavailable as error:
             raise JournalFailed(self.location, error.reason) from None
 
+    def _tell_waiting(self, reason: str) -> None:
+        self._log.line("start", f"The cluster: {reason}", WARNING)
+
     async def _begin(self, nursery: trio.Nursery) -> None:
-        """Take the first link; an error on it fails the start."""
-        while self._link is None:
-            event = await self._connection.receive()
-            if isinstance(event, Ready):
-                try:
-                    await self._prepare(nursery, event.link)
-                except (EngineAway, FateUnknown):
-                    continue
-                except (EngineRefused, LibraryRefused, msgspec.MsgspecError) as error:
-                    raise JournalFailed(self.location, str(error)) from None
-                except NodeInUse:
-                    reason = f"another node is called {self.node}, or was until some seconds ago"
-                    raise JournalFailed(self.location, reason) from None
+        """Take the first link; an error on it, or its loss, fails the start."""
+        seconds = self._config.start_seconds
+        reason = f"the engine answers, but this node could not join in {seconds:g} s"
+        with trio.move_on_after(seconds):
+            reason = await self._begin_on(await self._connection.receive(), nursery)
+        if reason:
+            raise JournalFailed(self.location, reason)
+
+    async def _begin_on(self, event: ConnectionEvent, nursery: trio.Nursery) -> str:
+        """Take the link of *event*, and return what is wrong with it; empty if nothing is."""
+        try:
+            match event:
+                case Ready(link=link):
+                    await self._prepare(nursery, link)
+                case Lost(reason=reason) | Retrying(reason=reason):
+                    return reason
+        except (EngineAway, FateUnknown) as error:
+            return error.reason
+        except (EngineRefused, LibraryRefused) as error:
+            return str(error)
+        except NodeInUse:
+            return f"another node is called {self.node}, or was until some seconds ago"
+        return ""
 
     async def _receive(self, nursery: trio.Nursery) -> None:
         """Handle the connection's events in order."""
@@ -271,7 +265,7 @@ class ValkeyBackend(Backend):
                         await self._take(event)
             except (EngineAway, FateUnknown):
                 pass  # `Lost` comes next
-            except (EngineRefused, msgspec.MsgspecError) as error:
+            except EngineRefused as error:
                 self._log.line("STATE", f"The cluster: {error}", ERROR)
                 if self._link is not None:
                     self._link.end(str(error))
@@ -290,7 +284,7 @@ class ValkeyBackend(Backend):
     async def _prepare_again(self, nursery: trio.Nursery, link: Link) -> None:
         try:
             await self._prepare(nursery, link)
-        except (EngineRefused, LibraryRefused, NodeInUse, msgspec.MsgspecError) as error:
+        except (EngineRefused, LibraryRefused, NodeInUse) as error:
             why = "another node has the name of this one" if isinstance(error, NodeInUse) else error
             if str(why) != self._cannot_be_used:  # logged once, and tried again and again
                 self._cannot_be_used = str(why)
@@ -316,7 +310,9 @@ class ValkeyBackend(Backend):
         self._scope = trio.CancelScope()
         self._rooms.connected(link, self._directory.run)
         if is_first:
-            nodes = await link.call("HLEN", NODES)
+            reply = await link.call("HLEN", NODES)
+            with reading_answer():
+                nodes = index(reply)
             text = f"This is node {self.node} of a cluster, which has {nodes} now"
             self._log.line("start", text)
         nursery.start_soon(self._serve, link, self._scope)
@@ -330,8 +326,9 @@ class ValkeyBackend(Backend):
     def _lost(self, reason: str) -> None:
         self._reason = f"the engine cannot be reached: {reason}"
         if self._link is not None:
-            self._log.line("STATE", f"Lost the connection to the cluster: {reason}", WARNING)
-            self._link = None
+            if self._available or reason != self._lost_reason:  # else it is lost again and again
+                self._log.line("STATE", f"Lost the connection to the cluster: {reason}", WARNING)
+            self._link, self._lost_reason = None, reason
             self._lost_at = trio.current_time() - self._connection.away_seconds
             self._scope.cancel(reason=reason)
             self._directory.disconnect()
@@ -361,18 +358,23 @@ class ValkeyBackend(Backend):
             trouble = self._trouble(now)
             if not trouble.reason:
                 self._back()
-            elif now - trouble.since >= self._config.unavailable_seconds and self._available:
-                self._available = False
-                self._changed.set()
-                self._directory.leave(trouble.told)
-                self._directory.tell(AvailabilityChanged(False, trouble.reason))
+            elif now - trouble.since >= self._config.unavailable_seconds:
+                if self._available:
+                    self._available = False
+                    self._changed.set()
+                    self._directory.tell(AvailabilityChanged(False, trouble.reason))
+                if not self._directory.is_away:  # or it was connected in between, in vain
+                    self._directory.leave(trouble.told)
 
     def _trouble(self, now: float) -> _Trouble:
         """Return what is wrong with the engine; its reason is empty if nothing is."""
         link, directory = self._link, self._directory
+        failing_since = directory.failing_since
         if link is None:
             # A link that cannot be prepared, as while another node has our name, is none.
-            return _Trouble(self._reason, AWAY, self._lost_at)
+            return _Trouble(self._reason, AWAY, min(self._lost_at, failing_since))
+        if failing_since < math.inf:
+            return _Trouble(self._reason, AWAY, failing_since)
         if (waited := link.unanswered_seconds) > _SLOW_SECONDS:
             return _Trouble("the engine does not answer", AWAY, now - waited)
         since = now - self._config.unavailable_seconds
@@ -436,10 +438,10 @@ class ValkeyBackend(Backend):
         except Rejected as error:
             if error.code == "too-many-rooms":
                 raise TooManyRooms(claim.most) from None
-            if error.code == "looks-like" and error.detail:
-                raise lookalike_room(claim.name, clean(str(error.detail[0]))) from None
+            if error.code == "looks-like":
+                raise lookalike_room(claim.name, clean(error.detail[0])) from None
             raise InvalidName(f"no room can be called {claim.name}") from None
-        name = str(granted[0]) if granted else claim.name
+        [name] = granted
         return name if fold_name(name) == claim.key else claim.name
 
     def hold_room(self, key: str, name: str) -> None:
@@ -473,11 +475,11 @@ class ValkeyBackend(Backend):
         while True:
             try:
                 return read_session(digest, await self._directory.decide(ReadSession(digest.hex())))
-            except (Rejected, NotOurs):
+            except (Rejected, NotOurs, ResultNotOurs):
                 return None
             except StorageFailed:
                 await self._wait_available()
-                await trio.lowlevel.checkpoint()
+                await trio.sleep(_WATCH_SECONDS)  # it may be refused without being away
 
     async def take_session(self, digest: bytes, generation: int) -> SavedSession | None:
         """Take over a session for this node, with a new generation."""

@@ -4,7 +4,7 @@ A `Call` can be sent on any connection.  A packet is a block of messages as the 
 stream or pushed on a channel.  The functions themselves are in `library.lua`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import index
@@ -142,9 +142,14 @@ def parse_packet(packet: bytes) -> Packet:
         header = Header(int(first), int(count), epoch, int(ms), run, int(sequence), int(index))
         if max(map(abs, (header.end, header.first, header.ms, header.sequence))) >= _MAX_NUMBER:
             raise InvalidPacket
+        if header.first < 0 or header.count < 1:
+            raise InvalidPacket
+        _hexadecimal(epoch)
         if not payload:
             return Packet(header, None, len(packet))
         time, room, client, name, act, text = _unpack_fields(payload)
+        if text.count("\n") + 1 != header.count:
+            raise InvalidPacket
     except (ValueError, msgspec.MsgspecError):
         raise InvalidPacket from None
     said = SaidBlock(epoch, header.first, time, room, client, name, text, act)
@@ -264,12 +269,22 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 _unpack_answers = msgspec.msgpack.Decoder(list[Answer]).decode
 
 
-def _decode_answers(reply: bytes) -> list[Answer]:
-    answers = _unpack_answers(reply)
-    for answer in answers:
-        if answer.status == Status.APPENDED:
-            _hexadecimal(answer.epoch)
-    return answers
+def _check_answer(answer: Answer, count: int) -> None:
+    """Raise `ValueError` unless *answer* can be that to a block of *count* messages."""
+    if answer.status == Status.APPENDED:
+        _hexadecimal(answer.epoch)
+        if not 0 <= answer.first < _MAX_NUMBER - count:
+            raise ValueError("a number that no message has")
+    if answer.known or answer.status == Status.KNOWN:
+        indexes = {known.index for known in answer.known}
+        left = count - len(indexes)
+        if len(indexes) != len(answer.known) or not indexes <= set(range(count)):
+            raise ValueError("messages that were not sent")
+        if (left > 0) is not (answer.status == Status.APPENDED):
+            raise ValueError("messages without an answer")
+        for known in answer.known:
+            if known.epoch != "-":
+                _hexadecimal(known.epoch)
 
 
 def append(
@@ -282,12 +297,19 @@ def append(
     another run, and with `FORGOTTEN` if the first answer is no longer stored.
     """
     arguments: list[str | bytes | int] = [node, run, sequence, int(nonce_seconds * 1000)]
-    count = 0
+    counts = []
     for block in blocks:
-        count += 1
+        counts.append(block.count)
         arguments += (block.room, block.client, block.generation, block.count, block.payload)
         arguments += (block.checks, len(block.nonces), *block.nonces)
-    return Call("multichat_append", arguments, _exactly(count, _decode_answers))
+
+    def decode(reply: bytes) -> list[Answer]:
+        answers = _unpack_answers(reply)
+        for answer, count in zip(answers, counts, strict=True):
+            _check_answer(answer, count)
+        return answers
+
+    return Call("multichat_append", arguments, decode)
 
 
 # --- Eras, tails, reading -------------------------------------------------------------------------
@@ -338,30 +360,50 @@ def _hexadecimal(epoch: str) -> str:
     return epoch
 
 
-def _packets(reply: list[bytes]) -> list[Packet]:
-    packets: list[Packet] = []
+def _packets(reply: list[bytes]) -> Iterator[Packet]:
     for packet in reply:
         with suppress(InvalidPacket):  # a gap in the log, for the operator to explain
-            packets.append(parse_packet(packet))
-    return packets
+            yield parse_packet(packet)
 
 
 def read(room: str, start: int, stop: int, *, max_bytes: int) -> Call[list[Packet]]:
     """Return the blocks that contain the messages from *start* up to, excluding, *stop*, in order.
 
     Stops before a block that would exceed *max_bytes*, but returns at least one.  The first and
-    last blocks may contain messages outside that range.
+    last blocks may contain messages outside that range.  Each block begins after the one before.
     """
-    return Call("multichat_read", (room, start, stop, max_bytes), _packets, writes=False)
+
+    def decode(reply: list[bytes]) -> list[Packet]:
+        packets: list[Packet] = []
+        end = start
+        for packet in _packets(reply):
+            header = packet.header
+            if header.end > start and header.first < stop and (header.first >= end or not packets):
+                packets.append(packet)
+                end = header.end
+        return packets
+
+    return Call("multichat_read", (room, start, stop, max_bytes), decode, writes=False)
 
 
 def read_before(room: str, stop: int, *, max_messages: int, max_bytes: int) -> Call[list[Packet]]:
     """Return the blocks with the newest messages below *stop*, newest first.
 
-    Returns at most one block more than *max_messages* and *max_bytes* require.
+    Returns at most one block more than *max_messages* and *max_bytes* require, each older than the
+    one before.
     """
+
+    def decode(reply: list[bytes]) -> list[Packet]:
+        packets: list[Packet] = []
+        first = stop
+        for packet in _packets(reply):
+            if packet.header.first < first:
+                packets.append(packet)
+                first = packet.header.first
+        return packets
+
     arguments = (room, stop, max_messages, max_bytes)
-    return Call("multichat_read_before", arguments, _packets, writes=False)
+    return Call("multichat_read_before", arguments, decode, writes=False)
 
 
 # --- Retention ------------------------------------------------------------------------------------

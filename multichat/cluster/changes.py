@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import msgspec
 
 from multichat.backend.events import BanRecord, ClientRecord, DirectReceived
-from multichat.cluster.errors import reading_answer
 from multichat.protocol.lookalikes import fold_name, lookalike_keys
 from multichat.protocol.messages import Directed
 
@@ -64,7 +63,7 @@ __all__ = [
     "pack",
     "read_direct",
     "read_event",
-    "read_results",
+    "read_number",
     "read_snapshot",
 ]
 
@@ -500,7 +499,7 @@ def read_event(packed: bytes) -> Fed | None:
     """Unpack an event; None if this version does not know it, for example from a newer node."""
     try:
         return _EVENTS.decode(packed)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, ValueError):  # a text is not UTF-8
         return None
 
 
@@ -508,7 +507,7 @@ def read_direct(id_: str, to: int, message: str) -> DirectReceived | None:
     """Return the event for the message of a `SendDirect`; None if that is not from multichat."""
     try:
         return DirectReceived(id_, to, _DIRECTED.decode(message))
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, ValueError):
         return None
 
 
@@ -545,20 +544,18 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 _ENTRIES = msgspec.msgpack.Decoder(_Entry)
 _ACCOUNTS = msgspec.msgpack.Decoder(Account)
 _BANS = msgspec.msgpack.Decoder(tuple[int, BanRecord])
-_RESULTS = msgspec.msgpack.Decoder(list[list[Any]])
 
 
-def read_results(reply: Any, count: int) -> tuple[int, list[list[Any]]]:
-    """Return the number of the last event and *count* results; raises `NotOurs`."""
-    with reading_answer():
-        number, packed = reply
-        results = _RESULTS.decode(packed)
-        if len(results) != count:
-            raise ValueError(f"{len(results)} results instead of {count}")
-        for result in results:
-            if result[:1] != ["ok"] and not (result[:1] == ["refused"] and len(result) > 1):
-                raise ValueError("a result is neither ok nor refused")
-        return index(number), results
+def read_number(reply: Any) -> int:
+    """Return the number of an event; raises `TypeError` or `ValueError` for one that is none."""
+    number = index(reply)
+    if not 0 <= number < _MAX_NUMBER:
+        raise ValueError("a number that no event has")
+    return number
+
+
+# As many as a double can tell apart: Lua has no others.
+_MAX_NUMBER = 2**53
 
 
 def read_snapshot(reply: Sequence[Any]) -> Snapshot:
@@ -566,7 +563,7 @@ def read_snapshot(reply: Sequence[Any]) -> Snapshot:
     number, clients, accounts, topics, bans = reply
     entries = [_ENTRIES.decode(entry) for entry in clients[1::2]]
     return Snapshot(
-        number=index(number),
+        number=read_number(number),
         clients={each.record.client: (each.node, each.record) for each in entries if each.told},
         accounts={key.decode(): _ACCOUNTS.decode(value) for key, value in _pairs(accounts)},
         topics={key.decode(): topic.decode() for key, topic in _pairs(topics)},

@@ -11,7 +11,7 @@ Invariants:
 """
 
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
@@ -21,12 +21,14 @@ from multichat.client.backoff import backoff
 from multichat.cluster.address import ClusterAddress, format_host
 from multichat.cluster.errors import EngineAway, EngineUnavailable
 from multichat.cluster.link import (
+    Dial,
     EngineTimeouts,
     Link,
     LinkLimits,
     Login,
     MessagesDropped,
     open_link,
+    open_stream,
 )
 from multichat.cluster.pipeline import Message
 from multichat.cluster.sentinel import Primary, find_primary
@@ -40,13 +42,15 @@ __all__ = ["Connection", "ConnectionConfig", "Event", "Lost", "Ready", "Retrying
 class ConnectionConfig:
     """The address of the engine, and how to connect to it.
 
-    *address* also has the user, the database and whether TLS is used; *login* has the rest.
+    *address* also has the user, the database and whether TLS is used; *login* has the rest.  *dial*
+    opens the stream to the engine; Sentinels are always asked over TCP.
     """
 
     address: ClusterAddress
     login: Login = field(default_factory=Login)
     timeouts: EngineTimeouts = field(default_factory=EngineTimeouts)
     limits: LinkLimits = field(default_factory=LinkLimits)
+    dial: Dial = open_stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +102,14 @@ class Connection:
         self._login = replace(self._login, password=password)
 
     @asynccontextmanager
-    async def open(self) -> AsyncGenerator[None]:
+    async def open(self, tell: Callable[[str], None] = lambda _: None) -> AsyncGenerator[None]:
         """Connect, and stay connected while the block runs.
 
         The first event is `Ready`, unless that link is lost before it is received.  Waits while
-        the engine is loading its data; otherwise raises `EngineUnavailable` if the first attempt
-        fails.
+        the engine is loading its data, and calls *tell* once with the reason; otherwise raises
+        `EngineUnavailable` if the first attempt fails.
         """
-        link = await self._open_first()
+        link = await self._open_first(tell)
         with lone_exception():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._run, link)
@@ -193,14 +197,18 @@ class Connection:
                     told = error.reason
                     self._note(Retrying(error.reason))
 
-    async def _open_first(self) -> Link:
+    async def _open_first(self, tell: Callable[[str], None]) -> Link:
         pauses = backoff(self._config.timeouts.for_dialing())
+        is_told = False
         while True:
             try:
                 return await self._open_link()
             except EngineUnavailable as error:
                 if not error.is_loading:
                     raise
+                if not is_told:
+                    is_told = True
+                    tell(f"waiting for the engine at {error.where}: {error.reason}")
             await trio.sleep(next(pauses))
 
     async def _open_link(self) -> Link:
@@ -217,6 +225,7 @@ class Connection:
                 timeouts=config.timeouts,
                 limits=config.limits,
                 round_trips=self._round_trips,
+                dial=config.dial,
             )
         except EngineUnavailable:
             self._primary = None  # believe the Sentinels that can be reached

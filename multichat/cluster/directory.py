@@ -12,12 +12,12 @@ Invariants:
 3. A fenced run is never used again.
 """
 
+import math
 import secrets
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from operator import index
 from typing import Any, TypeAlias
 
 import trio
@@ -50,9 +50,10 @@ from multichat.cluster.changes import (
     TakeSession,
     pack,
     read_event,
-    read_results,
+    read_number,
     read_snapshot,
 )
+from multichat.cluster.decision import Decision
 from multichat.cluster.directs import Directs
 from multichat.cluster.errors import (
     EngineAway,
@@ -60,13 +61,12 @@ from multichat.cluster.errors import (
     EngineRefused,
     FateUnknown,
     NotOurs,
-    PerhapsMade,
-    Rejected,
     reading_answer,
 )
 from multichat.cluster.held_rooms import HeldRooms
 from multichat.cluster.link import Link, Request
 from multichat.cluster.replica import DirectAnswered, Replica, Update
+from multichat.cluster.results import read_renewal, read_results, refusal_of
 from multichat.errors import StorageFailed
 from multichat.protocol.messages import Directed, Nonce
 
@@ -81,11 +81,11 @@ _MAX_BLOCK = 64
 # How many events are read at once: about 1 MiB.
 _PAGE = 2000
 
-# Client numbers are below this, so that a double can represent them exactly.
-_MAX_CLIENT = 2**53
-
 # Digits of an event's number.
 _MAX_DIGITS = 19
+
+# The most calls in a row that renew the lease: each may remove some clients of nodes that are lost.
+_MAX_RENEWALS = 1000
 
 # Pause before a refused call is repeated, for example while the engine's memory is full.
 _REFUSED_SECONDS = 0.5
@@ -112,36 +112,7 @@ class NodeInUse(Exception):
     """Another node runs under the same name."""
 
 
-class _Decision:
-    """The result of a change, for its waiter."""
-
-    __slots__ = ("_done", "_failure", "_is_sent", "_result")
-
-    def __init__(self) -> None:
-        self._done = trio.Event()
-        self._result: Sequence[Any] = ()
-        self._failure, self._is_sent = "", False
-
-    def resolve(self, result: Sequence[Any]) -> None:
-        self._result = result
-        self._done.set()
-
-    def fail(self, reason: str, *, is_sent: bool) -> None:
-        self._failure, self._is_sent = reason, is_sent
-        self._done.set()
-
-    async def wait(self) -> Sequence[Any]:
-        await self._done.wait()
-        if self._failure:
-            raise (PerhapsMade if self._is_sent else StorageFailed)(self._failure)
-        if self._result[0] == "ok":
-            return self._result[1:]
-        if (refusal := _refusal(self._result)) is not None:
-            raise StorageFailed(refusal.meaning.told)
-        raise Rejected(str(self._result[1]), self._result[2:])
-
-
-_Waiting: TypeAlias = _Decision | DirectReceived
+_Waiting: TypeAlias = Decision | DirectReceived
 """The waiter for a result; a private message waits until it may be delivered."""
 
 
@@ -181,6 +152,7 @@ class Directory:
         self.refused = ""  # why the engine refuses everything now, worded for clients
         self.told = ""
         self.complaint = ""  # what is wrong with the engine, for its operator
+        self.failing_since = math.inf  # no answer could be used since
 
     # --- Events -----------------------------------------------------------------------------------
 
@@ -228,7 +200,7 @@ class Directory:
         """
         if self._away:
             raise StorageFailed(self._away)
-        decision = _Decision()
+        decision = Decision()
         self._add(change, decision)
         return await decision.wait()
 
@@ -264,11 +236,7 @@ class Directory:
             while not self._numbers:
                 floor = max((self._highest, *self._clients, *self.replica.clients))
                 count = self._block
-                match await self.decide(TakeNumbers(count, floor)):
-                    case [int(first)] if 0 < first < _MAX_CLIENT:
-                        pass
-                    case _:
-                        raise StorageFailed("the engine's answer is not ours")
+                [first] = await self.decide(TakeNumbers(count, floor))
                 self._block = min(2 * count, _MAX_BLOCK)
                 self._numbers.extend(range(first, first + count))
             number = self._numbers.popleft()
@@ -302,17 +270,10 @@ class Directory:
         """
         data = f"{link.engine.run_id} {link.engine.replication_id}"
         self._settings = pack(self._config.settings.within(link.engine.maxmemory))
-        while True:
-            try:
-                last = self._batches.answered_up_to
-                await self._call(link, "multichat_join", self._settings, last)
-                break
-            except EngineRefused as error:
-                if error.code == "INUSE":
-                    raise NodeInUse from None
-                if error.code != "FENCED":
-                    raise
+        if not await self._join(link):
             await self._begin_run(link)
+            if not await self._join(link):
+                raise NotOurs("it has fenced a run that is new")
         if data == self._data:
             await self.catch_up(link)
         else:
@@ -324,6 +285,19 @@ class Directory:
         self._batches.repeat()
         self._batches.resume(self._whole())
         self._flush()
+
+    async def _join(self, link: Link) -> bool:
+        """Join as the present run; return False if it was fenced."""
+        try:
+            last = self._batches.answered_up_to
+            await self._call(link, "multichat_join", self._settings, last)
+        except EngineRefused as error:
+            if error.code == "INUSE":
+                raise NodeInUse from None
+            if error.code != "FENCED":
+                raise
+            return False
+        return True
 
     def resume(self) -> None:
         """Record that the engine answers again on the same link, after `leave`."""
@@ -346,11 +320,12 @@ class Directory:
         clients = list(self._clients.values())
         if clients:
             numbers = [record.client for record in clients]
-            newest = await link.call("HMGET", "multichat:generations", *numbers)
-            for record, generation in zip(clients, newest, strict=True):
-                with reading_answer():
-                    is_replaced = generation is not None and int(generation) > record.generation
-                if is_replaced:
+            reply = await link.call("HMGET", "multichat:generations", *numbers)
+            with reading_answer():
+                newest = [0 if each is None else int(each) for each in reply]
+                known = list(zip(clients, newest, strict=True))
+            for record, generation in known:
+                if generation > record.generation:
                     self.tell(Replaced(record.client, record.generation))
         self.run = _new_run()
         self._clients.clear()
@@ -358,6 +333,11 @@ class Directory:
         self._numbers.clear()
         self._fail(self._batches.begin(), "this node was taken for dead")
         self.tell(NodeFenced())
+
+    @property
+    def is_away(self) -> bool:
+        """Whether nobody waits for the engine: see `leave`."""
+        return bool(self._away)
 
     def leave(self, reason: str) -> None:
         """Record that the engine is away, and resolve everything that waits for it."""
@@ -369,7 +349,7 @@ class Directory:
     def _fail(self, dropped: Dropped[_Waiting], reason: str) -> None:
         for waiting, is_sent in (dropped.sent, True), (dropped.unsent, False):
             for each in waiting:
-                if isinstance(each, _Decision):
+                if isinstance(each, Decision):
                     each.fail(reason, is_sent=is_sent)
                 else:  # it may be claimed, which is not known here: tell the sender just that
                     self.answer_direct(each.request, delivered=False)
@@ -411,15 +391,15 @@ class Directory:
                 await self._sent.wait()
             batch, request = self._awaited.popleft()
             try:
-                number, results = read_results(await request.reply(), len(batch.changes))
+                number, results = read_results(await request.reply(), batch.wanted)
             except NotOurs as error:
-                link.end(str(error))  # everything in flight is repeated on the next link
+                self._end(link, str(error))
                 return
             except EngineRefused as error:
                 if not self._ends(link, error):
                     await self._wait_refused(error)
                 continue
-            self.refused = ""
+            self.refused, self.failing_since = "", math.inf
             if self._owes_whole and not self._away:
                 self._batches.resume(self._whole())
             self._owes_whole = False
@@ -462,7 +442,7 @@ class Directory:
             words = (batch.sequence, self._settings, pack(batch.wanted))
             try:
                 reply = await self._call(link, "multichat_relieve", *words)
-                _, results = read_results(reply, len(batch.changes))
+                _, results = read_results(reply, batch.wanted)
             except EngineRefused:
                 self._batches.not_sent(batch)
                 break
@@ -480,13 +460,15 @@ class Directory:
     def _answered(self, batch: Batch[_Waiting], results: list[list[Any]]) -> None:
         for (change, waiting), result in zip(batch.changes, results, strict=True):
             is_done = result[0] == "ok"
-            if (refusal := _refusal(result)) is not None and not refusal.is_known:
+            if (refusal := refusal_of(result)) is not None and not refusal.is_known:
                 self.complaint = str(refusal)
             if is_done and isinstance(change, SendDirect):
                 self._directs.sent(change, result)
+            elif is_done and isinstance(change, ClaimRoom):
+                self._rooms.answered(change, result[1])
             elif isinstance(change, ClaimRoom):
-                self._rooms.answered(change, str(result[1]) if is_done else None)
-            if isinstance(waiting, _Decision):
+                self._rooms.answered(change, None)
+            if isinstance(waiting, Decision):
                 if is_done and isinstance(change, TakeSession):  # it is ours from now on
                     client, generation, record = result[1:4]
                     self._sessions[change.digest] = SaveSession(
@@ -504,28 +486,35 @@ class Directory:
     async def _renew(self, link: Link) -> None:
         while True:
             await trio.sleep(self._config.renew_seconds)
-            again = True
-            while again:
+            for _ in range(_MAX_RENEWALS):
                 try:
                     reply = await self._call(link, "multichat_renew", self._settings)
-                    with reading_answer():
-                        number, again = index(reply[0]), bool(reply[1])
+                    number, again = read_renewal(reply)
                     if number > self.replica.number:
                         await self.catch_up(link)
                 except NotOurs as error:
-                    link.end(str(error))
+                    self._end(link, str(error))
                     return
                 except EngineRefused as error:
                     if not self._ends(link, error):
                         self.refused, self.told = str(error), error.meaning.told
                     break
+                if not len(self._batches):  # otherwise their answers say it
+                    self.refused, self.failing_since = "", math.inf
+                if not again:
+                    break
+
+    def _end(self, link: Link, reason: str) -> None:
+        """End *link*, on which no answer can be used; all in flight is repeated on the next one."""
+        self.failing_since = min(self.failing_since, trio.current_time())
+        link.end(reason)
 
     def _ends(self, link: Link, error: EngineRefused) -> bool:
         """Return whether *error* ends the link, so that this node joins again on another one."""
         if error.code == "FENCED":
-            link.end("this node was taken for dead")
+            self._end(link, "this node was taken for dead")
         elif error.code == "UNREGISTERED":
-            link.end("the engine has lost its data")
+            self._end(link, "the engine has lost its data")
         return error.code in ("FENCED", "UNREGISTERED")
 
     async def end(self, link: Link, reason: str) -> None:
@@ -551,22 +540,23 @@ class Directory:
     async def catch_up(self, link: Link) -> None:
         """Read the missing events, or a snapshot."""
         while True:
+            after = self.replica.number
             try:
-                flat = await link.call(
-                    "FCALL_RO", "multichat_events", 0, self.replica.number, _PAGE
-                )
+                flat = await link.call("FCALL_RO", "multichat_events", 0, after, _PAGE)
             except EngineRefused as error:
                 if error.code != "GAP":
                     raise
                 await self._load(link)
                 return
             with reading_answer():
-                numbers, events = map(index, flat[::2]), map(read_event, flat[1::2])
+                numbers, events = map(read_number, flat[::2]), map(read_event, flat[1::2])
                 read = list(zip(numbers, events, strict=True))
             for number, event in read:
                 self._hear(self.replica.apply(number, event) or ())
             if len(flat) < 2 * _PAGE:
                 return
+            if self.replica.number <= after:
+                raise NotOurs("events that do not follow")
 
     async def _load(self, link: Link) -> None:
         """Load a snapshot, one at a time; it never replaces a later snapshot or later events."""
@@ -581,11 +571,6 @@ class Directory:
 
     async def _call(self, link: Link, function: str, *arguments: str | bytes | int) -> Any:
         return await link.call("FCALL", function, 0, self.node, self.run, *arguments)
-
-
-def _refusal(result: Sequence[Any]) -> EngineRefused | None:
-    """Return the engine's error in the *result* of a change; None if the result is no error."""
-    return EngineRefused.parse(str(result[-1])) if result[:2] == ["refused", "error"] else None
 
 
 def _new_run() -> str:

@@ -97,7 +97,7 @@ class Directs:
 
     async def _send(self, change: SendDirect, direct: _Direct, nonce: Nonce | None) -> DirectFate:
         try:
-            id_, *_ = await self._directory.decide(change)
+            id_, _ = await self._directory.decide(change)
         except PerhapsMade:
             return direct.fate or DirectFate.UNKNOWN
         except Rejected as error:
@@ -108,7 +108,7 @@ class Directs:
             return _FATES.get(error.code, DirectFate.NOT_DELIVERED)  # or it has left
         with trio.move_on_after(self._wait_seconds):
             await direct.done.wait()
-        if direct.fate is None and await self._withdraw(str(id_)):
+        if direct.fate is None and await self._withdraw(id_):
             return DirectFate.NOT_DELIVERED
         if direct.fate is None:  # the recipient's node is about to deliver it, or is frozen
             with trio.move_on_after(self._claimed_seconds):
@@ -129,7 +129,7 @@ class Directs:
         The engine may have the message with that nonce under another id.  This node delivers a
         message for one of its own clients as if it came from another node.
         """
-        id_, is_here = str(result[1]), bool(result[2])
+        _, id_, is_here = result
         if (direct := self._waiting.get(change.id)) is not None:
             self._waiting[id_] = direct
         if is_here and (received := read_direct(id_, change.to, change.message)) is not None:

@@ -10,7 +10,14 @@ from typing import Any, TypeVar
 from multichat.cluster.address import ClusterAddress
 from multichat.cluster.calls import Call, Tail, tails
 from multichat.cluster.connection import Connection, ConnectionConfig, Lost, Ready, Retrying
-from multichat.cluster.errors import EngineAway, EngineRefused, EngineUnavailable, FateUnknown
+from multichat.cluster.errors import (
+    EngineAway,
+    EngineRefused,
+    EngineUnavailable,
+    FateUnknown,
+    NotOurs,
+    reading_answer,
+)
 from multichat.cluster.library import (
     LibraryRefused,
     find_library,
@@ -54,6 +61,15 @@ class EngineSession:
         try:
             return call.read(reply)
         except EngineRefused as error:
+            raise self.failed(error.meaning.reason) from None
+
+    async def rooms(self) -> list[str]:
+        """Return the keys of the rooms that have messages, the one with the oldest first."""
+        reply = await self.command("ZRANGE", "multichat:oldest", 0, -1)
+        try:
+            with reading_answer():
+                return [key.decode() for key in reply]
+        except NotOurs as error:
             raise self.failed(error.meaning.reason) from None
 
     async def load_library(self, *, write: bool) -> bool:

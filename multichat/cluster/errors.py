@@ -25,6 +25,7 @@ __all__ = [
     "NotOurs",
     "PerhapsMade",
     "Rejected",
+    "ResultNotOurs",
     "reading_answer",
     "shorten",
 ]
@@ -176,6 +177,8 @@ def reading_answer() -> Iterator[None]:
         ArithmeticError,  # an integer made of infinity
         AttributeError,
         LookupError,
+        MemoryError,  # an array is announced that is larger than the answer
+        RecursionError,  # lists in lists
         TypeError,
         ValueError,
         msgspec.MsgspecError,
@@ -185,6 +188,10 @@ def reading_answer() -> Iterator[None]:
 
 class PerhapsMade(StorageFailed):
     """Waiting for a change that was sent was given up: it may have been made, or may still be."""
+
+
+class ResultNotOurs(PerhapsMade):
+    """The engine's result of one change is outside our format."""
 
 
 class Rejected(Exception):

@@ -8,10 +8,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from multichat.cluster.errors import NO_RESP3, EngineRefused
+from multichat.cluster.errors import NO_RESP3, EngineRefused, shorten
 from multichat.cluster.resp import Value, Word
 
 __all__ = ["EngineInfo", "NotUsable", "hello", "judge", "judge_error"]
+
+# Of INFO, which has some 6 KB, and of a field of it, which may be part of a line in the log.
+_MAX_INFO = 1024 * 1024
+_MAX_FIELD = 100
 
 # The first version with `FUNCTION`.
 _LEAST_VERSION = 7
@@ -107,7 +111,7 @@ def judge(where: str, replies: Sequence[Value]) -> EngineInfo:
     leading = re.match(r"\d{1,4}", version)
     if leading is None or int(leading[0]) < _LEAST_VERSION:
         raise NotUsable(
-            f"it is {program.capitalize()} {version[:20] or 'without a version'}: "
+            f"it is {program.capitalize()} {version or 'without a version'}: "
             f"Valkey, or Redis {_LEAST_VERSION} or later, is needed",
             lasting=True,
         )
@@ -142,9 +146,10 @@ def judge_error(error: EngineRefused) -> NotUsable:
 
 
 def _fields(info: bytes) -> dict[str, str]:
-    """Return the fields of INFO."""
-    lines = info.decode("utf-8", "replace").splitlines()
-    return dict(line.split(":", 1) for line in lines if ":" in line)
+    """Return the fields of INFO, each a short text that can be printed."""
+    lines = info[:_MAX_INFO].decode("utf-8", "replace").splitlines()
+    pairs = (line.split(":", 1) for line in lines if ":" in line)
+    return {name: shorten(value[:_MAX_FIELD]) for name, value in pairs}
 
 
 def _number(text: str) -> int:

@@ -137,7 +137,7 @@ class EngineHistory:
 
 async def open_history(engine: EngineSession) -> EngineHistory:
     """Return the history that *engine* has now; raises `JournalFailed`."""
-    keys = [key.decode() for key in await engine.command("ZRANGE", "multichat:oldest", 0, -1)]
+    keys = await engine.rooms()
     if keys and not await engine.load_library(write=False):
         raise engine.failed("it has no functions of multichat: a node loads them at its start")
     return EngineHistory(engine, await engine.tails(keys))

@@ -7,6 +7,7 @@ Existing data is left alone, and an aborted import continues when it is repeated
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import index
 
 import msgspec
 
@@ -57,7 +58,7 @@ async def import_contents(
     done = Imported()
     rooms = contents.rooms()
     names = [room.name for room in rooms]
-    there = [key.decode() for key in await engine.command("ZRANGE", "multichat:oldest", 0, -1)]
+    there = await engine.rooms()
     tails = await engine.tails(list(dict.fromkeys((*names, *there))))
     used = [room.name for room in rooms if _was_used(room, tails[room.name])]
     if used:
@@ -161,14 +162,15 @@ def _session_words(session: SavedSession) -> list[str | bytes | int]:
 
 
 async def _call(engine: EngineSession, what: str, *words: str | bytes | int) -> int:
-    call = Call(f"multichat_import_{what}", words, lambda reply: reply if reply != b"OK" else 0)
+    call = Call(
+        f"multichat_import_{what}", words, lambda reply: 0 if reply == b"OK" else index(reply)
+    )
     try:
-        result: int = await engine.call(call)
+        return await engine.call(call)
     except JournalFailed as error:
         if "a node runs" in error.reason:
             raise engine.failed(_OCCUPIED) from None
         raise
-    return result
 
 
 def _milliseconds(time: str) -> int:

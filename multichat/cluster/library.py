@@ -139,11 +139,15 @@ async def check_library(link: Link) -> None:
 
 
 async def find_library(link: Link) -> Version | None:
-    """Return the version that the engine has, or None.  Raises the errors of a link."""
+    """Return the version that the engine has, or None.
+
+    Raises the errors of a link, and `NotOurs` if another program has a function of that name.
+    """
     try:
-        return VERSION_CALL.read(await link.call(*VERSION_CALL.words))
+        reply = await link.call(*VERSION_CALL.words)
     except EngineRefused:  # it has none
         return None
+    return VERSION_CALL.read(reply)
 
 
 async def _is_in_use(link: Link, node: str) -> bool:
@@ -151,7 +155,4 @@ async def _is_in_use(link: Link, node: str) -> bool:
     reply = await link.call("HKEYS", NODES)
     with reading_answer():
         others = [name for each in reply if (name := each.decode()) != node]
-    for other in others:
-        if await link.call("EXISTS", lease_of(other)):
-            return True
-    return False
+    return bool(others and await link.call("EXISTS", *map(lease_of, others)))

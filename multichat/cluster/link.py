@@ -14,8 +14,9 @@ Invariants:
 
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import trio
 
@@ -38,6 +39,7 @@ from multichat.net import transport
 from multichat.net.durations import DurationRecorder
 
 __all__ = [
+    "Dial",
     "EngineTimeouts",
     "Link",
     "LinkLimits",
@@ -134,6 +136,10 @@ class Login:
     def __repr__(self) -> str:
         """Return a representation without the password."""
         return f"Login(user={self.user!r}, database={self.database})"
+
+
+Dial: TypeAlias = Callable[[str, int, Login, EngineTimeouts], Awaitable[trio.abc.Stream]]
+"""Connects to a host and port; raises `EngineUnavailable`.  See `open_stream`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,14 +411,16 @@ async def open_link(
     timeouts: EngineTimeouts | None = None,
     limits: LinkLimits | None = None,
     round_trips: DurationRecorder | None = None,
+    dial: Dial | None = None,
 ) -> Link:
     """Connect to the primary at *host* and *port*; the caller runs the link.
 
-    See `Link` for *round_trips*.  Raises `EngineUnavailable`.
+    *dial* opens the stream, by default `open_stream`.  See `Link` for *round_trips*.  Raises
+    `EngineUnavailable`.
     """
     timeouts, limits = timeouts or EngineTimeouts(), limits or LinkLimits()
     where = format_host(host, port)
-    stream = await open_stream(host, port, login, timeouts)
+    stream = await (dial or open_stream)(host, port, login, timeouts)
     decoder = ReplyDecoder(limits.reply)
     requests = hello(login.user, login.password, login.database)
     try:

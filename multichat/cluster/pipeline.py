@@ -79,9 +79,10 @@ class Pipeline(Generic[RequestT]):
             if isinstance(reply, EngineRefused):
                 raise BadReply(str(reply))
             raise BadReply("it sends a reply to no request")
-        request, channels = self._in_flight.popleft()
+        request, channels = self._in_flight[0]
         if channels and not isinstance(reply, EngineRefused):
             raise BadReply("it replies to a subscription, which RESP3 does not")
+        self._in_flight.popleft()
         self._confirmed = 0
         return Answer(request, reply)
 

@@ -144,6 +144,7 @@ class RoomLogs:
         self._linked = trio.Event()  # replaced when the link is lost
         self._is_fenced = False
         self.complaint = ""  # what is wrong with the engine, for its operator
+        self._unreadable_since: float | None = None  # without an answer that is ours
         self._refused = ""  # why the engine has just refused a call that may be executed already
         self._away_since = 0.0
         self._logs: dict[str, EngineLog] = {}
@@ -266,6 +267,8 @@ class RoomLogs:
             away = trio.current_time() - self._away_since
         else:
             away = self._link.unanswered_seconds
+        if self._unreadable_since is not None:  # each link that repeats it ends
+            away = max(away, trio.current_time() - self._unreadable_since)
         if away >= self.config.away_seconds:
             return AWAY
         return _FULL if self._appends.is_full else ""
@@ -379,6 +382,7 @@ class RoomLogs:
     def _take_answer(self, purpose: _Purpose | None, reply: Any) -> None:
         match purpose:
             case AppendsCall():
+                self._unreadable_since = None
                 self._appends.answered(purpose)
                 for index, ((_, sent), answer) in enumerate(
                     zip(purpose.entries, reply, strict=True)
@@ -436,6 +440,8 @@ class RoomLogs:
                 if error.code == "READONLY":
                     return  # the link ends, and the next one is to the primary
                 if isinstance(error, NotOurs):  # its outcome is asked for on the next link
+                    if self._unreadable_since is None:
+                        self._unreadable_since = trio.current_time()
                     if self._link is not None:
                         self._link.end(str(error))
                     return

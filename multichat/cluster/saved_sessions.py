@@ -1,13 +1,13 @@
 """Sessions as the engine keeps them for the nodes: what a node stores of one, and reads."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from multichat.cluster.errors import reading_answer
 from multichat.journal.base import SavedNonce, SavedSession, SessionRecord
-from multichat.protocol.messages import Nonce
+from multichat.protocol.fields import Name, Nonce
 
 __all__ = ["pack_session", "read_session"]
 
@@ -15,9 +15,9 @@ __all__ = ["pack_session", "read_session"]
 class _Session(msgspec.Struct, frozen=True):
     """What the engine keeps of a session for the nodes."""
 
-    name: str
-    rooms: tuple[str, ...]
-    login: str
+    name: Name
+    rooms: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1)]
+    login: Name
 
 
 _decode_session = msgspec.json.Decoder(_Session).decode
@@ -35,6 +35,7 @@ def read_session(digest: bytes, found: Sequence[Any]) -> SavedSession:
     """Return the session of that *digest* from the answer that *found* it; raises `NotOurs`."""
     client, generation, text, nonces, *age = found
     session = _decode_session(text)
+    pairs = zip(nonces[::2], nonces[1::2], strict=True)
     return SavedSession(
         record=SessionRecord(
             digest=digest,
@@ -45,7 +46,7 @@ def read_session(digest: bytes, found: Sequence[Any]) -> SavedSession:
             generation=generation,
         ),
         age_seconds=age[0] / 1000 if age else 0.0,
-        nonces=[*filter(None, map(_nonce, nonces[::2], nonces[1::2]))],
+        nonces=[saved for pair in pairs if (saved := _nonce(*pair)) is not None],
     )
 
 

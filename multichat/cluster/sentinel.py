@@ -21,6 +21,9 @@ __all__ = ["Primary", "find_primary"]
 # A Sentinel describes the primary in about 40 short fields.
 _LIMITS = ReplyLimits(bytes=64 * 1024, elements=1000)
 
+# The longest name in the DNS.
+_MAX_HOST = 253
+
 
 @dataclass(frozen=True, order=True, slots=True)
 class Primary:
@@ -98,6 +101,9 @@ def _read(reply: Value) -> Primary:
             reply = dict(zip(reply[::2], reply[1::2], strict=True))
         host = reply[b"ip"].decode("ascii")
         port = parse_port(reply[b"port"].decode("ascii"))
-        return Primary(int(reply[b"config-epoch"]), host, port)
+        primary = Primary(int(reply[b"config-epoch"]), host, port)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise NotUsable("it sends an invalid description of the primary") from None
+    if not host.isprintable() or not 0 < len(host) <= _MAX_HOST:
+        raise NotUsable("it sends an invalid address of the primary")
+    return primary

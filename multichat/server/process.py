@@ -46,11 +46,11 @@ async def serve_until_signal(
     """Run `serve` for *server*, as a process of its own, until one of `ending_signals` comes.
 
     SIGTERM drains the server, SIGINT and SIGQUIT shut it down; a second one of them ends it at
-    once.  SIGHUP reloads the server, or shuts it down if standard input was a terminal that has
-    closed.  An ignored SIGHUP, as under `nohup`, stays ignored.  *hang_ups* has the earlier ones.
-    *serve* reports to its `task_status` once it accepts connections; from then on, *manager* is
-    notified of the server's state.  *tasks* run beside the server and are cancelled at the end.
-    Raises like `Server.run`.
+    once, and so does the first before it listens.  SIGHUP reloads the server, or shuts it down if
+    standard input was a terminal that has closed.  An ignored SIGHUP, as under `nohup`, stays
+    ignored.  *hang_ups* has the earlier ones.  *serve* reports to its `task_status` once it accepts
+    connections; from then on, *manager* is notified of the server's state.  *tasks* run beside the
+    server and are cancelled at the end.  Raises like `Server.run`.
     """
     advice = _allow_files(server.config.max_clients)
     gc.freeze()  # imported modules stay
@@ -58,25 +58,29 @@ async def serve_until_signal(
     hang_ups = hang_ups or HangUps()
     with receive_ending_signals(hang_up=False) as signals, lone_exception():
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_obey_signals, signals, server, nursery.cancel_scope)
+            starting = trio.CancelScope()
+            nursery.start_soon(_obey_signals, signals, server, starting)
             nursery.start_soon(_obey_hang_ups, hang_ups, server)
             for task in tasks:
                 nursery.start_soon(task)
             async with trio.open_nursery() as serving:
-                await serving.start(serve)
-                if advice:
-                    Log("server").line("start", advice, WARNING)
-                nursery.start_soon(manager.run, server)
+                with starting:  # it may wait for long, as for the engine of a cluster
+                    await serving.start(serve)
+                if not starting.cancelled_caught:
+                    if advice:
+                        Log("server").line("start", advice, WARNING)
+                    nursery.start_soon(manager.run, server)
             nursery.cancel_scope.cancel(reason="the server has ended")
 
 
-async def _obey_signals(signals: EndingSignals, server: Server, scope: trio.CancelScope) -> None:
+async def _obey_signals(signals: EndingSignals, server: Server, starting: trio.CancelScope) -> None:
+    """Obey *signals*; *starting* is the scope in which *server* starts."""
     has_come = False
     async for number in signals:
+        if not server.addresses:  # it does not listen yet
+            starting.cancel(reason="a signal")
         if has_come or server.shutting_down:
             server.abort()
-            if not server.addresses:  # it has not started yet, which may take long
-                scope.cancel(reason="a second signal")
         elif number == signal.SIGTERM:
             server.drain()
         else:

@@ -108,7 +108,7 @@ class Node:
 
 @asynccontextmanager
 async def run_node(config: ClusterConfig) -> AsyncGenerator[Node]:
-    """Run a node in the block; it ends in order."""
+    """Run a node in the block; it ends in order.  Raises as `Backend.run` does."""
     node = Node(ValkeyBackend(config, Log("server")))
     async with trio.open_nursery() as nursery:
         await nursery.start(node.backend.run)

@@ -106,7 +106,7 @@ async def test_two_nodes_that_want_one_name_at_once_get_it_once(engine: Engine) 
 
 
 @pytest.mark.parametrize(
-    "answer", ["'x'", "{}", "{0, 'x'}", "{0, cmsgpack.pack({})}", "{0, cmsgpack.pack({{}})}"]
+    "answer", ["'x'", "{}", "{0, 'x'}", "{0, cmsgpack.pack({})}", "{0, cmsgpack.pack({1})}"]
 )
 async def test_an_answer_that_is_not_ours_ends_no_node(engine: Engine, answer: str) -> None:
     library = mutated(

@@ -159,6 +159,7 @@ def test_without_the_extra_one_line_says_so() -> None:
     [
         (("history", "URL"), 0, ""),
         (("account", "list", "URL"), 1, "multichat: URL: interrupted\n"),
+        (("serve", "0", "--host", LOOPBACK, "--cluster", "URL"), 0, ""),
     ],
 )
 async def test_a_signal_ends_a_command_that_waits_for_the_engine_without_a_traceback(
