@@ -4,6 +4,7 @@ Everything runs over `trio.testing` memory streams, so that tests need no ports 
 clock, no waiting.
 """
 
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -165,6 +166,7 @@ async def memory_server(
     authenticate: Authenticate | None = None,
     on_join: OnJoin | None = None,
     hasher: Hasher | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncGenerator[MemoryServer]:
     """Run a server without listeners while the block runs, and cancel it at the end.
 
@@ -179,6 +181,7 @@ async def memory_server(
         on_join=on_join,
         shares=NO_PAUSES,
         hasher=hasher,
+        clock=clock,
     )
     async with made.open() as server:
         with lone_exception():

@@ -49,7 +49,7 @@ class AdminCommands:
         self, server: "Server", registry: "Registry", *, clock: Callable[[], float] = time.time
     ) -> None:
         self._server, self._registry = server, registry
-        self.clock = clock
+        self._clock = clock
 
     def find(self, who: str) -> int:
         """Return the number of the client *who*; raises `LocalProtocolError` if there is none."""
@@ -114,7 +114,7 @@ class AdminCommands:
         if isinstance(target, str):
             parse_person_name(target)  # an invalid name is a mistake
         seconds = parse_duration(time) if time else None
-        until = None if seconds is None else self.clock() + seconds
+        until = None if seconds is None else self._clock() + seconds
         ban = Ban(target=target, until=until, reason=reason)
         if by is not None and ban.covers(by.address, by.name):
             raise LocalProtocolError(
@@ -122,7 +122,7 @@ class AdminCommands:
             )
         gone = len(self._server.ban(ban))
         clients = {0: "no client was", 1: "1 client was"}.get(gone, f"{gone} clients were")
-        return f"banned {ban.describe(self.clock())} ({clients} disconnected)"
+        return f"banned {ban.describe(self._clock())} ({clients} disconnected)"
 
     def _find_target(self, what: str) -> Target:
         if what.startswith(f"{NAME_WORD} ") or _is_network(what):
@@ -155,7 +155,7 @@ class AdminCommands:
 
     def bans(self) -> list[BanInfo]:
         """Return the bans, for programs."""
-        now = self.clock()
+        now = self._clock()
         return [
             BanInfo(
                 ban.subject, None if ban.until is None else max(0.0, ban.until - now), ban.reason
@@ -165,7 +165,7 @@ class AdminCommands:
 
     def describe_bans(self) -> list[str]:
         """Return a line for each ban, for people."""
-        now = self.clock()
+        now = self._clock()
         return [ban.describe(now) for ban in self._server.bans] or ["nobody is banned"]
 
     async def announce(self, text: str) -> str:

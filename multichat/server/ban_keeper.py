@@ -4,7 +4,6 @@ They are saved in the operator's file, if there is one, and shared with the othe
 by the backend.
 """
 
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from logging import ERROR
@@ -32,7 +31,8 @@ _MAX_LOGGED = 100
 class BanKeeper:
     """Keeps *bans*, and enforces them on the clients of *registry*.
 
-    *start_soon* starts tasks that outlive the call, if the server runs.
+    *start_soon* starts tasks that outlive the call, if the server runs.  *clock* returns the Unix
+    time in seconds.
     """
 
     def __init__(
@@ -42,16 +42,17 @@ class BanKeeper:
         backend: Backend,
         log: Log,
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
+        clock: Callable[[], float],
     ) -> None:
         self._bans, self._registry, self._backend = bans, registry, backend
-        self._log, self._start_soon = log, start_soon
+        self._log, self._start_soon, self._clock = log, start_soon, clock
         self._file: Path | None = None
         self._in_file: list[Ban] = []  # without what somebody has changed there since
         self._changed = self._saving = False
 
     def current(self) -> list[Ban]:
         """Return the bans in force now."""
-        return self._bans.current(time.time())
+        return self._bans.current(self._clock())
 
     def add(self, ban: Ban) -> list[int]:
         """Add *ban*, and disconnect the clients that it covers; return their numbers.
@@ -69,7 +70,7 @@ class BanKeeper:
         self._backend.add_ban(BanRecord(target=ban.subject, until=ban.until, reason=ban.reason))
 
     def _add(self, ban: Ban) -> list[int]:
-        now = time.time()
+        now = self._clock()
         self._bans.add(ban, now)
         log_lines.banned(self._log, ban, now)
         self._save_soon()
@@ -103,14 +104,14 @@ class BanKeeper:
         The nodes that added those bans have logged them.  One that cannot be added is logged.
         """
         for record in records:
-            self._put(record, lambda ban: self._bans.add(ban, time.time()))
+            self._put(record, lambda ban: self._bans.add(ban, self._clock()))
 
     def put(self, record: BanRecord) -> None:
         """Add a ban of a node, unless it is in force; one that cannot be added is logged."""
         self._put(record, self._add_new)
 
     def _add_new(self, ban: Ban) -> None:
-        if not self._bans.has(ban, time.time()):
+        if not self._bans.has(ban, self._clock()):
             self._add(ban)
 
     def _put(self, record: BanRecord, add: Callable[[Ban], object]) -> None:
@@ -144,7 +145,7 @@ class BanKeeper:
         """
         found = load_bans(path)
         for ban in found:
-            self._bans.add(ban, time.time())
+            self._bans.add(ban, self._clock())
         self._file, self._in_file = path, found
 
     def read_again(self) -> list[Ban]:
@@ -174,7 +175,7 @@ class BanKeeper:
 
     def _change(self, added: Sequence[Ban], lifted: Sequence[Ban]) -> None:
         """Lift and add bans; looks at each client once, however many bans there are."""
-        now = time.time()
+        now = self._clock()
         self._bans.change(added, lifted, now)
         if len(added) + len(lifted) <= _MAX_LOGGED:
             for ban in lifted:

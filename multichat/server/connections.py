@@ -4,7 +4,7 @@ Runs in the connection's own task, which is its boundary: nothing that goes wron
 """
 
 import ssl
-import time
+from collections.abc import Callable
 
 import trio
 
@@ -49,6 +49,7 @@ class Connections:
     """The connections to one server; each is served by `handle` or `handle_websocket`.
 
     *admission* counts them, *turns* schedules them, and *authentication* decides who may join.
+    *clock* returns the Unix time in seconds.
     *clients* is how many clients were admitted since the server started, *refusals* how many
     connections were rejected, by reason.
     """
@@ -66,12 +67,13 @@ class Connections:
         admission: Admission,
         authentication: Authentication,
         turns: Turns,
+        clock: Callable[[], float],
     ) -> None:
         self._config, self._log, self._backend = config, log, backend
         self._registry, self._admin = registry, admin
         self._bans, self._filters = bans, filters
         self._admission, self._authentication = admission, authentication
-        self._turns = turns
+        self._turns, self._clock = turns, clock
         self._balancers = LoadBalancers(config, admission)
         self.clients = 0
         self.refusals = dict.fromkeys(RefusedFor, 0)
@@ -248,7 +250,7 @@ class Connections:
 
     def why_banned(self, address: str) -> str:
         """Return why *address* is banned; empty if it is not."""
-        ban = self._bans.find_address(address, now := time.time())
+        ban = self._bans.find_address(address, now := self._clock())
         return "" if ban is None else ban.refusal(now)
 
     def check(self, address: str, too_many: str = "") -> None:

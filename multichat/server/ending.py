@@ -9,6 +9,7 @@ accepting when `begun` is set, and shuts down when `shut_down` is set.
 """
 
 import math
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -36,7 +37,8 @@ _LAST_WORDS_SECONDS = 0.1
 class Ending:
     """The end of one server, whose clients are in *registry*; constructing it starts nothing.
 
-    With *is_node* the server is a node of a cluster, which drains by default.
+    *start_soon* starts tasks that outlive the call.  With *is_node* the server is a node of a
+    cluster, which drains by default.
 
     *begun* is set when the server drains or shuts down, *shut_down* when it shuts down.
     """
@@ -47,11 +49,12 @@ class Ending:
         registry: Registry,
         admission: Admission,
         log: Log,
+        start_soon: Callable[[Callable[[], Awaitable[None]]], None],
         *,
         is_node: bool,
     ) -> None:
         self._config, self._registry, self._log = config, registry, log
-        self._admission = admission
+        self._admission, self._start_soon = admission, start_soon
         self._default_seconds = DRAIN_SECONDS if is_node else 0.0
         if config.drain_seconds is not None:
             self._default_seconds = config.drain_seconds
@@ -72,8 +75,8 @@ class Ending:
         """Seconds until the end of the drain; 0 without one."""
         return max(0.0, self._ends_at - trio.current_time()) if self.draining else 0.0
 
-    def drain(self, seconds: float | None = None) -> bool:
-        """Begin to drain for *seconds*; return whether `run` MUST be called now, in a task.
+    def drain(self, seconds: float | None = None) -> None:
+        """Begin to drain for *seconds*; the shutdown begins at their end.
 
         *seconds* defaults to the configured time.  With 0 seconds the server shuts down.  Does
         nothing if the server already drains or shuts down.  Raises `LocalProtocolError` if
@@ -83,10 +86,10 @@ class Ending:
         if not 0 <= seconds <= MAX_DRAIN_SECONDS:
             raise LocalProtocolError(f"a drain has 0 to {MAX_DRAIN_SECONDS} seconds")
         if self.begun.is_set():
-            return False
+            return
         if not seconds:
             self.shutdown()
-            return False
+            return
         self._ends_at = trio.current_time() + seconds
         self._pause = min(seconds * _PAUSE_SHARE, self._config.timeouts.drain_pause)
         self.begun.set()
@@ -94,9 +97,9 @@ class Ending:
         count = len(self._registry)
         clients = "1 client is" if count == 1 else f"{count} clients are"
         self._log.line("stop", f"Draining: {clients} told to reconnect within {seconds:g} s")
-        return True
+        self._start_soon(self._drain)
 
-    async def run(self) -> None:
+    async def _drain(self) -> None:
         """Pause, send goodbyes to one client after another, and begin the shutdown.
 
         If cancelled, it begins the shutdown at once.

@@ -42,7 +42,7 @@ class LiveSettings:
         self._config = config
         self._authentication, self._accounts = authentication, accounts
         self._webhook = webhook
-        self.clock = clock
+        self._clock = clock
         self.tls: ssl.SSLContext | None = None
 
     @property
@@ -97,7 +97,7 @@ class LiveSettings:
         """
         if self.tls is None:
             raise ValueError("the server was started without TLS")
-        now = self.clock()
+        now = self._clock()
         if isinstance(tls, ServerTls) and isinstance(self.tls, ServerTls):
             fault = tls.fault(now)
             if fault and not self.tls.fault(now):
@@ -107,4 +107,4 @@ class LiveSettings:
 
     def certificate_advice(self) -> str:
         """Return one line if the certificate is not valid, or expires soon; otherwise nothing."""
-        return self.tls.advice(self.clock()) if isinstance(self.tls, ServerTls) else ""
+        return self.tls.advice(self._clock()) if isinstance(self.tls, ServerTls) else ""

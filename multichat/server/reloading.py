@@ -13,8 +13,8 @@ Invariants:
 4. The event loop never reads a file.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from logging import WARNING
 from typing import TypeVar
@@ -41,14 +41,13 @@ _SECONDS = 30.0
 class Reloading:
     """The reloadable parts of one server; *log* gets a line for each reload and each error.
 
-    Each part has *seconds* to read its files.  *around* returns a context manager; each reload
-    reads all parts within it.
+    Each part has *seconds* to read its files.
     """
 
     def __init__(self, log: Log, *, seconds: float = _SECONDS) -> None:
         self._log, self._seconds = log, seconds
         self._parts: dict[str, Callable[[], Callable[[], str | None]]] = {}
-        self.around: Callable[[], AbstractContextManager[object]] = nullcontext
+        self._contexts: list[Callable[[], AbstractContextManager[object]]] = []
         self._lock = trio.Lock()
         self._threads = trio.CapacityLimiter(_THREADS)
 
@@ -67,6 +66,15 @@ class Reloading:
 
         self._parts[name] = read_part
 
+    @contextmanager
+    def observed(self, context: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+        """Within the block, enter *context*, which must not fail, around each reload."""
+        self._contexts.append(context)
+        try:
+            yield
+        finally:
+            self._contexts.remove(context)
+
     async def reload(self) -> list[str]:
         """Reload all parts, and return a line that lists them, followed by all advice.
 
@@ -76,7 +84,9 @@ class Reloading:
         async with self._lock:
             answers: dict[str, str | None] = {}
             faults: dict[str, str] = {}
-            with self.around():
+            with ExitStack() as stack:
+                for context in self._contexts:
+                    stack.enter_context(context())
                 async with trio.open_nursery() as nursery:
                     for name in self._parts:
                         nursery.start_soon(self._reload, name, answers, faults)

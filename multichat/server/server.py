@@ -81,6 +81,7 @@ class Server:
     node of a cluster.  *authenticate* decides who may join, and
     *on_join* is called for each client that joins; see `Authenticate` and `OnJoin`.  *shares* is
     how its connections share the event loop's time, and *hasher* how passphrases are hashed.
+    *clock* returns the Unix time in seconds, by which bans and certificates expire.
 
     `run` serves TCP ports and Unix sockets.  For other streams, open the server with `open`, call
     `handle` or `handle_web` for each stream in a task of its own, and call `close` at the end.  All
@@ -105,6 +106,7 @@ class Server:
         on_join: OnJoin | None = None,
         shares: Shares | None = None,
         hasher: Hasher | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config or ServerConfig()
         if journal is not None and backend is not None:
@@ -123,12 +125,12 @@ class Server:
             self._log,
             self._start_soon,
             self._backend,
-            is_banned=lambda name: self._bans.find_name(name, time.time()) is not None,
+            is_banned=lambda name: self._bans.find_name(name, clock()) is not None,
             on_join=on_join,
             hasher=hasher,
         )
         self._ban_keeper = BanKeeper(
-            self._bans, self._registry, self._backend, self._log, self._start_soon
+            self._bans, self._registry, self._backend, self._log, self._start_soon, clock
         )
         self._other_nodes = OtherNodes(
             self._backend,
@@ -146,11 +148,15 @@ class Server:
             knows_session=self._registry.session_store.is_known,
         )
         self.settings = LiveSettings(
-            self.config, self._authentication, self._registry.accounts, lambda: self._webhook
+            self.config,
+            self._authentication,
+            self._registry.accounts,
+            lambda: self._webhook,
+            clock=clock,
         )
         self.reloading = Reloading(self._log)
         self._turns = Turns(shares)
-        self.admin = AdminCommands(self, self._registry)
+        self.admin = AdminCommands(self, self._registry, clock=clock)
         self._filters = Filters(
             self.config.filters,
             self.config.filter_seconds,
@@ -168,6 +174,7 @@ class Server:
             admission=self._admission,
             authentication=self._authentication,
             turns=self._turns,
+            clock=clock,
         )
         self._statistics = StatisticsSource(
             self._registry, self._connections, self._turns, self._backend
@@ -181,6 +188,7 @@ class Server:
             self._registry,
             self._admission,
             self._log,
+            self._start_soon,
             is_node=self._backend.is_shared,
         )
 
@@ -474,8 +482,8 @@ class Server:
         """
         if self._nursery is None:
             self.shutdown()  # it is not open, and has no clients
-        elif self.ending.drain(seconds):
-            self._start_soon(self.ending.run)
+        else:
+            self.ending.drain(seconds)
 
     @property
     def draining(self) -> bool:

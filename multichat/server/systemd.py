@@ -108,13 +108,13 @@ class ServiceManager:
         try:
             if self._socket is None:
                 return
-            async with trio.open_nursery() as nursery:
-                self._change_state(server, "READY=1")
-                server.reloading.around = partial(self._reloading, server)
-                nursery.start_soon(self._report, server)
-                nursery.start_soon(self._watch_end, server)
-                if self.watchdog_seconds is not None:
-                    nursery.start_soon(self._feed_watchdog, self.watchdog_seconds / 2)
+            with server.reloading.observed(partial(self._reloading, server)):
+                async with trio.open_nursery() as nursery:
+                    self._change_state(server, "READY=1")
+                    nursery.start_soon(self._report, server)
+                    nursery.start_soon(self._watch_end, server)
+                    if self.watchdog_seconds is not None:
+                        nursery.start_soon(self._feed_watchdog, self.watchdog_seconds / 2)
         finally:
             self.close()
 

@@ -117,9 +117,7 @@ def test_a_certificate_of_the_future_is_a_matter_of_the_clock() -> None:
 
 @pytest.fixture
 def settings() -> LiveSettings:
-    made = Server(ServerConfig()).settings
-    made.clock = NOON.timestamp
-    return made
+    return Server(ServerConfig(), clock=NOON.timestamp).settings
 
 
 def tls(folder: Path, ca: trustme.CA, begins: int, ends: int) -> ServerTls:

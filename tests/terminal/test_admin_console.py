@@ -44,7 +44,6 @@ class Desk:
         self.ended = False
 
     async def run(self) -> None:
-        self.server.admin.clock = lambda: NOW
         await AdminConsole(self.server, self.shown.append).run(self.lines)
         self.ended = True
 
@@ -76,8 +75,7 @@ async def desk(
 async def open_desk(
     monkeypatch: pytest.MonkeyPatch, config: ServerConfig | None = None
 ) -> AsyncIterator[Desk]:
-    monkeypatch.setattr("time.time", lambda: NOW)
-    async with memory_server(config) as network, trio.open_nursery() as nursery:
+    async with memory_server(config, clock=lambda: NOW) as network, trio.open_nursery() as nursery:
         made = Desk(network, monkeypatch)
         nursery.start_soon(made.run)
         yield made
