@@ -83,7 +83,7 @@ def account(
     is_cluster = isinstance(file, ClusterUrl)
     if name is not None and not is_cluster and not file.exists() and Path(name).is_file():
         raise UsageMistake(f"JOURNAL comes before NAME: {action.value} {name} {file}")
-    with one_line_errors():
+    with one_line_errors("interrupted: nothing was changed"):
         import trio
 
         from multichat.journal.sqlite.file_lock import IN_USE
@@ -130,10 +130,15 @@ def _check(name: str) -> None:
 
 
 def ask_passphrase(name: str) -> str:
-    """Ask twice for the passphrase of *name*, and return it; raises `UsageMistake`."""
+    """Ask twice for the passphrase of *name*, and return it.
+
+    Raises `UsageMistake`, also if none is typed, and `KeyboardInterrupt`.
+    """
     if not are_terminals(sys.stdin, sys.stderr):
         raise UsageMistake("no terminal to ask for a passphrase: use --passphrase-file")
     passphrase = ask_secret(f"Passphrase for {name}: ")
+    if not passphrase:  # also the end of the input
+        raise UsageMistake("no passphrase was typed: nothing was changed")
     if ask_secret("Again: ") != passphrase:
         raise UsageMistake("the two passphrases differ")
     return passphrase

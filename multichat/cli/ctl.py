@@ -200,7 +200,8 @@ def _with_passphrase(words: list[str], file: Path | None) -> list[str]:
     if file is not None:
         return [*words, read_secret_file(file, "passphrase")]
     if are_terminals(sys.stdin, sys.stderr):
-        return [*words, ask_passphrase(words[1])]
+        with one_line_errors("interrupted: nothing was changed"):
+            return [*words, ask_passphrase(words[1])]
     return [*words, read_input_secret("passphrase")]
 
 

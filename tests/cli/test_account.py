@@ -93,6 +93,15 @@ async def test_the_passphrase_is_asked_for_twice_and_not_shown(tmp_path: Path) -
             answer = "alice has an account" if name == "alice" else "the two passphrases differ"
             await terminal.wait_for("shell", answer)
             assert PASSPHRASE not in await terminal.screen("shell")
+        for name, key, said, status in (
+            ("eve", "C-c", "interrupted: nothing was changed", 1),
+            ("dan", "C-d", "no passphrase was typed: nothing was changed", 2),
+        ):
+            await terminal.type("shell", f"clear; multichat account add chat.db {name}; echo is $?")
+            await terminal.wait_for("shell", f"Passphrase for {name}:")
+            await terminal.press("shell", key)
+            await terminal.wait_for("shell", said)
+            await terminal.wait_for("shell", f"is {status}")
     finally:
         terminal.end()
     assert account("list", tmp_path / "chat.db")[1] == "alice\n"
