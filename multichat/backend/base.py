@@ -274,6 +274,7 @@ class Backend(ABC):
     topics: Mapping[str, str] = MappingProxyType({})
     bans: Sequence[BanRecord] = ()
     clients: Sequence[ClientRecord] = ()
+    recent_sessions: Sequence[SavedSession] = ()
     journal_writes: DurationRecorder | None = None
     round_trips: DurationRecorder | None = None
 

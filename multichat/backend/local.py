@@ -44,6 +44,11 @@ class LocalBackend(Backend):
         return self._journal.topics
 
     @property
+    def recent_sessions(self) -> Sequence[SavedSession]:  # type: ignore[override]
+        """The newest sessions that the journal had when it was opened."""
+        return self._journal.recent_sessions
+
+    @property
     def journal_writes(self) -> DurationRecorder | None:  # type: ignore[override]
         """How long the journal's transactions took; None in memory."""
         return self._journal.writes

@@ -191,14 +191,16 @@ class Journal(ABC):
 
     *clients_ever* is the highest client number that may have been assigned.  *location* tells the
     operator where the data is stored; it is empty for a journal in memory.  *accounts* and
-    *topics*, by room, case-folded, are those that it had when `run` opened it.  *writes* is how
-    long its transactions took, from the first attempt until they were stored; None in memory.
+    *topics*, by room, case-folded, are those that it had when `run` opened it; *recent_sessions*
+    the sessions that were seen last before that, without nonces, bounded in number.  *writes* is
+    how long its transactions took, from the first attempt until they were stored; None in memory.
     """
 
     clients_ever: int = 0
     location: str = ""
     accounts: Sequence[AccountRecord] = ()
     topics: Mapping[str, str] = MappingProxyType({})
+    recent_sessions: Sequence[SavedSession] = ()
     writes: DurationRecorder | None = None
 
     @property

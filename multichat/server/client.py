@@ -23,7 +23,10 @@ from multichat.server.stored_session import StoredSession
 if TYPE_CHECKING:
     from multichat.server.room import Room
 
-__all__ = ["Client", "MemberInfo"]
+__all__ = ["ARRIVING_SECONDS", "Client", "MemberInfo"]
+
+# Time for a client to send its hello, before others are told of it.
+ARRIVING_SECONDS = 0.1
 
 # Most notices kept for a lagging client: it may lag for hours, and gets them in one piece.
 _MAX_NOTICES = 16
@@ -64,6 +67,10 @@ class Client:
 
     *codecs* are those of its connection's framing, *codec* is the one that it uses.
 
+    It is arriving *arriving_until* a time on trio's clock, unless it sends something before: a
+    hello may follow, with which it resumes a session or takes a name.  While one is carried out
+    that is infinite.  It is announced when it has arrived.
+
     It *is_trusted* if it was not authenticated: a bot in the server, which no drain disconnects.
 
     *account* is the one that it is logged in to, case-folded, empty if there is none; changed by
@@ -94,6 +101,7 @@ class Client:
     last_sender: int | None = None  # of a private message
     notices: tuple[Notice | TopicChanged, ...] = ()  # for when it no longer lags
     undelivered_at: tuple[int, int] | None = None  # its progress when a private message failed
+    arriving_until: float = 0.0
     generation: int = 1
     claims: dict[str, NameTaken | None] = field(default_factory=dict)
     grants: RoomGrants = field(default_factory=dict)

@@ -95,6 +95,7 @@ class HelloHandler:
             stored=stored,
             limits=self._config.limits,
         )
+        self._registry.arrived(me)
         if excess:
             limit = self._config.max_rooms_per_client
             answer.append(Invalid.because(TooManyRooms(limit, of_client=True)).error)

@@ -25,6 +25,7 @@ from multichat.errors import (
     TooManyRooms,
     lone_exception,
 )
+from multichat.journal.base import SessionRecord
 from multichat.protocol.address import is_loopback
 from multichat.protocol.framing import clean
 from multichat.protocol.lookalikes import NameIndex
@@ -36,7 +37,14 @@ from multichat.protocol.messages import (
     RoomSize,
     TopicChanged,
 )
-from multichat.protocol.names import SERVER_NAME, fold_name, lookalike_room, parse_room_name
+from multichat.protocol.names import (
+    SERVER_NAME,
+    default_name,
+    fold_name,
+    lookalike_room,
+    parse_room_name,
+)
+from multichat.server.absences import Absence, Absences
 from multichat.server.broadcast import Counts
 from multichat.server.cached_response import CachedResponse
 from multichat.server.client import Client
@@ -52,6 +60,9 @@ from multichat.server.room_claims import RoomClaims, RoomGrants, WantedRooms, ch
 __all__ = ["OpenRooms"]
 
 _NO_GRANTS: RoomGrants = {}
+
+# Why those have left whose server has ended.
+_LOST = "connection lost"
 
 
 class OpenRooms:
@@ -79,6 +90,7 @@ class OpenRooms:
         self._left: list[Room] | None = None  # while none is closed
         self._remote: dict[str, RemoteRoom] = {}  # with members on other nodes, or open here
         self._closing_later: set[Room] = set()
+        self._absences = Absences()  # from rooms that are not open
         self._topics: dict[str, str] = {}  # by key, also of rooms that are not open
         # Without other nodes, and without the lobby, whose lookalikes are refused by another rule.
         self._names: NameIndex[Room] = NameIndex()
@@ -87,8 +99,11 @@ class OpenRooms:
         self._new_rooms = HourlyLimit(config.max_new_rooms)
 
     def load(self) -> None:
-        """Load the topics from the backend, which is open."""
+        """Load from the backend, which is open, the topics, and who was connected just now."""
         self._topics.update(self._backend.topics)
+        for session in self._backend.recent_sessions:
+            if session.age_seconds <= self._config.away_seconds:
+                self.expect(session.record)
 
     def __iter__(self) -> Iterator[Room]:
         return iter([room for room in self._rooms.values() if room])
@@ -144,6 +159,7 @@ class OpenRooms:
     def enter_elsewhere(self, client: RemoteClient, key: str, name: str) -> None:
         """Note that *client* is in the room *key*, called *name*, on its node."""
         self.list.forget()
+        self._absences.discard(key, client.number)
         room = self._remote.get(key)
         if room is None:
             room = self._remote[key] = RemoteRoom(name)
@@ -158,8 +174,22 @@ class OpenRooms:
         del room.members[client.number]
         if room.presence is not None:
             room.presence.left_elsewhere(client.number, reason, away=away)
-        elif not room.members:
+            return
+        if away:
+            self._note_absence(key, client.number, client.name, reason)
+        if not room.members:
             del self._remote[key]
+
+    def _note_absence(self, key: str, client: int, name: str, reason: str) -> None:
+        now, seconds = trio.current_time(), self._config.away_seconds
+        if seconds:
+            self._absences.add(key, client, Absence(name, reason, now + seconds), now)
+
+    def expect(self, session: SessionRecord) -> None:
+        """Note that the client of *session* was connected to a server that has ended just now."""
+        name = session.name or default_name(session.client)
+        for room in session.rooms:
+            self._note_absence(fold_name(room), session.client, name, _LOST)
 
     def find_elsewhere(self, name: str) -> RemoteRoom | None:
         """Return the room of that name with members on other nodes, if there is one."""
@@ -328,9 +358,16 @@ class OpenRooms:
         if seconds := self._new_rooms.take(creator, trio.current_time()):
             raise TooManyRooms(self._config.max_new_rooms, seconds)
 
-    def join(self, client: Client, room: Room) -> None:
-        """Let *client* into *room*."""
+    def join(self, client: Client, room: Room, *, resuming: bool = False) -> None:
+        """Let *client* into *room*; if it is *resuming*, the members that were there before, too.
+
+        They are not members yet, but have not left, as it knows them.
+        """
         self.list.forget()
+        if resuming:
+            room.presence.expect(self._absences.take(room.key, trio.current_time()))
+        else:
+            self._absences.discard(room.key, client.number)
         room.join(client)
 
     def leave(self, member: Member, reason: str = "", *, away: bool = False) -> None:
@@ -374,6 +411,9 @@ class OpenRooms:
                 self._start_soon(partial(self._close_later, room))
         else:
             del self._rooms[room.key]
+            now = trio.current_time()
+            for client, absence in room.presence.absences().items():
+                self._absences.add(room.key, client, absence, now)
             self._names.discard(room)
             if (remote := self._remote.get(room.key)) is not None:
                 remote.presence = None

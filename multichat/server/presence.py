@@ -6,7 +6,7 @@ successive renames are merged.  Many differences at once are sent as numbers: N 
 never cost N lines for each of N members.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from multichat.protocol.messages import Joined, Left, Presence, Renamed
 
@@ -56,6 +56,19 @@ class PresenceChanges:
         self._changed[client] = None
         self._not_listed.add(client)
 
+    def expect(self, client: int, name: str) -> None:
+        """Note that *client*, which is away, was a member called *name*: the others know it."""
+        self._names[client] = self._announced[client] = name
+
+    def name_of(self, client: int) -> str | None:
+        """Return the name of *client*, which is a member or away; None if it is neither."""
+        return self._names.get(client)
+
+    @property
+    def changed(self) -> Collection[int]:
+        """The clients that have a change which has not been announced."""
+        return self._changed.keys()
+
     def leave(self, client: int, reason: str) -> None:
         """Note that *client* has left."""
         del self._names[client]
@@ -73,13 +86,13 @@ class PresenceChanges:
         self._announced[client] = name
         return Joined(client, name, members=len(self._names))
 
-    def show(self, to: int) -> None:
+    def show(self, to: int, hidden: Collection[int] = ()) -> None:
         """Record that all members, with their current names, were listed to client *to*.
 
-        Its own join is still to be announced, because the others have not seen it.  Each change is
-        recorded once, however often members are listed.
+        Except those that are *hidden*.  Its own join is still to be announced, because the others
+        have not seen it.  Each change is recorded once, however often members are listed.
         """
-        itself = self._not_listed & {to}
+        itself = self._not_listed & {to, *hidden}
         for client in self._not_listed - itself:
             if client in self._names:
                 self._listed[client] = self._names[client]
@@ -87,23 +100,36 @@ class PresenceChanges:
                 self._missing_from_listing.add(client)
         self._not_listed = itself
 
-    def forget(self) -> None:
-        """Treat all changes as announced."""
+    def forget(self, held: Collection[int] = ()) -> None:
+        """Treat all changes as announced, except those of the clients *held*."""
         for client in self._changed:
+            if client in held:
+                continue
             if client in self._names:
                 self._announced[client] = self._names[client]
             else:
                 self._announced.pop(client, None)
-        self._changed.clear()
+        self._changed = dict.fromkeys(client for client in held if client in self._changed)
         self._reasons.clear()
         self._listed.clear()
         self._missing_from_listing.clear()
         self._not_listed.clear()
 
-    def take(self) -> list[tuple[int, Joined | Left | Renamed]]:
-        """Return each changed client with the event to announce; they count as announced then."""
-        events = [(client, self._event_of(client)) for client in self._changed]
-        self.forget()
+    def forget_one(self, client: int) -> None:
+        """Treat the change of *client*, which is a member, as announced."""
+        if client in self._changed and client in self._names:
+            del self._changed[client]
+            self._announced[client] = self._names[client]
+
+    def take(self, held: Collection[int] = ()) -> list[tuple[int, Joined | Left | Renamed]]:
+        """Return each changed client with the event to announce; they count as announced then.
+
+        The changes of the clients *held*, which are members, are kept for the next time.
+        """
+        events = [
+            (client, self._event_of(client)) for client in self._changed if client not in held
+        ]
+        self.forget(held)
         return [(client, event) for client, event in events if event is not None]
 
     def take_renamed(self, client: int) -> Renamed | None:

@@ -5,9 +5,11 @@ Changes are collected for a moment and sent as the difference to the previous st
 full, gets a summary when it has caught up.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
+from typing import NamedTuple
 
 import msgspec
 import trio
@@ -15,9 +17,10 @@ import trio
 from multichat.net.send_queue import SendResult
 from multichat.protocol.codec import Codec
 from multichat.protocol.messages import Joined, Left, MemberName, Members, Nonce, Presence, Renamed
+from multichat.server.absences import Absence
 from multichat.server.broadcast import Batch
 from multichat.server.cached_response import CachedResponse
-from multichat.server.client import Client
+from multichat.server.client import ARRIVING_SECONDS, Client
 from multichat.server.member import Member
 from multichat.server.presence import MAX_TOLD_ONE_BY_ONE, PresenceChanges, summarize
 from multichat.server.remote_clients import RemoteClient
@@ -25,10 +28,18 @@ from multichat.server.remote_clients import RemoteClient
 __all__ = ["PresenceAnnouncer"]
 
 # Time for a program to send a hello after connecting, so that it is announced by the name in it.
-PRESENCE_SECONDS = 0.1
+PRESENCE_SECONDS = ARRIVING_SECONDS
 
 # The minimum time between two announcements.
 PRESENCE_PAUSE_SECONDS = 1.0
+
+
+class _Away(NamedTuple):
+    """Others are told of its leaving at the time *until*; newcomers above *came* know nothing."""
+
+    until: float
+    reason: str
+    came: int
 
 
 class PresenceAnnouncer:
@@ -63,7 +74,13 @@ class PresenceAnnouncer:
         self._changes = PresenceChanges()
         self._telling = self._waiting_for_away = False
         self._told_at = -PRESENCE_PAUSE_SECONDS
-        self._away: dict[int, tuple[float, str]] = {}  # deadline, and reason for leaving
+        self._away: dict[int, _Away] = {}  # the first one has been away for longest
+        # Members that came anew, with a number that rises: of those who are away since before that
+        # they know nothing.
+        self._newcomers: dict[int, int] = {}
+        self._came = 0
+        self._returned: dict[int, int] = {}  # to be announced to newcomers above that number
+        self._passed_over: set[int] = set()  # arriving while nobody listened
         for client in remote.values():  # they were there before anybody here
             self._changes.enter(client.number, client.name)
         self._changes.forget()
@@ -83,9 +100,40 @@ class PresenceAnnouncer:
 
     def _enter(self, client: Client | RemoteClient) -> None:
         self._who.forget()
-        self._away.pop(client.number, None)
-        self._changes.enter(client.number, client.name)
+        number = client.number
+        away = self._away.pop(number, None)
+        if away is not None:
+            if self._newcomers and next(reversed(self._newcomers.values())) > away.came:
+                self._returned[number] = away.came
+        elif number in self._members and self._changes.name_of(number) is None:
+            self._came += 1
+            self._newcomers[number] = self._came
+        self._changes.enter(number, client.name)
         self._tell_soon()
+
+    def arrived(self, client: int) -> None:
+        """Note that *client* is not arriving any more: it is listed, and announced."""
+        self._who.forget()
+        if client in self._passed_over:
+            self._passed_over.discard(client)
+            if not self._has_listeners(but=client):
+                self._changes.forget_one(client)
+        if client in self._changes:
+            self._tell_soon()
+
+    def expect(self, absences: Mapping[int, Absence]) -> None:
+        """Note who was a member before this room was open, and may come back."""
+        for client, absence in absences.items():
+            if self._changes.name_of(client) is None and client not in self._changes:
+                self._changes.expect(client, absence.name)
+                self._be_away(client, _Away(absence.until, absence.reason, 0))
+
+    def absences(self) -> dict[int, Absence]:
+        """Return who is away."""
+        return {
+            client: Absence(self._changes.name_of(client) or "", away.reason, away.until)
+            for client, away in self._away.items()
+        }
 
     def left(self, member: Member, reason: str, *, away: bool) -> None:
         """Record that *member* has left; if it is *away*, the others are told later.
@@ -98,21 +146,31 @@ class PresenceAnnouncer:
         """Record that the member with that number has left, on any node; see `left`."""
         self._who.forget()
         is_known = self._changes.is_known(client)
-        if away and is_known and self._away_seconds and self._has_listeners():
-            self._away[client] = (trio.current_time() + self._away_seconds, reason)
-            if not self._waiting_for_away:
-                self._waiting_for_away = True
-                self._start_soon(self._tell_away)
+        if away and is_known and self._away_seconds:
+            until = trio.current_time() + self._away_seconds
+            self._be_away(client, _Away(until, reason, self._came))
         else:
+            self._forget_member(client)
             self._changes.leave(client, reason)
             self._tell_soon()
+
+    def _be_away(self, client: int, away: "_Away") -> None:
+        self._away[client] = away
+        if not self._waiting_for_away:
+            self._waiting_for_away = True
+            self._start_soon(self._tell_away)
+
+    def _forget_member(self, client: int) -> None:
+        self._newcomers.pop(client, None)
+        self._returned.pop(client, None)
+        self._passed_over.discard(client)
 
     async def _tell_away(self) -> None:
         try:
             while self._away:  # the first one has been away for longest
-                client, (deadline, _) = next(iter(self._away.items()))
-                if trio.current_time() < deadline:
-                    await trio.sleep_until(deadline)
+                client, away = next(iter(self._away.items()))
+                if trio.current_time() < away.until:
+                    await trio.sleep_until(away.until)
                 else:
                     self.end_absence(client)
         finally:
@@ -121,21 +179,46 @@ class PresenceAnnouncer:
     def end_absence(self, client: int) -> None:
         """Tell the others that *client*, if it is away, has left."""
         if (away := self._away.pop(client, None)) is not None:
-            self._changes.leave(client, away[1])
+            self._forget_member(client)
+            self._changes.leave(client, away.reason)
             self._tell_soon()
 
     def encode_who(self, to: Client, nonce: Nonce | None) -> bytes:
         """Return the encoded `Members`; from then on *to* is told when a listed member leaves."""
-        self._changes.show(to.number)
-        return self._who.encode(to.codec, nonce)
+        hidden = [n for n in self._changes.changed if self._is_greeting(n) and n != to.number]
+        self._changes.show(to.number, hidden)
+        if hidden:  # they may resume a session, under another number
+            self._who.forget()
+        answer = self._who.encode(to.codec, nonce)
+        if hidden:
+            self._who.forget()
+        return answer
+
+    def _is_greeting(self, client: int) -> bool:
+        member = self._members.get(client)
+        return member is not None and member.client.arriving_until == math.inf
+
+    def _arriving(self) -> list[int]:
+        """Return the clients with changes whose hello may follow, or is being carried out."""
+        now = trio.current_time()
+        return [
+            number
+            for number in self._changes.changed
+            if (member := self._members.get(number)) is not None
+            and member.client.arriving_until > now
+        ]
 
     def _list_members(self) -> Members:
-        clients: list[Client | RemoteClient] = [each.client for each in self._members.values()]
+        clients: list[Client | RemoteClient] = [
+            each.client for each in self._members.values() if each.client.arriving_until != math.inf
+        ]
         clients += self._remote.values()
         return Members(self._room, [MemberName(each.number, each.name) for each in clients])
 
     def introduce(self, client: int, name: str) -> None:
         """Announce *client*, whose first message is about to be delivered, unless it has been."""
+        if self._returned:
+            self._tell_returned()
         if client not in self._changes:
             return
         if client in self._members or client in self._remote:
@@ -154,25 +237,33 @@ class PresenceAnnouncer:
             else:
                 member.missed_presence = None
 
-    def _has_listeners(self) -> bool:
+    def _has_listeners(self, but: int = 0) -> bool:
+        """Return whether any member except *but* is told of changes, now or later."""
         live = sum(map(len, self._by_codec.values()))
         return bool(
-            (self._to_text and self._members)
+            (self._to_text and len(self._members) > (but in self._members))
             or live < len(self._members)
-            or any(members and not codec.is_text for codec, members in self._by_codec.items())
+            or any(
+                len(members) > (but in members) and not codec.is_text
+                for codec, members in self._by_codec.items()
+            )
         )
 
     def _tell_soon(self) -> None:
         """Schedule an announcement; called after each change."""
+        self._settle_passed_over()
         if not self._has_listeners():
-            self._changes.forget()
+            arriving = self._arriving()
+            self._passed_over.update(arriving)
+            self._changes.forget(arriving)
+            self._returned.clear()
         elif not self._telling:
             self._telling = True
             self._start_soon(self._keep_telling)
 
     async def _keep_telling(self) -> None:
         try:
-            while self._changes:
+            while self._changes or self._returned:
                 soon = trio.current_time() + PRESENCE_SECONDS
                 await trio.sleep_until(max(soon, self._told_at + PRESENCE_PAUSE_SECONDS))
                 self._tell_changes()
@@ -181,7 +272,9 @@ class PresenceAnnouncer:
 
     def _tell_changes(self) -> None:
         self._told_at = trio.current_time()
-        events = self._changes.take()
+        self._settle_passed_over()
+        self._tell_returned()
+        events = self._changes.take(self._arriving())
         if len(events) > MAX_TOLD_ONE_BY_ONE:
             told = [event for _, event in events]
             self._tell(self._members.values(), [summarize(told, self.count)])
@@ -195,6 +288,37 @@ class PresenceAnnouncer:
         for subject in subjects:  # no member is told about itself
             if (member := self._members.get(subject)) is not None:
                 self._tell([member], [event for client, event in events if client != subject])
+
+    def _settle_passed_over(self) -> None:
+        """Treat as announced who came while nobody listened, and sent no hello in time."""
+        if self._passed_over:
+            arriving = set(self._arriving())
+            over = self._passed_over - arriving
+            self._passed_over &= arriving
+            for client in over:
+                self._changes.forget_one(client)
+
+    def _tell_returned(self) -> None:
+        """Announce those who have come back to the members that came while they were away."""
+        returned, self._returned = self._returned, {}
+        if not returned:
+            return
+        first = min(returned.values())
+        for number, came in reversed(self._newcomers.items()):
+            if came <= first:
+                break
+            if (member := self._members.get(number)) is None:
+                continue
+            new = [client for client, before in returned.items() if before < came]
+            events = [
+                Joined(client, name, members=self.count)
+                for client in new
+                if (name := self._changes.name_of(client)) is not None and client != number
+            ]
+            if len(events) > MAX_TOLD_ONE_BY_ONE:
+                self._tell([member], [summarize(events, self.count)])
+            else:
+                self._tell([member], events)
 
     def _tell_in_other_rooms(self, renamed: int) -> None:
         """Announce the new name of that client in its other rooms, too.

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import trio
 
 from multichat.backend.base import Backend, DirectFate
-from multichat.backend.events import ClientRecord
 from multichat.errors import (
     InvalidName,
     LastRoom,
@@ -50,6 +49,7 @@ from multichat.server.open_rooms import OpenRooms
 from multichat.server.passphrases import Hasher
 from multichat.server.refusals import DISCONNECT_CODES
 from multichat.server.remote_clients import RemoteClient, RemoteClients
+from multichat.server.reports import Reports
 from multichat.server.room import Room
 from multichat.server.room_claims import RoomGrants
 from multichat.server.session_store import SessionStore
@@ -119,6 +119,7 @@ class Registry:
             self.accounts.check_name,
             reserved=(WEBHOOK_NAME,) if config.web.webhook_tokens else (),
         )
+        self._reports = Reports(backend, self._names, self._is_here, start_soon)
         self.claims = Claims(backend)
         self.logins = Logins(self.accounts, self._names, self.claims, self._renamed, start_soon)
         self.rooms = OpenRooms(config, start_soon, backend, self.disconnect)
@@ -140,6 +141,9 @@ class Registry:
     def __len__(self) -> int:
         """How many clients are connected."""
         return len(self._clients)
+
+    def _is_here(self, client: Client) -> bool:
+        return self._clients.get(client.number) is client
 
     def find(self, who: str | int) -> Client | None:
         """Return the client with that number or name; None if there is none."""
@@ -183,7 +187,7 @@ class Registry:
         self._join(client, self.rooms.open(LOBBY))
         address = client.address if self._config.log_addresses else ""
         log_lines.connected(self._log, client, address=address)
-        self._report(client)
+        self._reports.put_soon(client)
         if self.closed:
             self.disconnect(client, self._closing_goodbye)
 
@@ -245,7 +249,7 @@ class Registry:
         holder = self._clients.get(session.client)
         if holder is not None and holder.stored_session is session:  # it keeps it
             holder.generation = session.generation
-            self._report(holder)
+            self._reports.put(holder)
             return
         self.session_store.put_back(session)
         away = self._config.away_seconds
@@ -256,26 +260,17 @@ class Registry:
         self.rooms.settle(client.grants)
         if client.claims:
             client.claims.clear()
-            self._report(client)
+            self._reports.put(client)
 
-    def _report(self, client: Client) -> None:
-        """Report the present state of *client* to other nodes."""
-        is_here = self._clients.get(client.number) is client
-        if self._backend.is_shared and is_here and not client.claims:
-            rooms = [member.room.name for member in client.memberships.values()]
-            record = ClientRecord(
-                client=client.number,
-                generation=client.generation,
-                name=self._names.name_of(client),
-                account=client.account,
-                rooms=tuple(rooms),
-                address=client.address,
-                origin=client.origin or "",
-            )
-            self._backend.put_client(record)
+    def arrived(self, client: Client) -> None:
+        """Note that *client* has sent another request than a hello, or got the answer to one."""
+        client.arriving_until = 0.0
+        for member in client.memberships.values():
+            member.room.presence.arrived(client.number)
+        self._reports.put(client)
 
-    def _join(self, client: Client, room: Room) -> None:
-        self.rooms.join(client, room)
+    def _join(self, client: Client, room: Room, *, resuming: bool = False) -> None:
+        self.rooms.join(client, room, resuming=resuming)
         self._join_hook.joined(client)
 
     def disconnect(self, client: Client, goodbye: Goodbye) -> None:
@@ -339,7 +334,7 @@ class Registry:
                 self._names.take(client, name)
         opened, refused = self._reopen(rooms, client.grants)
         for room in opened:
-            self._join(client, room)
+            self._join(client, room, resuming=True)
         for refusal in refused:
             self.refuse_room(client, refusal.room, is_current=refusal.room is rooms[-1])
         refusals += refused
@@ -371,7 +366,7 @@ class Registry:
 
         Other nodes are told, too.
         """
-        self._report(client)
+        self._reports.put(client)
         if (session := client.stored_session) is not None:
             name, rooms = self._names.name_of(client), client.session_rooms
             login = self.logins.proof_of(client)

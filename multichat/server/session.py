@@ -9,6 +9,7 @@ nothing more), the writer finishes within the grace period, EOF, input is discar
 close.
 """
 
+import math
 from collections.abc import Mapping
 
 import msgspec
@@ -65,7 +66,7 @@ from multichat.protocol.sniff import TLS_RECORD, sniff_bytes, sniff_line
 from multichat.server.account_requests import AccountRequests
 from multichat.server.admin_commands import AdminCommands
 from multichat.server.admission import AdmittedConnection
-from multichat.server.client import Client
+from multichat.server.client import ARRIVING_SECONDS, Client
 from multichat.server.config import Joining, Renaming, ServerConfig
 from multichat.server.filters import Filters, passed
 from multichat.server.greeting import start_from
@@ -194,6 +195,7 @@ class Session:
             codecs=connection.codecs,
             origin=origin and origin.address,
             may_speak=may_speak,
+            arriving_until=trio.current_time() + ARRIVING_SECONDS,
             on_leave=self._stop_reading,
             on_lag=self._start_replaying,
         )
@@ -396,6 +398,8 @@ class Session:
                 # A keep-alive does not count as activity.
                 if type(request) is not Ping:
                     self._active_at = None
+                if self.client.arriving_until:
+                    self._note_arrival(request)
                 if type(request) is Act:
                     request = _block_of(request)
                 if type(request) is SayBlock:  # mostly
@@ -493,6 +497,12 @@ class Session:
             left = self._registry.exit(me, room)
             await me.send(Left(me.number, me.name, "", len(left), left.name, nonce=nonce))
 
+    def _note_arrival(self, request: Request) -> None:
+        if type(request) is Hello:
+            self.client.arriving_until = math.inf  # it may resume a session, as another client
+        else:
+            self._registry.arrived(self.client)
+
     async def _greet(self, hello: Hello) -> None:
         try:
             await self._hello.carry_out(hello)
@@ -500,6 +510,9 @@ class Session:
             goodbye = Goodbye.of("unavailable", UNAVAILABLE)
             words = self.client.codecs.json.encode(goodbye)  # as the hello asks for
             raise _Leave(goodbye.code, UNAVAILABLE, words) from None
+        finally:
+            if self.client.arriving_until:  # it was refused
+                self._registry.arrived(self.client)
 
     async def _filter(self, kind: type[Joining | Renaming], text: str) -> str | None:
         return await filtered(self._filters, self.client, kind, text)

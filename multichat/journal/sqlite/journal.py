@@ -75,7 +75,7 @@ from multichat.journal.sqlite.jobs import (
 from multichat.journal.sqlite.limits import Durability, SqliteLimits
 from multichat.journal.sqlite.queries import Head, Rows, SessionRow
 from multichat.journal.sqlite.queue import JobQueue, job_bytes
-from multichat.journal.sqlite.reading import read_session
+from multichat.journal.sqlite.reading import read_recent_sessions, read_session
 from multichat.journal.sqlite.reserve import Reserve
 from multichat.journal.sqlite.room import SqliteRoom
 from multichat.log import Log
@@ -352,6 +352,8 @@ class SqliteJournal(Journal):
                 self._rows = Rows(opened.connection, opened.pin)
                 heads = self._rows.load()
                 self.accounts, self.topics, damaged = read_accounts_and_topics(opened.connection)
+                clock = self._rows.loaded_clock
+                self.recent_sessions = read_recent_sessions(opened.connection, clock)
                 self._deletions = Deletions(self._rows, self.retention, reserve, self._limits)
                 self._rows.checkpoint()
                 # SQLite opens the WAL on the first read, which must not be when file descriptors

@@ -27,9 +27,13 @@ __all__ = [
     "first_of",
     "read_blocks",
     "read_blocks_backwards",
+    "read_recent_sessions",
     "read_session",
     "said_block",
 ]
+
+# Others are told that a client left when it has been away for less than that.
+_RECENT_SECONDS, _MAX_RECENT = 3600.0, 10_000
 
 # The columns of a block.  Its epoch is the first one that ended after it, or the room's current
 # one.
@@ -156,6 +160,25 @@ def said_block(row: Sequence[object]) -> SaidBlock:
     if fold_name(shown) != room:
         shown = clean(room)
     return SaidBlock(epoch, first, said_at, shown, client, name, clean_lines(text), bool(act))
+
+
+def read_recent_sessions(connection: sqlite3.Connection, clock: float) -> list[SavedSession]:
+    """Return the sessions seen last, without their nonces, as far as they are readable.
+
+    At most `_MAX_RECENT`, of the last `_RECENT_SECONDS` of the file's *clock*.
+    """
+    found: list[SavedSession] = []
+    with suppress(*SQLITE_ERRORS):
+        for row in connection.execute(
+            "SELECT digest, client, name, room, seen, login FROM sessions "
+            "WHERE seen >= ? ORDER BY seen DESC LIMIT ?",
+            (clock - _RECENT_SECONDS, _MAX_RECENT),
+        ):
+            with suppress(DamagedRow):
+                record, seen = _session(row)
+                age = max(0.0, clock - seen)
+                found.append(SavedSession(record=record, age_seconds=age, nonces=[]))
+    return found[::-1]
 
 
 def read_session(
