@@ -264,8 +264,10 @@ class Backend(ABC):
     in their docstring are never called.  *location* tells the operator where the data is stored;
     it is empty for a backend in memory.  *accounts*, *topics* (by room, case-folded), *bans* and
     *clients* (those on other nodes) are as of when `run` opened the backend; `receive` returns the
-    changes since.  *journal_writes* records the durations of a journal's transactions, and
-    *round_trips* those of requests to an engine; either is None where it does not apply.
+    changes since.  *recent_sessions*, without nonces, are those of clients that were connected when
+    a former server ended, and of some that had disconnected.  *journal_writes* records the
+    durations of a journal's transactions, and *round_trips* those of requests to an engine; either
+    is None where it does not apply.
     """
 
     is_shared: bool = False

@@ -101,9 +101,11 @@ class OpenRooms:
     def load(self) -> None:
         """Load from the backend, which is open, the topics, and who was connected just now."""
         self._topics.update(self._backend.topics)
+        # A drain, in which clients cannot come back, counts as no time.
+        longest = self._config.away_seconds + (self._config.drain_seconds or 0.0)
         for session in self._backend.recent_sessions:
-            if session.age_seconds <= self._config.away_seconds:
-                self.expect(session.record)
+            if session.age_seconds <= longest:
+                self._expect(session.record)
 
     def __iter__(self) -> Iterator[Room]:
         return iter([room for room in self._rooms.values() if room])
@@ -185,7 +187,7 @@ class OpenRooms:
         if seconds:
             self._absences.add(key, client, Absence(name, reason, now + seconds), now)
 
-    def expect(self, session: SessionRecord) -> None:
+    def _expect(self, session: SessionRecord) -> None:
         """Note that the client of *session* was connected to a server that has ended just now."""
         name = session.name or default_name(session.client)
         for room in session.rooms:

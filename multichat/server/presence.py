@@ -115,11 +115,12 @@ class PresenceChanges:
         self._missing_from_listing.clear()
         self._not_listed.clear()
 
-    def forget_one(self, client: int) -> None:
-        """Treat the change of *client*, which is a member, as announced."""
+    def forget_join(self, client: int, name: str) -> None:
+        """Treat as announced that *client*, if it is a member, has joined under that *name*."""
         if client in self._changed and client in self._names:
-            del self._changed[client]
-            self._announced[client] = self._names[client]
+            self._announced[client] = name
+            if self._names[client] == name:
+                del self._changed[client]
 
     def take(self, held: Collection[int] = ()) -> list[tuple[int, Joined | Left | Renamed]]:
         """Return each changed client with the event to announce; they count as announced then.

@@ -80,7 +80,8 @@ class PresenceAnnouncer:
         self._newcomers: dict[int, int] = {}
         self._came = 0
         self._returned: dict[int, int] = {}  # to be announced to newcomers above that number
-        self._passed_over: set[int] = set()  # arriving while nobody listened
+        # Arriving since nobody listened, with the names that they had then.
+        self._passed_over: dict[int, str] = {}
         for client in remote.values():  # they were there before anybody here
             self._changes.enter(client.number, client.name)
         self._changes.forget()
@@ -112,12 +113,13 @@ class PresenceAnnouncer:
         self._tell_soon()
 
     def arrived(self, client: int) -> None:
-        """Note that *client* is not arriving any more: it is listed, and announced."""
+        """Note that *client* is not arriving any more: it is listed, and announced.
+
+        If nobody listened when it came, only a new name is.
+        """
         self._who.forget()
-        if client in self._passed_over:
-            self._passed_over.discard(client)
-            if not self._has_listeners(but=client):
-                self._changes.forget_one(client)
+        if (name := self._passed_over.pop(client, None)) is not None:
+            self._changes.forget_join(client, name)
         if client in self._changes:
             self._tell_soon()
 
@@ -163,7 +165,7 @@ class PresenceAnnouncer:
     def _forget_member(self, client: int) -> None:
         self._newcomers.pop(client, None)
         self._returned.pop(client, None)
-        self._passed_over.discard(client)
+        self._passed_over.pop(client, None)
 
     async def _tell_away(self) -> None:
         try:
@@ -237,16 +239,12 @@ class PresenceAnnouncer:
             else:
                 member.missed_presence = None
 
-    def _has_listeners(self, but: int = 0) -> bool:
-        """Return whether any member except *but* is told of changes, now or later."""
+    def _has_listeners(self) -> bool:
         live = sum(map(len, self._by_codec.values()))
         return bool(
-            (self._to_text and len(self._members) > (but in self._members))
+            (self._to_text and self._members)
             or live < len(self._members)
-            or any(
-                len(members) > (but in members) and not codec.is_text
-                for codec, members in self._by_codec.items()
-            )
+            or any(members and not codec.is_text for codec, members in self._by_codec.items())
         )
 
     def _tell_soon(self) -> None:
@@ -254,7 +252,8 @@ class PresenceAnnouncer:
         self._settle_passed_over()
         if not self._has_listeners():
             arriving = self._arriving()
-            self._passed_over.update(arriving)
+            for client in arriving:
+                self._passed_over[client] = self._changes.name_of(client) or ""
             self._changes.forget(arriving)
             self._returned.clear()
         elif not self._telling:
@@ -293,10 +292,8 @@ class PresenceAnnouncer:
         """Treat as announced who came while nobody listened, and sent no hello in time."""
         if self._passed_over:
             arriving = set(self._arriving())
-            over = self._passed_over - arriving
-            self._passed_over &= arriving
-            for client in over:
-                self._changes.forget_one(client)
+            for client in [each for each in self._passed_over if each not in arriving]:
+                self._changes.forget_join(client, self._passed_over.pop(client))
 
     def _tell_returned(self) -> None:
         """Announce those who have come back to the members that came while they were away."""
