@@ -281,6 +281,7 @@ class Directory:
             await self._load(link)
         self._data = data
         self._away = ""
+        self.disconnect()  # the last link may have ended before it was served
         self._link = link
         self._batches.repeat()
         self._batches.resume(self._whole())

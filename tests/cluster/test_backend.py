@@ -159,6 +159,24 @@ async def test_a_snapshot_never_replaces_a_later_one(engine: Engine) -> None:
             assert client in directory.replica.clients
 
 
+async def test_a_link_that_ends_before_it_is_served_leaves_nothing_to_wait_for(
+    engine: Engine,
+) -> None:
+    """The engine may die between the step that connects and the one that serves."""
+    directory = Directory("a", DirectoryConfig(settings=Settings()))
+    async with linked(engine) as link:
+        await link.call(*(load_command(None) or ()))
+        await link.subscribe(CHANNEL).reply()
+        await directory.connect(link)
+    async with linked(engine) as link, trio.open_nursery() as nursery:
+        await link.subscribe(CHANNEL).reply()
+        await directory.connect(link)
+        nursery.start_soon(directory.serve, link)
+        with trio.fail_after(WAIT_SECONDS):
+            assert await directory.give_client_number() == 1
+        nursery.cancel_scope.cancel(reason="the test has ended")
+
+
 async def test_numbers_of_clients_are_unique_over_all_nodes(engine: Engine) -> None:
     numbers: list[int] = []
 
