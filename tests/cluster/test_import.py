@@ -15,11 +15,19 @@ from multichat.journal.sqlite.contents import open_contents
 from multichat.journal.sqlite.journal import SqliteJournal
 from multichat.protocol.messages import SaidBlock
 from tests.support.journals import running, wait_stored
-from tests.support.processes import MULTICHAT, WAIT_SECONDS, ServerCommand, serve
+from tests.support.processes import (
+    LOOPBACK,
+    MULTICHAT,
+    WAIT_SECONDS,
+    Command,
+    ServerCommand,
+    serve,
+)
 from tests.support.sockets import open_client
 
 from .engine import Engine, EngineConfig, Engines, certificates
-from .links import config
+from .hostile import HostileEngine, encode
+from .links import config, peer
 
 pytestmark = pytest.mark.process
 
@@ -170,6 +178,32 @@ async def test_an_aborted_import_continues(tmp_path: Path, engine: Engine) -> No
     assert "imported 1 messages" in (await run("journal", "import", path, engine.url))[1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_an_import_with_one_line(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """Running it again continues: see the test above."""
+    path = tmp_path / "chat.db"
+    await write(path, ("lobby", 0, "one"))
+    engine = HostileEngine(
+        {
+            "ZRANGE": encode([]),
+            "multichat_import_begin": b"+OK\r\n",
+            "multichat_import_room": b"",  # it is slow
+        }
+    )
+    async with peer(engine.handle) as port:
+        url = f"valkey://{LOOPBACK}:{port}"
+        async with Command(tmp_path, MULTICHAT, "journal", "import", str(path), url) as command:
+            with trio.fail_after(WAIT_SECONDS):
+                while "multichat_import_room" not in engine.asked:
+                    await trio.sleep(0.01)
+            command.signal(number)
+            assert await command.wait() == 1
+        assert command.err == "multichat: interrupted: run it again to continue\n"
+        assert command.out == ""
+
+
 async def test_an_engine_that_has_rooms_is_refused_unless_stated(
     tmp_path: Path, engine: Engine
 ) -> None:
@@ -199,9 +233,12 @@ async def test_an_engine_that_has_rooms_is_refused_unless_stated(
 async def test_nothing_is_imported_while_a_node_or_the_journals_server_runs(
     tmp_path: Path, engine: Engine
 ) -> None:
-    path, busy = tmp_path / "chat.db", tmp_path / "busy.db"
+    path, busy, other = tmp_path / "chat.db", tmp_path / "busy.db", tmp_path / "other.db"
     await write(path, ("lobby", 0, "one"))
+    await write(other, ("den", 0, "other"))
+    assert (await run("journal", "import", other, engine.url))[0] == 0
     async with serve_on(tmp_path, engine):
+        # First of all, also where --add would be needed.
         status, _, err = await run("journal", "import", path, engine.url)
         assert status == 1
         assert err.startswith(f"multichat: {engine.url}: nodes are running on it: stop them all")
