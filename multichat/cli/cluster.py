@@ -35,7 +35,7 @@ CLUSTER_PASSWORD_VARIABLE = "MULTICHAT_CLUSTER_PASSWORD"  # noqa: S105 - the var
 
 
 class EngineAccess(NamedTuple):
-    """What the options say beside the URL: the file of the password, and about TLS."""
+    """The options besides the URL: the password file, and settings of TLS."""
 
     password_file: Path | None = None
     authority: Path | None = None
@@ -81,7 +81,7 @@ def open_cluster(
 
 
 def cluster_connection(url: str, access: EngineAccess, *, given: str) -> "ConnectionConfig":
-    """Return how to connect to the engine at *url*; *given* names the option or argument.
+    """Return the connection settings for the engine at *url*, given as the option *given*.
 
     Raises `UsageMistake`, `BadPasswordFile` or `BadCertificate`.
     """
@@ -109,7 +109,7 @@ def cluster_connection(url: str, access: EngineAccess, *, given: str) -> "Connec
 
 @dataclass(frozen=True, slots=True)
 class ClusterUrl:
-    """The address of a cluster's engine, where a command also takes a file."""
+    """The address of a cluster's engine, for commands that also accept a file."""
 
     text: str
 
@@ -118,14 +118,14 @@ class ClusterUrl:
 
 
 def parse_place(text: str) -> Path | ClusterUrl:
-    """Return *text*, an argument, as the URL of an engine if it is one, else as a path."""
+    """Return the argument *text* as the URL of an engine if it is one, otherwise as a path."""
     return ClusterUrl(text) if _URL.match(text) else Path(text)
 
 
 def refuse_engine_options(context: "typer.Context") -> None:
-    """Raise `UsageMistake` if an option for an engine is on the command line, and a file is given.
+    """Raise `UsageMistake` if an option for an engine is on the command line along with a file.
 
-    In the environment they may be there for other commands.
+    Environment variables for these are ignored: they may be meant for other commands.
     """
     for name in ("cluster_password_file", "cluster_ca", "cluster_tls_name"):
         source = context.get_parameter_source(name)

@@ -49,17 +49,17 @@ from multichat.protocol.json_lines import clean_json
 
 __all__ = ["ctl"]
 
-# Longer than a file may take that is reloaded.
+# Longer than the time limit for reloading a file.
 _SECONDS = 60.0
 
 # 64 MiB: the list of 100,000 clients.
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _READ_BYTES = 64 * 1024
 
-# The longest time that the system can wait for; somebody who wants more waits for ever.
+# The longest timeout that the system supports; a longer one means no timeout.
 _MAX_SECONDS = 1e6
 
-# While so many others connect that the server's queue of connections is full.
+# The pause between attempts while the server's queue of connections is full.
 _RETRY_SECONDS = 0.02
 
 _WATCH_SECONDS = 1.0
@@ -102,7 +102,7 @@ def ctl(
         typer.Option(
             "--socket",
             envvar="MULTICHAT_ADMIN",
-            help="The socket that the server has with --admin.",
+            help="The socket of the server, as given to serve --admin.",
             show_default="admin in [serve] of the configuration file",
         ),
     ] = None,
@@ -121,15 +121,15 @@ def ctl(
 ) -> None:
     """Run an operator's command on a running server.
 
-    The server was started with `serve --admin SOCKET`, by the same user. Exits with 0 if the
-    command was carried out, 1 if the server refused it or cannot be reached, 2 if it was used
-    wrongly.
+    The server must run with `serve --admin SOCKET`, as the same user. Exits with 0 if the command
+    was carried out, 1 if the server refused it or cannot be reached, 2 if the usage is wrong.
 
     {commands}
 
     `stats watch` shows the statistics every second until Ctrl+C. WHO is a client's number or name.
-    WHAT is that (then its address is banned), an address, a network such as 203.0.113.0/24, or:
-    name NAME. TIME is 90s, 10m, 2h, 1d, 3w or forever, which is the default; a number is minutes.
+    WHAT is a client, whose address is then banned, or an address, a network such as
+    203.0.113.0/24, or: name NAME. TIME is 90s, 10m, 2h, 1d, 3w or forever, which is the default; a
+    plain number means minutes.
     """
     if not timeout > 0:
         raise UsageMistake(f"{described(context, 'timeout')} must be more than 0 seconds")
@@ -162,10 +162,10 @@ def ctl(
                 _print(_format(connection.ask(request), known.name, json=json))
 
 
-# A passphrase is no argument.
+# A passphrase must not be an argument.
 _HELP = [line.replace(" PASSPHRASE", "") for line in ADMIN_COMMANDS.plain_help_lines()]
 _LINES = "\n".join(f"      {line}" for line in _HELP)
-# Typer shows it as the help.
+# Typer shows the docstring as the help.
 ctl.__doc__ = str(ctl.__doc__).replace("    {commands}", f"    \b\n    Commands:\n{_LINES}")
 
 
@@ -191,7 +191,7 @@ def _configured_socket() -> Path:
 
 
 def _with_passphrase(words: list[str], file: Path | None) -> list[str]:
-    """Return *words*, `add NAME`, and the passphrase, which is never among the arguments."""
+    """Return *words*, `add NAME`, with the passphrase, which is never an argument."""
     if len(words) != 2:  # add, NAME
         raise UsageMistake(
             "usage: account add NAME; the passphrase is asked for, or read from --passphrase-file: "
@@ -242,7 +242,7 @@ class _Connection:
         while True:
             try:
                 return self._socket.connect(str(self._path))
-            except BlockingIOError:  # a Unix socket does not wait for a place in the queue
+            except BlockingIOError:  # connecting does not wait while the server's queue is full
                 if time.monotonic() > deadline:
                     raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
                 time.sleep(_RETRY_SECONDS)
@@ -250,9 +250,9 @@ class _Connection:
     def ask(self, request: ControlRequest) -> ControlAnswer:
         """Return the answer to *request*.
 
-        Raises `Refused` if the server did not do it, `typer.Exit` after the lines that say what of
-        it the server did not do, `UsageMistake` if the request is at fault, and `ConnectionLost`
-        if no answer came.
+        Raises `Refused` if the server refused it, `typer.Exit` after printing what failed if it was
+        carried out in part, `UsageMistake` if the request is invalid, and `ConnectionLost` if no
+        answer came.
         """
         deadline = time.monotonic() + self._seconds
         self._socket.settimeout(self._seconds)
@@ -272,7 +272,7 @@ class _Connection:
             return answer
         if answer.code is Code.USAGE:
             raise UsageMistake(answer.error)
-        if answer.lines:  # of which the error is a summary
+        if answer.lines:  # the error is a summary of these
             for line in answer.lines:
                 tell(clean(line))
             raise typer.Exit(1)
@@ -283,7 +283,7 @@ class _Connection:
         while self._buffer.find(b"\n", seen) < 0:
             seen = len(self._buffer)
             left = deadline - time.monotonic()
-            if left <= 0:  # also while more and more comes
+            if left <= 0:  # even if data keeps arriving
                 raise TimeoutError
             self._socket.settimeout(left)
             data = self._socket.recv(_READ_BYTES)
@@ -298,7 +298,7 @@ class _Connection:
 
 
 def _describe(error: OSError) -> str:
-    from multichat.net.transport import describe_error  # imports trio, which is not needed else
+    from multichat.net.transport import describe_error  # imports trio, which is needed only here
 
     return describe_error(error)
 

@@ -1,6 +1,6 @@
 """The command `serve`: parse, build the configuration, run.
 
-The options that set a field of `ServerConfig` are made of that field; see `Setting`.
+The options that set a field of `ServerConfig` are generated from that field; see `Setting`.
 """
 
 import inspect
@@ -118,7 +118,7 @@ def serve(
         typer.Argument(
             min=0,
             max=65535,
-            help="TCP port; 0: the system chooses one. With --unix and no port, no TCP.",
+            help="TCP port; 0: the system chooses one. With --unix and no port, TCP is not used.",
             callback=serve_from_file,
             is_eager=True,
         ),
@@ -145,7 +145,7 @@ def serve(
         list[str] | None,
         typer.Option(
             help="Address or network of a load balancer, whose connections begin with a PROXY "
-            "header (version 1 or 2) that says whose they are; may be repeated.",
+            "header (version 1 or 2) with the client's address; may be repeated.",
             show_default="none",
         ),
     ] = None,
@@ -154,38 +154,38 @@ def serve(
         typer.Option(
             min=0,
             max=65535,
-            help="TCP port of the page in the browser, and of WebSockets; 0: the system chooses.",
+            help="TCP port of the web page and of WebSockets; 0: the system chooses one.",
             show_default="no page",
         ),
     ] = None,
     web_host: Annotated[
         list[str] | None,
         typer.Option(
-            help="Address or name for the page to listen on; may be repeated.",
+            help="Address or name for the web page to listen on; may be repeated.",
             show_default="as --host",
         ),
     ] = None,
     web_url: Annotated[
         str | None,
         typer.Option(
-            help="Address of the page as people open it, such as https://chat.example/; needed "
-            "behind a proxy, and for names other than the machine's own.",
+            help="Public URL of the web page, such as https://chat.example/; required behind a "
+            "proxy, and for names other than the machine's own.",
             show_default="http://HOST:PORT/",
         ),
     ] = None,
     web_proxy: Annotated[
         list[str] | None,
         typer.Option(
-            help="Address or network of a proxy in front of the page, whose X-Forwarded-For and "
-            "X-Forwarded-Proto count; may be repeated.",
+            help="Address or network of a proxy in front of the web page, whose X-Forwarded-For "
+            "and X-Forwarded-Proto are trusted; may be repeated.",
             show_default="none",
         ),
     ] = None,
     webhook_token_file: Annotated[
         Path | None,
         typer.Option(
-            help="Let scripts post messages to /rooms/ROOM/messages on the page's port with a "
-            "token in this file, one a line.",
+            help="Let scripts post messages to /rooms/ROOM/messages on the web page's port with a "
+            "token in this file, one per line.",
             show_default="no webhook",
         ),
     ] = None,
@@ -209,19 +209,19 @@ def serve(
     ] = None,
     operators_file: Annotated[
         Path | None,
-        typer.Option(help="Read the names of operators from this file, one a line."),
+        typer.Option(help="Read the names of operators from this file, one per line."),
     ] = None,
     ban_file: Annotated[
         Path | None,
         typer.Option(
-            help="Keep the operator's bans in this file.", show_default="until the server ends"
+            help="Store the operator's bans in this file.", show_default="until the server ends"
         ),
     ] = None,
     admin: Annotated[
         Path | None,
         typer.Option(
             metavar="SOCKET",
-            help="Take the operator's commands from `multichat ctl` on this Unix socket, which "
+            help="Accept the operator's commands from `multichat ctl` on this Unix socket, which "
             "only this user can open.",
             show_default="only at the console",
         ),
@@ -242,10 +242,10 @@ def serve(
     cluster: Annotated[
         str | None,
         typer.Option(
-            help="Share rooms, names and sessions with all servers that have the same engine, "
+            help="Share rooms, names and sessions with all servers that use the same engine, "
             "Valkey or Redis: valkey://HOST:PORT, valkeys:// with TLS, "
             "valkey+sentinel://HOST:PORT/NAME.",
-            show_default="one server alone",
+            show_default="a single server",
         ),
     ] = None,
     cluster_password_file: ClusterPasswordFile = None,
@@ -278,7 +278,7 @@ def serve(
     ] = None,
     log_level: Annotated[LogLevel, typer.Option(help="Lowest level to log.")] = LogLevel.INFO,
     log_format: Annotated[
-        LogFormat, typer.Option(help="Write the log as text, or as one JSON object a line.")
+        LogFormat, typer.Option(help="Write the log as text, or as one JSON object per line.")
     ] = LogFormat.TEXT,
     **settings: Any,
 ) -> None:
@@ -288,8 +288,8 @@ def serve(
     you set a password with --password-file or the variable MULTICHAT_PASSWORD. With --web, people
     without a terminal join in a browser.
 
-    SIGHUP opens the log file again and reloads certificate, password, operators, bans and tokens
-    from their files; connected clients stay.
+    SIGHUP reopens the log file and reloads certificate, password, operators, bans and tokens from
+    their files; connected clients stay.
 
     On a terminal, what you type is sent to everybody as [Server]; /help lists the operator's
     commands.
@@ -433,7 +433,7 @@ def make_config(
         )
     except ValueError as error:
         message = str(error)
-        for name, field in SETTINGS.items():  # an operator knows the name of its option
+        for name, field in SETTINGS.items():  # operators know the name of the option
             if message.startswith(f"{field.name} must "):
                 message = described(context, name) + message.removeprefix(field.name)
         raise UsageMistake(message) from None
@@ -465,9 +465,9 @@ def _console(
 
 
 def _check_environment(context: typer.Context) -> None:
-    """Raise `UsageMistake` for a variable that is set and empty.
+    """Raise `UsageMistake` for a variable that is set but empty.
 
-    Else a mistake in a script would start a server without its password, its TLS or its journal.
+    Otherwise a mistake in a script could start a server without password, TLS or journal.
     """
     secrets = PASSWORD_VARIABLE, CLUSTER_PASSWORD_VARIABLE
     for variable in (*secrets, *(each.envvar for each in context.command.params)):

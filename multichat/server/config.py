@@ -58,7 +58,7 @@ class Renaming(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Filtered: TypeAlias = Message | Joining | Renaming
-"""What a filter may get."""
+"""The types that a filter may receive."""
 
 Filter: TypeAlias = Callable[[Message], Filtered | Awaitable[Filtered | None] | None]
 """A function that gets each message before it is published.
@@ -67,22 +67,22 @@ Returns the message, a changed one, or None to reject it; may be an async functi
 `ServerConfig.filter_joins` it gets each `Joining` and `Renaming`, too, and returns the same.
 """
 
-# How long one publish waits at most in a room in which all members are slow but take bytes.
+# The maximum wait of one publish in a room in which all members are slow but still receive bytes.
 MAX_FREE_WAIT_SECONDS = 30.0
 
-# A company, a campus or a mobile network may share one address; an attacker with one address takes
-# an eighth of the server.
+# A company, a campus or a mobile network may share one address; an attacker with one address gets
+# at most an eighth of the server.
 MAX_CLIENTS_PER_ADDRESS = 128
 
-# A third of it for the balancer to notice, and ten seconds in which 1,000 clients come back to the
-# other nodes, 100 a second.  With the grace period it is less than the 30 seconds that container
-# managers wait before they kill.
+# A third of it lets the balancer notice, and in the other ten seconds 1,000 clients reconnect to
+# the other nodes, 100 a second.  With the grace period it is less than the 30 seconds that
+# container managers wait before they kill.
 DRAIN_SECONDS = 15.0
 
 # A day.
 MAX_DRAIN_SECONDS = 86_400
 
-# So that it fits in any line that a client may send.
+# Short enough for any line that a client may send.
 MAX_PASSWORD_CHARACTERS = 1024
 
 
@@ -98,18 +98,18 @@ class LogMessages(enum.Enum):
     """What is logged of messages."""
 
     ALL = "all"
-    NONE = "none"  # who has said something, where and when
+    NONE = "none"  # only who sent a message, where and when
 
 
 class Registration(enum.Enum):
     """Who can create accounts."""
 
-    OPEN = "open"  # everybody, for the own name
+    OPEN = "open"  # everybody, for their own name
     CLOSED = "closed"  # the operator, at the console or on the command line
 
 
 def _expected(value: Any, default: Any) -> str:
-    """Return what *value* should be, if it is of another kind than *default*; else ""."""
+    """Return the expected kind of *value* if it differs from that of *default*; otherwise ""."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     match default:
         case bool():
@@ -155,23 +155,23 @@ class ServerTimeouts:
     linger: float = 1.0
 
     # Seconds that an address waits after its first wrong password; the delay doubles with each
-    # further one.  Short, so that it does not annoy somebody who mistyped.
+    # further one.  It is short, so that a typing mistake does not cost much.
     first_attempt_delay: float = 0.5
 
     # The longest of these delays, in seconds: it allows 450 attempts an hour.
-    # `multichat.server.password_attempts` limits how many there may be in all.
+    # `multichat.server.password_attempts` limits the total number.
     max_attempt_delay: float = 8.0
 
-    # Seconds without an attempt after which the wrong passwords of an address are forgotten.
+    # Seconds without an attempt after which an address's wrong passwords are forgotten.
     forget_attempts: float = 600.0
 
     # Seconds for which a disconnected client can resume its session, and for which an address that
     # sent the right password is remembered: a laptop may be closed overnight.
     session: float = 24 * 3600.0
 
-    # The longest time, in seconds, between the begin of a drain and its first goodbye, which is a
-    # third of the drain at most: in 5 seconds a balancer that checks every second notices that it
-    # must send nobody here, also if it wants to see that three times.
+    # The maximum time, in seconds, between the start of a drain and its first goodbye, which is at
+    # most a third of the drain: in 5 seconds a balancer that checks every second notices that it
+    # must not send new clients here, even if it requires three failed checks.
     drain_pause: float = 5.0
 
     def __post_init__(self) -> None:
@@ -182,18 +182,18 @@ class ServerTimeouts:
 class ReplayLimits:
     """Sizes of replays to clients that are behind.
 
-    Raises `ValueError` for one below 1, except for *ring_bytes*, which may be 0.
+    Raises `ValueError` for a size below 1, except for *ring_bytes*, which may be 0.
     """
 
-    # Bytes that a replay keeps in a send queue at most, so that answers and private messages fit in
-    # beside it.
+    # The maximum of bytes that a replay puts into a send queue, so that answers and private
+    # messages still fit.
     queue_bytes: int = 256 * 1024
 
-    # Bytes of the newest messages that a room keeps in memory beside its journal: a few reads of a
+    # Bytes of the newest messages that a room keeps in memory besides its journal: a few reads of a
     # fast sender, or a day of a quiet room.
     ring_bytes: int = 1024 * 1024
 
-    # Messages in a page of older ones.  It begins where a replay is, ends at a multiple of this
+    # Messages in a page of older ones.  A page begins where a replay is, ends at a multiple of this
     # number, and has at most half the size of a batch before it is encoded.
     page_messages: int = 500
 
@@ -208,7 +208,7 @@ class AccountLimits:
     Raises `ValueError` for a negative value.
     """
 
-    # Accounts in all: they are in memory, with 0.5 KiB each.
+    # The total number of accounts: they are in memory, with 0.5 KiB each.
     max_accounts: int = 10_000
 
     # Accounts that one address may register in an hour.
@@ -238,7 +238,7 @@ _MIB = 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """What is known of a field of `ServerConfig`: its bounds, and the option that sets it.
+    """Metadata of a field of `ServerConfig`: its bounds, and the option that sets it.
 
     A value must be *at_least* and *at_most* a number, or *positive*.  With *help* there
     is an option, whose value is multiplied by *unit* and is at least *option_at_least*;
