@@ -59,9 +59,10 @@ SEED_WITH_A_ROOM_REFUSED_TWICE = 1501
 # (the last three) messages with one nonce of which one names the room that is refused.
 SEEDS_WITH_SEVERAL_ROOMS = (2446, 2527, 4601, 4648, 7583, 8148, 8937, 22007, 2511, 2689, 3566)
 
-# In the first two a client changes to JSON while the lobby waits for it to take messages; in the
-# third, somebody logs in to the account of a client that has resumed with its login.
-SEEDS_WITH_SEVERAL_NODES = (381, 625, 741)
+# In the first two a client changes to JSON while the lobby waits for it to take messages.  Then:
+# somebody logs in to the account of a client that has resumed with its login, or while it resumes;
+# a client resumes before its account is stored, or has left when its node hears where it was.
+SEEDS_WITH_SEVERAL_NODES = (381, 625, 741, 1379, 1317, 1362)
 
 # Most mutations are caught by the first or second seed.
 SEEDS_FOR_A_MUTATION = range(100, 1100)

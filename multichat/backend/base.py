@@ -419,9 +419,10 @@ class Backend(ABC):
     def put_client(self, record: ClientRecord) -> None:
         """Report the present state of one of our clients; never waits or fails.
 
-        Other nodes receive `ClientPut`.  A login in it that was not claimed, as that of a session
-        that was resumed, is the client's if no other client has it; else our node receives
-        `NameLost`.  Shared.
+        Other nodes receive `ClientPut`.  If the client was on another node, ours receives
+        `ClientGone` after the last `ClientPut` of that, which may come when the client has left.
+        A login in it that was not claimed, as that of a session that was resumed, is the client's
+        if no other client has it; else our node receives `NameLost`.  Shared.
         """
         raise NotImplementedError
 

@@ -121,8 +121,9 @@ class Replica:
             if node != self.node
         }
         for client, record in before.items():
-            if client not in self.clients and client not in ours:
-                yield ClientGone(client, record.generation, _LOST, True)
+            if client not in self.clients:
+                reason = "" if client in ours else _LOST
+                yield ClientGone(client, record.generation, reason, True)
         for client, record in self.clients.items():
             if before.get(client) != record:
                 yield ClientPut(record)
@@ -161,8 +162,9 @@ class Replica:
         is_known = is_ours and not self.echoes
         match fed.event:
             case Put(record=record):
-                if is_ours:  # it was resumed here
-                    self.clients.pop(record.client, None)
+                if is_ours:  # it was resumed here, perhaps before we knew where it was last
+                    if (former := self.clients.pop(record.client, None)) is not None:
+                        yield ClientGone(former.client, former.generation, "", True)
                 else:
                     self.clients[record.client] = record
                     yield ClientPut(record)

@@ -108,6 +108,8 @@ class NodesHistory:
     away: list[tuple[int, float, float]] = field(default_factory=list)
     rests: dict[str, Rest] = field(default_factory=dict)  # by whose they are
     accounts: frozenset[str] = frozenset()
+    # By account, clients that had its name when it was stored; until somebody logs in to it.
+    early_holders: set[tuple[str, int]] = field(default_factory=set)
     firm_bans: set[str] = field(default_factory=set)  # of nodes that lived on, and never lifted
     problems: list[str] = field(default_factory=list)
     left_behind: list[str] = field(default_factory=list)
@@ -518,11 +520,15 @@ def bans_and_topics_are_the_same_everywhere(history: NodesHistory) -> Iterator[s
 
 
 def registered_names_have_one_holder(history: NodesHistory) -> Iterator[str]:
-    """When everything is quiet, nobody has the name of an account but the one that is logged in."""
+    """When everything is quiet, nobody has the name of an account but the one that is logged in.
+
+    A client that had the name before it was registered keeps it until somebody logs in.
+    """
     holders: dict[str, Present] = {}
     for each in history.present:
         name = each.name.casefold()
-        if name in history.accounts and each.account != name:
+        is_early = (name, each.client) in history.early_holders
+        if name in history.accounts and each.account != name and not is_early:
             yield f"client {each.client} is called {each.name}, which is registered"
         if each.account and holders.setdefault(each.account, each) is not each:
             other = holders[each.account].client

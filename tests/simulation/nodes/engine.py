@@ -124,6 +124,7 @@ class _Client:
     node: _Node | None = None
     record: ClientRecord | None = None
     names: "list[_Name]" = field(default_factory=list)
+    lost: set[str] = field(default_factory=set)  # names that it had claimed and not reported yet
 
 
 @dataclass(eq=False)
@@ -398,6 +399,8 @@ class SharedEngine(Engine):
             return
         if client.node not in (None, node):
             self._problem(f"{record} is put by two nodes")
+        if client.node is None and record.generation > 1:
+            node.link.push(ClientGone(record.client, record.generation - 1, "", True))
         client.generation, client.node, client.record = record.generation, node, record
         for name in list(client.names):
             if name.name != record.name:
@@ -406,6 +409,11 @@ class SharedEngine(Engine):
             self._log_out(record.client)
             if record.account:
                 record = self._keep_login(node, record)
+        if record.name in client.lost:
+            node.link.push(NameLost(record.client, record.generation, record.name, False))
+            record = msgspec.structs.replace(record, name="")
+            client.record = record
+        client.lost.clear()
         if record.name and not any(each.name == record.name for each in client.names):
             self._problem(f"{record} has a name that it was not given")
         self._tell_others(node, ClientPut(record))
@@ -500,12 +508,16 @@ class SharedEngine(Engine):
         for name in self._names.lookalikes(claim.name):
             if name.client not in (claim.client, before):
                 self._lose_name(name.client, name.name, login=False)
+        holders = {each for each in self._history.early_holders if each[0] != key}
+        self._history.early_holders = holders
         self._logins[key] = claim.client
 
     def _lose_name(self, number: int, name: str, *, login: bool) -> None:
         client = self._clients[number]
         if client.node is not None:
             client.node.link.push(NameLost(number, client.generation, name, login))
+        else:
+            client.lost.add(name)
 
     def _keep_login(self, node: _Node, record: ClientRecord) -> ClientRecord:
         """Give a client that has resumed its login back; tell *node* if another has it."""
@@ -539,6 +551,9 @@ class SharedEngine(Engine):
             self._accounts.pop(key, None)
             event = AccountChanged(key)
         else:
+            if former is None:  # it may have resumed since it has asked for that
+                holders = self._names.lookalikes(record.name)
+                self._history.early_holders |= {(key, each.client) for each in holders}
             self._accounts[key] = record
             event = AccountChanged(key, record.name, record.hash)
         self._tell_others(node, event)
