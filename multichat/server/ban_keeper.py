@@ -49,6 +49,7 @@ class BanKeeper:
         self._file: Path | None = None
         self._in_file: list[Ban] = []  # without what somebody has changed there since
         self._changed = self._saving = False
+        self._refused: set[str] = set()  # bans of nodes that are not in force, as was logged
 
     def current(self) -> list[Ban]:
         """Return the bans in force now."""
@@ -111,7 +112,10 @@ class BanKeeper:
         self._put(record, self._add_new)
 
     def _add_new(self, ban: Ban) -> None:
-        if not self._bans.has(ban, self._clock()):
+        now = self._clock()
+        if ban.is_expired(now):  # as one of those that a node gets again after its start
+            self._bans.add(ban, now)
+        elif not self._bans.has(ban, now):
             self._add(ban)
 
     def _put(self, record: BanRecord, add: Callable[[Ban], object]) -> None:
@@ -119,10 +123,13 @@ class BanKeeper:
             target = parse_target(record.target)
             add(Ban(target=target, until=record.until, reason=record.reason))
         except LocalProtocolError as error:
-            self._log.line("STATE", f"A ban of another node is not in force: {error}", ERROR)
+            if record.target not in self._refused:  # at a start it comes twice
+                self._refused.add(record.target)
+                self._log.line("STATE", f"A ban of another node is not in force: {error}", ERROR)
 
     def take(self, target: str) -> None:
         """Remove a ban that a node has lifted."""
+        self._refused.discard(target)
         try:
             self._remove(target)
         except LocalProtocolError as error:

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
-from multichat.backend.events import BanRefused
+from multichat.backend.events import BanAdded, BanRecord, BanRefused
 from multichat.backend.local import LocalBackend
 from multichat.errors import LocalProtocolError
 from multichat.journal.base import SavedSession, SessionRecord
@@ -539,6 +539,26 @@ async def test_bans_of_the_backend_are_not_logged_again_at_a_start(
         eve = await join(one)
         assert (await eve.ask("name", name="eve"))["code"] == "banned"
     assert [line for line in log.lines if "Banned" in line] == banned
+
+
+async def test_bans_that_a_node_gets_again_after_its_start_are_not_logged(
+    log: LogRecorder, autojump_clock: Clock
+) -> None:
+    """Also those that have expired, and those that are none."""
+    hub = Hub()
+    for record in (
+        BanRecord(target="eve"),
+        BanRecord(target="bob", until=1.0),
+        BanRecord(target=""),
+    ):
+        hub.bans[record.target] = record
+    async with two_nodes(hub) as (one, _):
+        for record in list(hub.bans.values()):
+            hub.tell(BanAdded(record))
+        await trio.sleep(1)
+        assert [each.target for each in one.server.bans] == ["eve"]
+    assert [line for line in log.lines if "Banned" in line] == []
+    assert len([line for line in log.lines if "is not in force" in line]) == 2  # one a node
 
 
 async def test_a_topic_set_on_one_node_is_known_on_all(autojump_clock: Clock) -> None:
