@@ -112,6 +112,13 @@ async def _read_header(stream: trio.abc.Stream) -> ProxyHeader | None:
     return reader.header
 
 
+# For the log, where nobody knows yet who has connected.
+_ADVICE = ": if this is no load balancer, --proxy must not have its address"
+
+
 def _refusal(reason: str) -> AdmissionRefused:
-    words = f"{reason}: this server takes you for its load balancer (--proxy)"
-    return AdmissionRefused(RefusedFor.PROXY_HEADER, f"{reason} (--proxy)", Goodbye(words))
+    words = (
+        f"{reason}: this server takes you for its load balancer (--proxy): connect through that, "
+        "or ask its operator"
+    )
+    return AdmissionRefused(RefusedFor.PROXY_HEADER, f"{reason}{_ADVICE} (--proxy)", Goodbye(words))

@@ -292,7 +292,8 @@ async def test_a_request_without_a_header_is_refused(log: LogRecorder) -> None:
             await tcp.send_all(http("/"))
             assert await everything(tcp) == b""
     [line] = [line for line in log.lines if "Refused" in line]
-    assert line.endswith("no PROXY header (--proxy)")
+    assert "no PROXY header: if this is no load balancer" in line
+    assert line.endswith("(--proxy)")
 
 
 async def test_a_proxy_of_the_page_at_the_same_address_sends_no_header() -> None:
