@@ -547,7 +547,7 @@ _BANS = msgspec.msgpack.Decoder(tuple[int, BanRecord])
 
 
 def read_number(reply: Any) -> int:
-    """Return the number of an event; raises `TypeError` or `ValueError` for one that is none."""
+    """Return the number of an event; raises `TypeError` or `ValueError` if it is invalid."""
     number = index(reply)
     if not 0 <= number < _MAX_NUMBER:
         raise ValueError("a number that no event has")

@@ -1,11 +1,11 @@
-"""What the engine answers to the changes of a batch: the one place that looks into it.  Pure.
+"""Decodes the engine's answers to the changes of a batch; no other module does.  Pure.
 
-Whoever can reach the engine can make it answer anything.  A whole answer that is not ours raises
-`NotOurs`, and the caller asks again on another connection.  A result that does not fit its change
-becomes a refusal, so that it concerns only who has asked for that change.
+Anybody who can reach the engine can make it answer anything.  An answer that is invalid as a whole
+raises `NotOurs`, and the caller repeats the request on another connection.  A result that does not
+fit its change becomes a refusal, so that it affects only the caller that requested that change.
 
-Invariant: what `read_results` returns has, for each change, the fields that its docstring in
-`multichat.cluster.changes` names, with these types, or is a refusal.
+Invariant: each result that `read_results` returns is a refusal, or has the fields and types that
+the docstring of its change in `multichat.cluster.changes` describes.
 """
 
 from collections.abc import Sequence

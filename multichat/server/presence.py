@@ -90,7 +90,7 @@ class PresenceChanges:
         """Record that all members, with their current names, were listed to client *to*.
 
         Except those that are *hidden*.  Its own join is still to be announced, because the others
-        have not seen it.  Each change is recorded once, however often members are listed.
+        have not seen it.  Each change is recorded once, no matter how often members are listed.
         """
         itself = self._not_listed & {to, *hidden}
         for client in self._not_listed - itself:
