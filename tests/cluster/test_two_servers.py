@@ -106,6 +106,32 @@ async def test_a_client_resumes_on_the_other_and_nobody_sees_it(engine: Engine) 
         assert await _events_of(bob) == []
 
 
+async def test_clients_of_a_node_that_ends_resume_together_and_see_nobody_leave(
+    engine: Engine,
+) -> None:
+    config = replace(_CONFIG, away_seconds=300.0)  # whatever the speed of the machine
+    log = Log("server")
+    one, two = (ValkeyBackend(cluster_config(engine, name), log) for name in ("one", "two"))
+    async with nodes_on(two, config=config, seconds=WAIT_SECONDS) as [second]:
+        bob = await join(second, name="bob")
+        async with nodes_on(one, config=config, seconds=WAIT_SECONDS) as [first]:
+            # In the den nobody of the other node is.
+            names = ("alice", "carol", "dave")
+            rooms: dict[str, dict[str, object]] = {"lobby": {}, "den": {}}
+            clients = [await join(first, name=name, rooms=rooms) for name in names]
+            await _names_in(bob, {"bob", *names})
+            await _events_of(bob)
+            await first.server.close()
+        resumed = []
+        for each in clients:
+            resumed.append(await join(second, session=each.welcome["session"]))
+            await resumed[-1].ask("who")
+            await trio.sleep(0.2)  # so that each could be announced alone
+        for each in (bob, *resumed):
+            kinds = [event["type"] for event in await _events_of(each)]
+            assert not {"joined", "left", "presence"} & {*kinds}
+
+
 @pytest.mark.parametrize(
     "nonce", ["x" * 128, "😀" * 128, "short", 7], ids=["long", "wide", "short", "number"]
 )
