@@ -6,15 +6,15 @@ from collections.abc import Callable
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from multichat.cli.cluster import (
     ClusterUrl,
     EngineAccess,
+    JournalPlace,
     cluster_connection,
-    parse_place,
     refuse_engine_options,
 )
 from multichat.cli.parameters import ClusterCa, ClusterPasswordFile, ClusterTlsName
@@ -45,15 +45,7 @@ class Action(Enum):
 def account(
     context: typer.Context,
     action: Annotated[Action, typer.Argument(help="What to do.", show_default=False)],
-    file: Annotated[
-        Any,
-        typer.Argument(
-            metavar="JOURNAL",
-            help="The journal: a file written by serve --journal, or the engine of a cluster as "
-            "valkey://HOST:PORT.",
-            parser=parse_place,
-        ),
-    ],
+    file: JournalPlace,
     name: Annotated[
         str | None, typer.Argument(help="The name of the account.", show_default=False)
     ] = None,

@@ -5,13 +5,13 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
 
 from multichat.cli.process import UsageMistake, read_secret_file, utf8_text
 
 if TYPE_CHECKING:
-    import typer
-
     from multichat.cluster.backend import ValkeyBackend
     from multichat.cluster.connection import ConnectionConfig
     from multichat.journal.retention import Retention
@@ -22,6 +22,7 @@ __all__ = [
     "CLUSTER_PASSWORD_VARIABLE",
     "ClusterUrl",
     "EngineAccess",
+    "JournalPlace",
     "cluster_connection",
     "open_cluster",
     "parse_place",
@@ -122,7 +123,18 @@ def parse_place(text: str) -> Path | ClusterUrl:
     return ClusterUrl(text) if _URL.match(text) else Path(text)
 
 
-def refuse_engine_options(context: "typer.Context") -> None:
+JournalPlace = Annotated[
+    Any,  # a path or a `ClusterUrl`
+    typer.Argument(
+        metavar="JOURNAL",
+        help="The journal: a file written by serve --journal, or the engine of a cluster as "
+        "valkey://HOST:PORT.",
+        parser=parse_place,
+    ),
+]
+
+
+def refuse_engine_options(context: typer.Context) -> None:
     """Raise `UsageMistake` if an option for an engine is on the command line along with a file.
 
     Environment variables for these are ignored: they may be meant for other commands.

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -13,8 +13,8 @@ from multichat.cli.account import account
 from multichat.cli.cluster import (
     ClusterUrl,
     EngineAccess,
+    JournalPlace,
     cluster_connection,
-    parse_place,
     refuse_engine_options,
 )
 from multichat.cli.config import config
@@ -322,15 +322,7 @@ def who(
 
 def history(
     context: typer.Context,
-    file: Annotated[
-        Any,
-        typer.Argument(
-            metavar="JOURNAL",
-            help="The journal: a file written by serve --journal, or the engine of a cluster as "
-            "valkey://HOST:PORT.",
-            parser=parse_place,
-        ),
-    ],
+    file: JournalPlace,
     room: Annotated[
         str | None, typer.Option(help="Only messages of this room.", show_default="all")
     ] = None,

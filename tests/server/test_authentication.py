@@ -1,7 +1,7 @@
 """`authenticate` and `on_join`: a program's own admission and join callbacks."""
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from multichat import (
     serve,
 )
 from multichat.server.config import Filtered, Joining, Renaming
-from multichat.testing import ScriptedClient, memory_server
+from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from tests.support.log import LogRecorder
 from tests.support.processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, Command
 from tests.support.sockets import open_client
@@ -283,14 +283,23 @@ async def session_of(client: ScriptedClient) -> str:
     return str(json.loads(line)["session"])
 
 
-async def test_a_new_password_locks_nobody_out_who_has_a_session(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+@asynccontextmanager
+async def after_a_change_of_the_password() -> AsyncIterator[
+    tuple[MemoryServer, ScriptedClient, str]
+]:
+    """A server, a client that was admitted with its former password, and the client's session."""
     async with memory_server(ServerConfig(password="old")) as network:
         client = ScriptedClient(network.connect())
         await client.send("/auth old", hello(name="alice"))
         session = await session_of(client)
         network.server.settings.change_password("new")
+        yield network, client, session
+
+
+async def test_a_new_password_locks_nobody_out_who_has_a_session(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with after_a_change_of_the_password() as (network, client, session):
         await client.send('{"type":"say","text":"still here","nonce":1}')
         while '"accepted"' not in await client.line():  # who is connected stays
             pass
@@ -312,11 +321,7 @@ async def test_a_new_password_locks_nobody_out_who_has_a_session(
 async def test_a_session_that_was_kicked_needs_the_new_password(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with memory_server(ServerConfig(password="old")) as network:
-        client = ScriptedClient(network.connect())
-        await client.send("/auth old", hello(name="alice"))
-        session = await session_of(client)
-        network.server.settings.change_password("new")
+    async with after_a_change_of_the_password() as (network, client, session):
         network.server.admin.kick("alice")
         await client.rest()
         again = ScriptedClient(network.connect())
