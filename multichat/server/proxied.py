@@ -112,7 +112,7 @@ async def _read_header(stream: trio.abc.Stream) -> ProxyHeader | None:
     return reader.header
 
 
-# For the log, where nobody knows yet who has connected.
+# What the operator can do, if somebody has connected past the load balancer.
 _ADVICE = ": if this is no load balancer, --proxy must not have its address"
 
 
