@@ -1,6 +1,7 @@
 """One run: a cluster, a crowd of clients, a fault again and again, and what was found."""
 
 import random
+import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -181,8 +182,12 @@ async def _check(cluster: Cluster, crowd: Crowd, fault: Fault, outcome: Outcome)
 def _was_away(crowd: Crowd, left: str) -> bool:
     """Whether the member of whom the others were told that it *left* was away for long enough.
 
-    It may be, on a busy machine, or if it resumes on a node that is frozen just then.
+    It may be, on a busy machine, or if it resumes on a node that is frozen just then.  A connection
+    that ended before it had its name, and a session, leaves at once.
     """
+    unnamed = re.match(r"Client (\d+) left", left)
+    if unnamed and int(unnamed[1]) not in {each.client for each in crowd.chatters}:
+        return True
     return any(
         (left.startswith((each.name, f"Client {each.client} ")) or " clients left " in left)
         and each.longest_absence >= _AWAY_SECONDS
