@@ -33,6 +33,9 @@ _LOGIN_SECONDS = 2.0
 
 _AGREE_SECONDS = 20.0
 
+# Errors of a login that may succeed later.
+_PASSING = ("storage-failed", "too-many-attempts")
+
 
 class _Person:
     """A connection that asks one request at a time; `talk` is what it does with it."""
@@ -68,7 +71,7 @@ class _Person:
             await trio.sleep(_RETRY_SECONDS)
 
     async def ask(self, kind: str, **fields: Any) -> dict[str, Any]:
-        """Send a request, and return its answer; `hear` gets everything else."""
+        """Send a request, and return its answer; `hear` gets all events."""
         assert self._line is not None
         self._nonce += 1
         nonce = f"{self.name} {self._nonce}"
@@ -79,8 +82,7 @@ class _Person:
                 for event in await self._line.receive():
                     if event.get("nonce") == nonce:
                         answer = event
-                    else:
-                        self.hear(event)
+                    self.hear(event)
                 if answer is not None:
                     return answer
         self.office.failures.append(
@@ -89,7 +91,7 @@ class _Person:
         raise Cut("no answer")
 
     def hear(self, event: dict[str, Any]) -> None:
-        """Take what nobody has asked for."""
+        """Take each event, in order; answers are returned by `ask` as well."""
         if event["type"] == "goodbye":
             raise Cut(f"goodbye {event['code']}")
 
@@ -104,9 +106,7 @@ class _Owner(_Person):
         while True:
             if not self.has_it and self.office.working:
                 answer = await self.ask("login", name=ACCOUNT, passphrase=PASSPHRASE)
-                if answer["type"] == "logged-in":
-                    self.has_it = True
-                elif answer["code"] not in ("storage-failed", "too-many-attempts"):
+                if answer.get("code", "storage-failed") not in _PASSING:
                     self.office.failures.append(f"{self.name} got {answer}")
             until = trio.current_time() + self.dice.uniform(0.5, 2) * _LOGIN_SECONDS
             while trio.current_time() < until:
@@ -115,8 +115,8 @@ class _Owner(_Person):
 
     def hear(self, event: dict[str, Any]) -> None:
         super().hear(event)
-        if event["type"] == "logged-out":
-            self.has_it = False
+        if event["type"] in ("logged-in", "logged-out"):  # both may come in one read
+            self.has_it = event["type"] == "logged-in"
 
 
 class _Intruder(_Person):
