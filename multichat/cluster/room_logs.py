@@ -521,15 +521,15 @@ class RoomLogs:
         while True:
             await trio.sleep(self.config.watch_seconds)
             now = trio.current_time()
-            if reason := self.refusal:
-                if reason != _FULL:
-                    for sent in self._appends.take_back():
-                        sent.fail(reason)
+            reason = self.refusal
+            # A queue that is only full empties by itself, but not while a refused call blocks it.
+            if failure := self._refused if reason in ("", _FULL) else reason:
+                for sent in self._appends.take_back():
+                    sent.fail(failure)
+            if reason:
                 for log in self._logs.values():
                     log.fail_loads(reason)
-            elif self._refused:
-                for sent in self._appends.take_back():
-                    sent.fail(self._refused)
+            if reason in ("", _FULL):
                 self._refused = ""
             if now - polled >= self.config.poll_seconds:
                 polled = now

@@ -1,13 +1,13 @@
 """The logs of rooms on nodes, with real engines: faults of the connection, and of the engine."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
 import trio
 
-from multichat.backend.base import Entry
+from multichat.backend.base import Entry, Proposal
 from multichat.cluster.appends import AppendLimits
 from multichat.cluster.calls import trim
 from multichat.cluster.keys import NODES
@@ -188,6 +188,34 @@ async def test_a_repeated_message_that_the_engine_refuses_waits_until_its_fate_i
             await waiting.pending.wait()
         await said(here, "three", 3)
         assert here.texts == await there.until(3) == ["before", "one", "three"]
+
+
+async def test_a_full_queue_is_sent_after_a_repeated_message_was_refused(engine: Engine) -> None:
+    limits = AppendLimits(calls=1, call_blocks=1, bytes=1000)
+    quick = LogConfig(node="a", watch_seconds=0.05, away_seconds=60.0, appends=limits)
+    async with relayed_node(engine, log_config=quick) as (a, relay):
+        room = await a.open()
+        await engine.call("FUNCTION", "LOAD", "REPLACE", _FULL_ENGINE)
+        relay.hold_replies()
+        first = say(room, "first", 1)
+        queued: list[Proposal] = []
+        while not a.logs.refusal:
+            queued.append(say(room, f"{len(queued)}", 2 + len(queued)))
+            await trio.sleep(0.01)  # the first one is sent, and makes room
+        await engine.call("SET", "full", 1)
+        relay.cut()
+        await until_refused(engine, 1)
+        await engine.call("DEL", "full")
+        assert first.pending is not None
+        with trio.fail_after(WAIT_SECONDS):
+            await first.pending.wait()
+            for each in queued:  # never sent, so it may be refused
+                assert each.pending is not None
+                with suppress(StorageFailed):
+                    await each.pending.wait()
+        await said(room, "last", 99)
+        assert room.texts[0] == "first"
+        assert room.texts[-1] == "last"
 
 
 @pytest.mark.parametrize("answer", ["'x'", "cmsgpack.pack({})", "cmsgpack.pack({{0}})", "{}"])
