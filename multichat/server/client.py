@@ -23,10 +23,14 @@ from multichat.server.stored_session import StoredSession
 if TYPE_CHECKING:
     from multichat.server.room import Room
 
-__all__ = ["ARRIVING_SECONDS", "Client", "MemberInfo"]
+__all__ = ["ARRIVING_SECONDS", "GREETING_SECONDS", "Client", "MemberInfo"]
 
 # Time for a client to send its hello, before others are told of it.
 ARRIVING_SECONDS = 0.1
+
+# The same while its hello is carried out: longer than a storage is waited for.  A client that reads
+# nothing can make its own hello take for ever, and must not stay in a room unseen.
+GREETING_SECONDS = 10.0
 
 # Most notices kept for a lagging client: it may lag for hours, and gets them in one piece.
 _MAX_NOTICES = 16
@@ -67,9 +71,9 @@ class Client:
 
     *codecs* are those of its connection's framing, *codec* is the one that it uses.
 
-    It is arriving *arriving_until* a time on trio's clock, unless it sends something before: a
-    hello may follow, with which it resumes a session or takes a name.  While one is carried out
-    that is infinite.  It is announced when it has arrived.
+    It is arriving until *arriving_until* on trio's clock, unless it sends something before: a hello
+    may follow, with which it resumes a session or takes a name.  While one is carried out it
+    *is_greeting*, and has more time.  It is announced when it has arrived.
 
     It *is_trusted* if it was not authenticated: a bot in the server, which no drain disconnects.
 
@@ -102,6 +106,7 @@ class Client:
     notices: tuple[Notice | TopicChanged, ...] = ()  # for when it no longer lags
     undelivered_at: tuple[int, int] | None = None  # its progress when a private message failed
     arriving_until: float = 0.0
+    is_greeting: bool = False
     generation: int = 1
     claims: dict[str, NameTaken | None] = field(default_factory=dict)
     grants: RoomGrants = field(default_factory=dict)

@@ -5,7 +5,6 @@ Changes are collected for a moment and sent as the difference to the previous st
 full, gets a summary when it has caught up.
 """
 
-import math
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -117,7 +116,6 @@ class PresenceAnnouncer:
 
         If nobody listened when it came, only a new name is.
         """
-        self._who.forget()
         if (name := self._passed_over.pop(client, None)) is not None:
             self._changes.forget_join(client, name)
         if client in self._changes:
@@ -187,18 +185,15 @@ class PresenceAnnouncer:
 
     def encode_who(self, to: Client, nonce: Nonce | None) -> bytes:
         """Return the encoded `Members`; from then on *to* is told when a listed member leaves."""
-        hidden = [n for n in self._changes.changed if self._is_greeting(n) and n != to.number]
+        hidden = {
+            number
+            for number in self._arriving()
+            if number != to.number and self._members[number].client.is_greeting
+        }
         self._changes.show(to.number, hidden)
         if hidden:  # they may resume a session, under another number
-            self._who.forget()
-        answer = self._who.encode(to.codec, nonce)
-        if hidden:
-            self._who.forget()
-        return answer
-
-    def _is_greeting(self, client: int) -> bool:
-        member = self._members.get(client)
-        return member is not None and member.client.arriving_until == math.inf
+            return CachedResponse(partial(self._list_members, hidden)).encode(to.codec, nonce)
+        return self._who.encode(to.codec, nonce)
 
     def _arriving(self) -> list[int]:
         """Return the clients with changes whose hello may follow, or is being carried out."""
@@ -210,9 +205,9 @@ class PresenceAnnouncer:
             and member.client.arriving_until > now
         ]
 
-    def _list_members(self) -> Members:
+    def _list_members(self, hidden: Collection[int] = ()) -> Members:
         clients: list[Client | RemoteClient] = [
-            each.client for each in self._members.values() if each.client.arriving_until != math.inf
+            each.client for number, each in self._members.items() if number not in hidden
         ]
         clients += self._remote.values()
         return Members(self._room, [MemberName(each.number, each.name) for each in clients])

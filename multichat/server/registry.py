@@ -264,7 +264,7 @@ class Registry:
 
     def arrived(self, client: Client) -> None:
         """Note that *client* has sent another request than a hello, or got the answer to one."""
-        client.arriving_until = 0.0
+        client.arriving_until, client.is_greeting = 0.0, False
         for member in client.memberships.values():
             member.room.presence.arrived(client.number)
         self._reports.put(client)

@@ -11,7 +11,7 @@ import trio
 
 from multichat.backend.base import Backend
 from multichat.backend.events import ClientRecord
-from multichat.server.client import ARRIVING_SECONDS, Client
+from multichat.server.client import Client
 from multichat.server.name_registry import NameRegistry
 
 __all__ = ["Reports"]
@@ -57,6 +57,8 @@ class Reports:
             self._start_soon(partial(self._put_later, client))
 
     async def _put_later(self, client: Client) -> None:
-        await trio.sleep(ARRIVING_SECONDS)
+        await trio.sleep_until(client.arriving_until)
+        if client.is_greeting:  # it has more time
+            await trio.sleep_until(client.arriving_until)
         if client.arriving_until:  # else it was reported
             self.put(client)

@@ -9,7 +9,6 @@ nothing more), the writer finishes within the grace period, EOF, input is discar
 close.
 """
 
-import math
 from collections.abc import Mapping
 
 import msgspec
@@ -66,7 +65,7 @@ from multichat.protocol.sniff import TLS_RECORD, sniff_bytes, sniff_line
 from multichat.server.account_requests import AccountRequests
 from multichat.server.admin_commands import AdminCommands
 from multichat.server.admission import AdmittedConnection
-from multichat.server.client import ARRIVING_SECONDS, Client
+from multichat.server.client import ARRIVING_SECONDS, GREETING_SECONDS, Client
 from multichat.server.config import Joining, Renaming, ServerConfig
 from multichat.server.filters import Filters, passed
 from multichat.server.greeting import start_from
@@ -498,8 +497,9 @@ class Session:
             await me.send(Left(me.number, me.name, "", len(left), left.name, nonce=nonce))
 
     def _note_arrival(self, request: Request) -> None:
-        if type(request) is Hello:
-            self.client.arriving_until = math.inf  # it may resume a session, as another client
+        if type(request) is Hello:  # it may resume a session, as another client
+            self.client.is_greeting = True
+            self.client.arriving_until = trio.current_time() + GREETING_SECONDS
         else:
             self._registry.arrived(self.client)
 

@@ -4,10 +4,11 @@ In memory; `tests/cluster/test_two_servers.py` has nodes on a real engine.
 """
 
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -19,6 +20,7 @@ from multichat.journal.base import SavedSession
 from multichat.journal.memory import MemoryJournal
 from multichat.journal.sqlite.journal import SqliteJournal
 from multichat.server.absences import Absence, Absences
+from multichat.server.client import GREETING_SECONDS
 from multichat.testing import MemoryServer, memory_server
 from tests.support.hub import Hub
 from tests.support.nodes import events_of, nodes_on
@@ -198,6 +200,47 @@ async def test_a_client_that_says_hello_is_no_other_client_before(autojump_clock
         for each in (bob, carol):
             events += await _heard(each)
         assert events == []
+
+
+async def test_a_client_whose_hello_takes_for_ever_is_listed_and_announced(
+    autojump_clock: Clock,
+) -> None:
+    hub = Hub()
+    backends = hub.node("one"), hub.node("two")
+    async with nodes_on(*backends, config=_CONFIG, seconds=600) as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two, name="bob")
+        for each in (alice, bob):
+            await _heard(each)
+        lurker = await one.join()
+        hub.nodes["one"].hold()
+        await lurker.send('/json {"protocol":1,"session":"%s"}' % (32 * "0"))
+        await trio.sleep(5)
+        for each in (alice, bob):
+            assert _names(await each.ask("who")) == ["alice", "bob"]
+        await trio.sleep(GREETING_SECONDS)
+        for each in (alice, bob):
+            assert ("joined", "Client 3") in await _heard(each)
+            assert _names(await each.ask("who")) == ["Client 3", "alice", "bob"]
+        hub.nodes["one"].release()
+
+
+async def test_a_client_that_was_announced_is_listed_while_its_hello_is_carried_out(
+    autojump_clock: Clock,
+) -> None:
+    hub = Hub()
+    async with nodes_on(hub.node("one"), config=_CONFIG, seconds=600) as [one]:
+        alice = await join(one, name="alice")
+        late = await one.join()
+        assert await _heard(alice) == [("joined", "Client 2")]
+        hub.nodes["one"].hold()
+        await late.send('/json {"protocol":1,"session":"%s"}' % (32 * "0"))
+        await trio.sleep(1)
+        assert _names(await alice.ask("who")) == ["Client 2", "alice"]
+        hub.nodes["one"].release()
+
+
+def _names(members: Mapping[str, Any]) -> list[str]:
+    return sorted(each["name"] for each in members["members"])
 
 
 async def test_clients_of_a_node_that_ends_see_nobody_leave_on_another(
