@@ -174,9 +174,12 @@ class HelloHandler:
             try:
                 account = login if isinstance(login, Account) else None
                 await self._claim_names(name, account, stored)
-                while not send_queue.has_room(size):
+                while True:
+                    await registry.rooms.prepare(wanted, self._client.grants)
+                    if send_queue.has_room(size):
+                        break
+                    registry.rooms.settle(self._client.grants)  # it may wait for ever
                     await send_queue.wait_for_space()
-                await registry.rooms.prepare(wanted, self._client.grants)
             except BaseException:
                 if stored is not None:
                     registry.put_back(stored)

@@ -780,6 +780,24 @@ async def test_the_room_of_a_client_that_goes_before_it_enters_is_given_back(
         assert (await carol.ask("enter", room="hal1"))["type"] == "joined"
 
 
+async def test_a_client_that_reads_nothing_holds_no_room_that_it_cannot_enter(
+    autojump_clock: Clock,
+) -> None:
+    hub = Hub()
+    async with two_nodes(hub, replace(CONFIG, send_queue_batches=2)) as (one, _two):
+        alice = await join(one)
+        waiting = 0
+        for answers in range(6):  # with one of these the queue is just full
+            stalled = await one.stalled()
+            lines = ["/help"] * answers + [f"/join den{answers}"]
+            await stalled.stream.send_all("".join(f"{line}\n" for line in lines).encode())
+            await settle()
+            listed = {each["room"] for each in (await alice.ask("rooms"))["rooms"]}
+            waiting += f"den{answers}" not in listed
+            assert set(hub.open) == listed
+        assert waiting
+
+
 async def test_who_moves_from_a_room_alone_needs_no_place_for_another(
     autojump_clock: Clock,
 ) -> None:
