@@ -110,10 +110,11 @@ class PresenceChanges:
             else:
                 self._announced.pop(client, None)
         self._changed = dict.fromkeys(client for client in held if client in self._changed)
+        kept = self._changed.keys()  # others may know these from a listing
         self._reasons.clear()
-        self._listed.clear()
-        self._missing_from_listing.clear()
-        self._not_listed.clear()
+        self._listed = {client: name for client, name in self._listed.items() if client in kept}
+        self._missing_from_listing &= kept
+        self._not_listed &= kept
 
     def forget_join(self, client: int, name: str) -> None:
         """Treat as announced that *client*, if it is a member, has joined under that *name*."""

@@ -177,6 +177,24 @@ def test_a_client_listed_to_another_is_announced_as_left() -> None:
     assert changes.take() == [(1, Left(1, "alice", "", members=1))]
 
 
+@pytest.mark.parametrize("is_listed_first", [True, False])
+def test_a_client_that_was_listed_and_is_held_back_is_announced_as_left(
+    is_listed_first: bool,
+) -> None:
+    changes = PresenceChanges()
+    changes.enter(2, "bob")
+    changes.take()
+    changes.enter(1, "alice")
+    if is_listed_first:
+        changes.show(to=2)
+    assert changes.take(held=[1]) == []
+    if not is_listed_first:
+        changes.show(to=2)
+    assert changes.is_known(1)
+    changes.leave(1, "")
+    assert changes.take() == [(1, Left(1, "alice", "", members=1))]
+
+
 def test_two_renames_are_announced_as_one() -> None:
     changes = PresenceChanges()
     changes.enter(1, "Client 1")
