@@ -17,6 +17,7 @@ from multichat.client.negotiation import (
     settles_text,
 )
 from multichat.client.options import ChatOptions
+from multichat.client.reconnect import Link
 from multichat.errors import ConnectionLost, MultichatError, NoJson
 from multichat.protocol.json_codec import JSON, encode_hello
 from multichat.protocol.json_lines import clean_json
@@ -85,7 +86,7 @@ class JsonPipe(FrontEnd):
                         if self._asks_first and PROBE_ANSWER in lines:
                             self._asks_first = False
                             await chat.link.send_lines(self._hello)
-                        lines = _from_welcome(lines)
+                        lines = _from_welcome(lines, chat.link)
                         if not lines:
                             chat.check_ready()
                             continue
@@ -130,15 +131,19 @@ def _hello(options: ChatOptions) -> Hello:
     return hello if options.rooms else msgspec.structs.replace(hello, rooms=None)
 
 
-def _from_welcome(lines: list[str]) -> list[str]:
+def _from_welcome(lines: list[str], link: Link) -> list[str]:
     """Return *lines* from the welcome on; none if it has not come yet.
 
-    Messages in the lobby may come before the server has read our hello.  Raises `NoJson` for what
-    only a server that speaks text sends, and `RemoteProtocolError` for a welcome that is not valid.
+    Messages in the lobby may come before the server has read our hello.  Raises `Refused` for a
+    goodbye in its place, `NoJson` for what only a server that speaks text sends, and
+    `RemoteProtocolError` for a welcome that is not valid.
     """
     for number, line in enumerate(lines):
-        if isinstance(_event(line), Welcome):
-            return lines[number:]
+        match _event(line):
+            case Welcome():
+                return lines[number:]
+            case Goodbye() as goodbye:  # a server that is not available says it as the hello asks
+                raise link.refused(goodbye)
         check_welcome(line)
         if settles_text(next(iter(TEXT.parse_events(line)))):
             raise NoJson

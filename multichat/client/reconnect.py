@@ -235,7 +235,8 @@ class Link:
             self.retry = Retry(failures + 1, trio.current_time() + seconds)
             news = fault if fault != told else ""
             told = fault or told
-            self.events.put([Disconnected(reason, seconds, failures, news)])
+            if self._begun:  # else nobody has seen a connection: `tell_waiting` says why we wait
+                self.events.put([Disconnected(reason, seconds, failures, news)])
             self._down_reason = reason
             await trio.sleep(seconds)
             try:

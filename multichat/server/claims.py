@@ -19,7 +19,7 @@ from multichat.server.client import Client
 
 __all__ = ["Claims"]
 
-_AWAY = "the server cannot reach its storage"
+_AWAY = "the engine of the cluster is away"
 
 
 class Claims:

@@ -279,6 +279,23 @@ async def test_an_invalid_welcome_is_one_line_and_nothing_is_sent(
                 assert received == f"{hello}\n".encode()
 
 
+@pytest.mark.parametrize("command", ["connect", "connect --json", "send hi", "who"])
+async def test_a_goodbye_instead_of_a_welcome_is_one_line(command: str, tmp_path: Path) -> None:
+    name, *rest = command.split()
+    options = [each for each in rest if each.startswith("--")]
+    words = [each for each in rest if not each.startswith("--")]
+    reason = "the server is not available now: it cannot reach its storage"
+    goodbye = {"type": "goodbye", "reason": reason, "code": "unavailable", "reconnect": True}
+    async with await _silent() as listener:
+        port = str(listener.socket.getsockname()[1])
+        argv = (MULTICHAT, name, *options, LOOPBACK, port, *words)
+        async with Command(tmp_path, *argv) as client, await listener.accept() as stream:
+            await stream.receive_some()
+            await stream.send_all(f"{json.dumps(goodbye)}\n".encode())
+            assert await client.wait() == 1
+            assert client.err == f"multichat: {reason}\n"
+
+
 async def test_send_reports_the_lines_not_accepted_at_its_timeout(
     tmp_path: Path,
 ) -> None:

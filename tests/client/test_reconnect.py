@@ -931,6 +931,34 @@ async def test_a_waiting_client_retries_after_connections_without_a_welcome(
             assert await numbers(chat, 1) == [2]
 
 
+async def test_a_client_that_waited_for_its_server_is_told_of_no_lost_connection(
+    autojump_clock: MockClock,
+) -> None:
+    network = Network()
+    stream = await network.dial()
+    away = "the server is not available now: it cannot reach its storage"
+
+    async def serve() -> None:
+        for _ in range(2):
+            peer = await network.peer()
+            await peer.read()
+            await peer.tell("goodbye", reason=away, code="unavailable", reconnect=True)
+            await peer.finish()
+        peer = await network.peer()
+        await peer.welcome()
+        await peer.say(1)
+        await peer.read()
+        await peer.finish()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        async with open_line_chat(stream, redial=network.dial, wait=True) as chat:
+            kinds: list[type] = []
+            while Said not in kinds:
+                kinds += map(type, await chat.receive())
+    assert Disconnected not in kinds
+
+
 async def test_with_plain_and_wait_a_client_reconnects_until_its_password_is_accepted(
     autojump_clock: MockClock,
 ) -> None:

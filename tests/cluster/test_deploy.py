@@ -371,3 +371,10 @@ async def test_while_the_engine_is_away_the_balancer_disconnects_nobody(tmp_path
                     pass
                 async with served(port, "/name two") as (_, answer):
                     assert "is now two" in answer
+
+
+def test_the_guide_names_the_options_that_nodes_need_behind_the_balancer() -> None:
+    guide = (DEPLOY.parent / "docs" / "cluster.md").read_text("utf-8")
+    [command] = re.findall(r"start the nodes with `([^`]*BALANCER[^`]*)`", guide)
+    given = {word for word in SERVICES["chat-1"]["command"] if word.startswith("--")}
+    assert {word for word in command.split() if word.startswith("--")} == given - {"--cluster"}

@@ -13,6 +13,7 @@ import trio.testing
 from multichat import ServerConfig
 from multichat.backend.events import BanAdded, BanRecord, BanRefused
 from multichat.backend.local import LocalBackend
+from multichat.cluster.room_logs import AWAY
 from multichat.errors import LocalProtocolError
 from multichat.journal.base import SavedSession, SessionRecord
 from multichat.journal.memory import MemoryJournal
@@ -680,6 +681,23 @@ async def test_while_the_storage_is_away_nothing_is_decided_and_nobody_disconnec
         await alice.say("back again")
         assert (await alice.ask("enter", room="den"))["type"] == "joined"
         assert (await bob.said()) == ("lobby", "back again")
+
+
+async def test_without_the_engine_a_name_and_a_private_message_are_refused_in_the_same_words(
+    autojump_clock: Clock,
+) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (one, two):
+        alice, _ = await join(one, name="alice"), await join(two, name="bob")
+        await events_of(alice)
+        hub.nodes["one"].become(available=False)
+        await alice.hear("notice")
+        told = [
+            (await alice.ask("name", name="al"))["text"],
+            (await alice.ask("direct", to="bob", text="psst"))["text"],
+        ]
+        # As the cluster's log says of a message, and of a room.
+        assert told == [f"messages cannot be stored now: {AWAY}"] * 2
 
 
 async def test_a_session_that_changes_after_it_was_found_is_taken_as_it_is(
