@@ -59,6 +59,9 @@ SEED_WITH_A_ROOM_REFUSED_TWICE = 1501
 # (the last three) messages with one nonce of which one names the room that is refused.
 SEEDS_WITH_SEVERAL_ROOMS = (2446, 2527, 4601, 4648, 7583, 8148, 8937, 22007, 2511, 2689, 3566)
 
+# In this one a client names its rooms while a page is read for its replay.
+SEED_WITH_A_HELLO_DURING_A_READ = 11490
+
 # In the first two a client changes to JSON while the lobby waits for it to take messages.  Then:
 # somebody logs in to the account of a client that has resumed with its login, or while it resumes;
 # a client resumes before its account is stored, or has left when its node hears where it was.
@@ -107,7 +110,7 @@ def test_a_room_that_was_refused_twice_is_still_the_session_s() -> None:
     assert simulate_rooms(make_rooms_plan(SEED_WITH_A_ROOM_REFUSED_TWICE)).violations == []
 
 
-@pytest.mark.parametrize("seed", SEEDS_WITH_SEVERAL_ROOMS)
+@pytest.mark.parametrize("seed", (*SEEDS_WITH_SEVERAL_ROOMS, SEED_WITH_A_HELLO_DURING_A_READ))
 def test_a_schedule_that_once_violated_an_invariant_does_not(seed: int) -> None:
     assert simulate_rooms(make_rooms_plan(seed)).violations == []
 

@@ -15,7 +15,7 @@ from multichat.errors import NotRead
 from multichat.net.send_queue import SendQueue, SendResult
 from multichat.net.turns import end_turn, next_turn
 from multichat.protocol.messages import Error, Missed
-from multichat.server.broadcast import Counts
+from multichat.server.broadcast import Block, Counts
 from multichat.server.client import Client
 from multichat.server.lag import Lag, encode_next
 from multichat.server.member import Member
@@ -106,20 +106,22 @@ class Replayer:
 
     async def _next_part(self, member: Member, lag: Lag) -> bytes:
         """Return what *member* gets next, and advance *lag*; empty if *lag* is not current."""
-        ring, client = self._ring, member.client
-        codec, room, send_queue = client.codec, member.named_room, member.send_queue
+        ring = self._ring
         start = max(lag.position, lag.gap_end, min(self._log.first, ring.first))
-        if start >= ring.first:
+        blocks: list[Block] | None = None
+        if start < ring.first:
+            blocks = await self._pages.read(self._log, start, ring.next)
+            if member.lag is not lag:
+                return b""
+        # Only now: during the read the client may have changed to JSON, or named rooms.
+        client, room = member.client, member.named_room
+        codec, max_bytes = client.codec, member.send_queue.replay_bound(self._max_bytes)
+        if blocks is None:
             missed = lag.skip_to(ring.first) if lag.position < ring.first else 0
             lag.missed += missed
             data = codec.encode(Missed(missed, room)) if missed else b""
-            max_bytes = send_queue.replay_bound(self._max_bytes)
             return data + ring.encode(lag, codec, client.number, max_bytes=max_bytes, room=room)
-        blocks = await self._pages.read(self._log, start, ring.next)
-        if member.lag is not lag:
-            return b""
         if blocks:  # encoded now, not while others wait for the same page
-            max_bytes = send_queue.replay_bound(self._max_bytes)
             return encode_next(blocks, lag, codec, client.number, max_bytes=max_bytes, room=room)
         self._skip_page(lag)
         return b""

@@ -13,6 +13,7 @@ from multichat import ServerConfig, Slow
 from multichat.server.broadcast import Delivery
 from multichat.server.config import ReplayLimits
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
+from tests.support.journals import HeldJournal
 from tests.support.log import LogRecorder
 
 pytestmark = pytest.mark.unit
@@ -344,6 +345,29 @@ async def test_all_messages_after_the_last_id_of_a_welcome_follow_it_and_none_be
         assert int(said[0]["id"].partition("-")[2]) == last + 1
         for state in welcome.get("rooms", {}).values():
             assert state["last"] == welcome["last"]
+
+
+async def test_messages_that_are_read_while_a_client_changes_to_json_are_in_json(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    journal = HeldJournal()
+    from_journal = config(Slow.WAIT, replay=ReplayLimits(ring_bytes=0))
+    async with memory_server(from_journal, journal=journal) as network:
+        sender = await network.join()
+        await network.join()
+        slow = await stall_and_fill(network, sender)
+        lobby = journal.held["lobby"]
+        lobby.hold()
+        await say_all(sender, ["2", "3", "4"])
+        assert await slow.line() == "[Client 1] 0"
+        assert await slow.line() == "[Client 1] 1"
+        await trio.testing.wait_all_tasks_blocked()
+        assert lobby.reads
+        await slow.send('/json {"rooms": {"lobby": {}}}')
+        assert json.loads(await slow.line())["type"] == "welcome"
+        lobby.release()
+        events = [json.loads(await slow.line()) for _ in range(3)]
+        assert [event["text"] for event in events] == ["2", "3", "4"]
 
 
 async def test_the_last_id_of_a_member_is_before_what_the_room_waits_for_it_to_take(
