@@ -110,7 +110,7 @@ def test_a_room_that_was_refused_twice_is_still_the_session_s() -> None:
     assert simulate_rooms(make_rooms_plan(SEED_WITH_A_ROOM_REFUSED_TWICE)).violations == []
 
 
-@pytest.mark.parametrize("seed", (*SEEDS_WITH_SEVERAL_ROOMS, SEED_WITH_A_HELLO_DURING_A_READ))
+@pytest.mark.parametrize("seed", [*SEEDS_WITH_SEVERAL_ROOMS, SEED_WITH_A_HELLO_DURING_A_READ])
 def test_a_schedule_that_once_violated_an_invariant_does_not(seed: int) -> None:
     assert simulate_rooms(make_rooms_plan(seed)).violations == []
 

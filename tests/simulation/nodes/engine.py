@@ -125,6 +125,7 @@ class _Client:
     record: ClientRecord | None = None
     names: "list[_Name]" = field(default_factory=list)
     lost: set[str] = field(default_factory=set)  # names that it had claimed and not reported yet
+    lost_since_report: str = ""  # the name in its newest record; its node may not know that yet
 
 
 @dataclass(eq=False)
@@ -322,6 +323,7 @@ class SharedEngine(Engine):
         if record is None or client.node is not node:
             return  # it has left since
         names = {record.name or f"Client {draft.client}", *(each.name for each in client.names)}
+        names.add(client.lost_since_report)
         if draft.name not in names:
             self._problem(f"client {draft.client} said as {draft.name}, and is {names}")
         if append.room not in map(fold_name, record.rooms):
@@ -409,7 +411,9 @@ class SharedEngine(Engine):
             self._log_out(record.client)
             if record.account:
                 record = self._keep_login(node, record)
+        client.lost_since_report = ""
         if record.name in client.lost:
+            client.lost_since_report = record.name
             node.link.push(NameLost(record.client, record.generation, record.name, False))
             record = msgspec.structs.replace(record, name="")
             client.record = record
