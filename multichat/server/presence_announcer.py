@@ -5,6 +5,7 @@ Changes are collected for a moment and sent as the difference to the previous st
 full, gets a summary when it has caught up.
 """
 
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -292,25 +293,27 @@ class PresenceAnnouncer:
 
     def _tell_returned(self) -> None:
         """Announce those who have come back to the members that came while they were away."""
-        returned, self._returned = self._returned, {}
+        back, self._returned = self._returned, {}
+        returned = [each for each in back if self._changes.name_of(each) is not None]
         if not returned:
             return
-        first = min(returned.values())
+        returned.sort(key=back.__getitem__)
+        left = [back[each] for each in returned]
+        # Members by how many of those are new to them: thousands come and return after a restart.
+        groups: dict[int, list[Member]] = {}
         for number, came in reversed(self._newcomers.items()):
-            if came <= first:
+            if came <= left[0]:
                 break
-            if (member := self._members.get(number)) is None:
-                continue
-            new = [client for client, before in returned.items() if before < came]
-            events = [
-                Joined(client, name, members=self.count)
-                for client in new
-                if (name := self._changes.name_of(client)) is not None and client != number
-            ]
-            if len(events) > MAX_TOLD_ONE_BY_ONE:
-                self._tell([member], [summarize(events, self.count)])
+            if (member := self._members.get(number)) is not None:
+                groups.setdefault(bisect_left(left, came), []).append(member)
+        for count, group in groups.items():  # nobody is told of itself: it came before it was away
+            if count > MAX_TOLD_ONE_BY_ONE:
+                self._tell(group, [Presence(count, 0, 0, self.count)])
             else:
-                self._tell([member], events)
+                self._tell(group, [self._joined(client) for client in returned[:count]])
+
+    def _joined(self, client: int) -> Joined:
+        return Joined(client, self._changes.name_of(client) or "", members=self.count)
 
     def _tell_in_other_rooms(self, renamed: int) -> None:
         """Announce the new name of that client in its other rooms, too.

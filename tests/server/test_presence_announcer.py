@@ -1,7 +1,9 @@
 """Announcements of joins and leaves take at most two tasks for each room."""
 
+import json
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -9,13 +11,15 @@ import trio.testing
 from trio.testing import MockClock
 
 from multichat import Renamed
-from multichat.net.send_queue import SendQueue
+from multichat.net.send_queue import SendQueue, SendResult
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import Missed
 from multichat.protocol.names import default_name
 from multichat.protocol.text_codec import TEXT
+from multichat.server.absences import Absence
 from multichat.server.client import Client
 from multichat.server.member import Member
+from multichat.server.presence import MAX_TOLD_ONE_BY_ONE
 from multichat.server.presence_announcer import PresenceAnnouncer
 from multichat.testing import ScriptedClient, memory_server, run_on_mock_clock
 
@@ -92,3 +96,50 @@ async def test_a_new_name_of_a_client_that_is_away_is_announced(autojump_clock: 
             while not isinstance(event := await anext(bob), Renamed):
                 pass
         assert event.name == "alicia"
+
+
+class RecordingQueue:
+    """Stands for a send queue that takes everything; *told* gets the events."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+
+    def try_send(self, data: bytes) -> SendResult:
+        self.told += map(json.loads, data.splitlines())
+        return SendResult.SENT
+
+
+@pytest.mark.parametrize("count", [3, MAX_TOLD_ONE_BY_ONE])
+async def test_each_newcomer_is_told_of_those_who_were_away_when_it_came(count: int) -> None:
+    members: dict[int, Member] = {}
+    queues: dict[int, RecordingQueue] = defaultdict(RecordingQueue)
+    announcer = PresenceAnnouncer(
+        "lobby",
+        members,
+        {TEXT: {}, JSON: members},
+        to_text=False,
+        away_seconds=AWAY_SECONDS,
+        start_soon=lambda _: None,
+    )
+
+    def enter(*numbers: int) -> None:
+        for number in numbers:
+            members[number] = make_member(number)
+            members[number].send_queue = cast("SendQueue", queues[number])
+            announcer.entered(members[number])
+
+    early = range(1, count + 1)
+    until = trio.current_time() + AWAY_SECONDS
+    announcer.expect({number: Absence(f"{number}", "", until) for number in early})
+    enter(1000, 1001)
+    announcer.encode_who(members[1000].client, None)  # now the other one is known
+    announcer.left(members.pop(1001), "reset", away=True)
+    enter(1002, *early, 1001)
+    announcer.introduce(9999, "somebody else")
+    told = {
+        number: [each.get("client", each.get("joined")) for each in queues[number].told]
+        for number in members
+    }
+    many = [*early, 1001] if count < MAX_TOLD_ONE_BY_ONE else [count + 1]
+    early_ones: dict[int, list[int]] = {number: [] for number in early}
+    assert told == {**early_ones, 1000: [*early], 1001: [*early], 1002: many}
