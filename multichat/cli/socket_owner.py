@@ -1,6 +1,6 @@
-"""Whose Unix socket a command talks to: it must not give secrets to a stranger's program.
+"""Checks who listens on a Unix socket, so that no secret is sent to a stranger's program.
 
-Anybody can make a socket in a folder such as /tmp, under the name that an operator expects there.
+Anybody can create a socket in a folder such as /tmp, under the name that an operator expects there.
 """
 
 import socket
@@ -18,7 +18,7 @@ _CREDENTIALS = struct.Struct("3i")
 def listening_user(connection: socket.socket, path: Path) -> int:
     """Return the id of the user that listens at the other end of *connection*, made to *path*.
 
-    Where the system does not tell, it is the owner of the file.  Raises `OSError`.
+    Where the system does not report it, return the owner of the file.  Raises `OSError`.
     """
     if (option := getattr(socket, "SO_PEERCRED", None)) is None:
         return path.stat().st_uid
@@ -28,10 +28,11 @@ def listening_user(connection: socket.socket, path: Path) -> int:
 
 
 def is_trusted(user: int, path: Path, *, us: int, top: Path = Path("/")) -> bool:
-    """Return whether the process of *us* may trust *user*, who listens at *path*.
+    """Return whether a process of the user *us* may trust *user*, who listens at *path*.
 
-    It is root, or us, or somebody whom they have let: in none of the folders down to *path* can
-    everybody make files.  Folders above *top* do not count.  Raises `OSError`.
+    Root and *us* are trusted.  So is any other user if no folder down to *path* is writable by
+    everybody: then the owner of the folder has allowed it.  Folders above *top* do not count.
+    Raises `OSError`.
     """
     if user in (_ROOT, us):
         return True

@@ -1,4 +1,4 @@
-"""The result of a change of the directory that somebody waits for."""
+"""The result of a change of the directory, for the task that waits for it."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,8 @@
-"""The rooms that a node holds in the engine, so that it can tell it again as a whole.  Pure.
+"""The rooms that a node holds in the engine, for reporting them again completely.  Pure.
 
-Invariant: a room is in the whole if the engine has given it to this node, or was told of it, and
-was not told since that it is closed, also while the answer was under way.
+Invariant: a room is held if the engine has granted a claim of it or the node has reported it, and
+the node has not dropped it since.  A claim that is granted after its room was dropped does not
+count.
 """
 
 from multichat.cluster.changes import ClaimRoom, DropRoom, HoldRoom, RetainRooms
@@ -17,7 +18,7 @@ class HeldRooms:
         self._asked: dict[int, ClaimRoom] = {}  # by identity
 
     def ask(self, change: object) -> None:
-        """Note that the engine is asked for *change*; only those of rooms matter."""
+        """Note that *change* is requested; only changes of rooms matter."""
         match change:
             case ClaimRoom():
                 self._asked[id(change)] = change
@@ -35,6 +36,6 @@ class HeldRooms:
             self._held[claim.key] = HoldRoom(claim.key, name, claim.keys)
 
     def whole(self) -> RetainRooms:
-        """Return what the engine has to know of them."""
+        """Return the change that reports all of them."""
         rooms = self._held.values()
         return RetainRooms(tuple((each.key, each.name, each.keys) for each in rooms))

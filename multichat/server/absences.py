@@ -1,11 +1,11 @@
-"""Clients that have left a room and may come back, while nobody is there who could be told.
+"""Absences: clients that have left a room that is not open here, and may still come back.
 
-A room's presence remembers who is away while it is open; this remembers them for rooms that are
-not: everybody may lose the connection at once, as when a server is restarted.  Who resumes in time
-has not left, also for others who resume.
+The presence of an open room knows who is away.  This is for the other rooms: when a server is
+restarted, all members lose their connections at once.  A client that resumes its session in time
+has not left, and the others that resume do not see it leave.
 
-Changes only in functions without `await`.  Holds nobody for longer than it was told to, except
-until the next call.
+Changes only in functions without `await`.  Expired absences are removed by the next `add`, and are
+never returned.
 """
 
 from collections import deque
@@ -15,7 +15,7 @@ __all__ = ["Absence", "Absences"]
 
 
 class Absence(NamedTuple):
-    """A client called *name* has left for that *reason*; others are told at the time *until*."""
+    """A client called *name* has left with that *reason*; it may come back before *until*."""
 
     name: str
     reason: str

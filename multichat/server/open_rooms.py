@@ -61,7 +61,7 @@ __all__ = ["OpenRooms"]
 
 _NO_GRANTS: RoomGrants = {}
 
-# Why those have left whose server has ended.
+# The reason given for clients whose server has ended.
 _LOST = "connection lost"
 
 
@@ -272,9 +272,9 @@ class OpenRooms:
         resuming: bool,
         grants: RoomGrants,
     ) -> tuple[str, RemoteRoom | None]:
-        """Return how a room is called that may be opened; raises as `open` does.
+        """Return the name of a room that may be opened; raises as `open` does.
 
-        With other nodes, also what they have of it.
+        With other nodes, also its members there.
         """
         try:
             name = LOBBY if key == LOBBY else parse_room_name(name)
@@ -361,9 +361,10 @@ class OpenRooms:
             raise TooManyRooms(self._config.max_new_rooms, seconds)
 
     def join(self, client: Client, room: Room, *, resuming: bool = False) -> None:
-        """Let *client* into *room*; if it is *resuming*, the members that were there before, too.
+        """Let *client* into *room*.
 
-        They are not members yet, but have not left, as it knows them.
+        A client that is *resuming* knows the members that the room had before.  Those that may
+        still come back are announced as left only if they do not.
         """
         self.list.forget()
         if resuming:

@@ -35,7 +35,7 @@ PRESENCE_PAUSE_SECONDS = 1.0
 
 
 class _Away(NamedTuple):
-    """Others are told of its leaving at the time *until*; newcomers above *came* know nothing."""
+    """Its leaving is announced at the time *until*; newcomers above *came* do not know it."""
 
     until: float
     reason: str
@@ -75,12 +75,12 @@ class PresenceAnnouncer:
         self._telling = self._waiting_for_away = False
         self._told_at = -PRESENCE_PAUSE_SECONDS
         self._away: dict[int, _Away] = {}  # the first one has been away for longest
-        # Members that came anew, with a number that rises: of those who are away since before that
-        # they know nothing.
+        # Members that came anew, with a rising number: they do not know the clients that were away
+        # already when they came.
         self._newcomers: dict[int, int] = {}
         self._came = 0
         self._returned: dict[int, int] = {}  # to be announced to newcomers above that number
-        # Arriving since nobody listened, with the names that they had then.
+        # Arriving clients that came while nobody listened, with the names that they had then.
         self._passed_over: dict[int, str] = {}
         for client in remote.values():  # they were there before anybody here
             self._changes.enter(client.number, client.name)

@@ -1,7 +1,7 @@
-"""Reports to other nodes what this server's clients are called, and where they are.
+"""Reports the names and rooms of this server's clients to other nodes.
 
 Without other nodes nothing is reported.  A client that has just connected is reported when it has
-arrived: it may be about to resume a session, as another client.
+arrived: before, it may be about to resume a session, under another number.
 """
 
 from collections.abc import Awaitable, Callable

@@ -1,6 +1,6 @@
-"""Claims of rooms that other nodes may open as well, or whose lookalikes: made before the opening.
+"""Claims of rooms: another node may be opening the same room, or one whose name looks like it.
 
-A claim is made before the step in which a room is opened, and waits for the backend; without other
+A claim is made before the step in which a room is opened, and waits for the backend.  Without other
 nodes nothing is claimed, and nothing waits.
 
 1. A room that is open here, or claimed and not opened yet, is held for this node.  When neither is
@@ -33,9 +33,9 @@ def check_lobby(name: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WantedRooms:
-    """The rooms that a request opens: those called *names*, and *former* ones of its session.
+    """The rooms that a request opens: those called *names*, and the *former* ones of its session.
 
-    It closes those with the keys *leaving*, in which nobody else of this node is.
+    It closes those with the keys *leaving*, in which its client is the only one of this node.
     """
 
     names: Collection[str]
