@@ -292,6 +292,9 @@ class Backend(ABC):
     def before_shutdown(self) -> None:  # noqa: B027 - not every journal deletes
         """Stop deleting and log what was deleted; called before the shutdown is announced."""
 
+    refusal: str = "the server cannot reach its storage"
+    """What a client is told of a request that needs a decision while `available` is False."""
+
     @property
     def available(self) -> bool:
         """Whether decisions are possible now; always True if the backend is not shared."""

@@ -141,6 +141,7 @@ class ValkeyBackend(Backend):
         self._era = 0
         self._primary = ""  # the one whose warnings were logged
         self._complained = ""
+        self._reconnected_to = ""  # the engine, until that was logged
         self._loading: dict[str, PendingWrite] = {}
 
     def change_password(self, password: str) -> None:
@@ -316,8 +317,15 @@ class ValkeyBackend(Backend):
             text = f"This is node {self.node} of a cluster, which has {nodes} now"
             self._log.line("start", text)
         nursery.start_soon(self._serve, link, self._scope)
-        if not is_first and self._available:  # else the server logs it
-            self._log.line("STATE", f"Connected to the cluster again: {link.engine}")
+        if not is_first:
+            self._reconnected_to = str(link.engine)
+            if self._available:  # else it is logged once this is certain to be of use
+                self._tell_reconnected()
+
+    def _tell_reconnected(self) -> None:
+        if self._reconnected_to:
+            self._log.line("STATE", f"Connected to the cluster again: {self._reconnected_to}")
+            self._reconnected_to = ""
 
     async def _serve(self, link: Link, scope: trio.CancelScope) -> None:
         with scope:
@@ -328,7 +336,7 @@ class ValkeyBackend(Backend):
         if self._link is not None:
             if self._available or reason != self._lost_reason:  # else it is lost again and again
                 self._log.line("STATE", f"Lost the connection to the cluster: {reason}", WARNING)
-            self._link, self._lost_reason = None, reason
+            self._link, self._lost_reason, self._reconnected_to = None, reason, ""
             self._lost_at = trio.current_time() - self._connection.away_seconds
             self._scope.cancel(reason=reason)
             self._directory.disconnect()
@@ -359,6 +367,7 @@ class ValkeyBackend(Backend):
             if not trouble.reason:
                 self._back()
             elif now - trouble.since >= self._config.unavailable_seconds:
+                self.refusal = trouble.told
                 if self._available:
                     self._available = False
                     self._changed.set()
@@ -392,6 +401,7 @@ class ValkeyBackend(Backend):
             self._available = True
             self._changed.set()
             self._directory.resume()
+            self._tell_reconnected()
             self._directory.tell(AvailabilityChanged(True))
 
     async def _wait_available(self) -> None:

@@ -19,8 +19,6 @@ from multichat.server.client import Client
 
 __all__ = ["Claims"]
 
-_AWAY = "the engine of the cluster is away"
-
 
 class Claims:
     """The claims of one server's clients, at *backend*."""
@@ -31,7 +29,7 @@ class Claims:
     def check_available(self) -> None:
         """Raise `StorageFailed` if nothing can be decided now."""
         if not self._backend.available:
-            raise StorageFailed(_AWAY)
+            raise StorageFailed(self._backend.refusal)
 
     async def make(
         self,

@@ -231,4 +231,5 @@ async def test_the_password_of_an_acl_user_may_change_in_the_engine_first(
         server.signal(signal.SIGHUP)
         await server.wait_for("Reloaded: cluster password")
         await server.wait_for("Messages are accepted again")
+        assert "Connected to the cluster again: " in server.out
         assert await works(server)

@@ -13,7 +13,6 @@ import trio.testing
 from multichat import ServerConfig
 from multichat.backend.events import BanAdded, BanRecord, BanRefused
 from multichat.backend.local import LocalBackend
-from multichat.cluster.room_logs import AWAY
 from multichat.errors import LocalProtocolError
 from multichat.journal.base import SavedSession, SessionRecord
 from multichat.journal.memory import MemoryJournal
@@ -23,7 +22,7 @@ from multichat.server.passphrases import Hasher
 from multichat.server.session_store import SessionStore
 from multichat.testing import MemoryServer
 from tests.support import nodes
-from tests.support.hub import Hub
+from tests.support.hub import AWAY, Hub
 from tests.support.log import LogRecorder
 from tests.support.nodes import nodes_on
 from tests.support.programs import JsonClient, join
@@ -694,10 +693,10 @@ async def test_without_the_engine_a_name_and_a_private_message_are_refused_in_th
         await alice.hear("notice")
         told = [
             (await alice.ask("name", name="al"))["text"],
+            (await alice.ask("enter", room="den"))["text"],
             (await alice.ask("direct", to="bob", text="psst"))["text"],
         ]
-        # As the cluster's log says of a message, and of a room.
-        assert told == [f"messages cannot be stored now: {AWAY}"] * 2
+        assert told == [f"messages cannot be stored now: {AWAY}"] * 3
 
 
 async def test_a_session_that_changes_after_it_was_found_is_taken_as_it_is(

@@ -316,6 +316,8 @@ class HubBackend(Backend):
         task_status.started()
         await trio.sleep_forever()
 
+    refusal = AWAY
+
     @property
     def available(self) -> bool:
         return self._available
