@@ -49,7 +49,7 @@ mount --bind "{python}" "{root}/opt/python"
 mount --bind "{packages}" "{root}/opt/multichat/packages"
 mount --bind "{source}" "{root}/opt/multichat/source"
 for path in {paths}; do mount --rbind "{root}$path" "$path"; done
-mount -t tmpfs tmpfs /run
+mount -t tmpfs -o mode=755 tmpfs /run  # as systemd mounts it
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 export container=test SYSTEMD_UNIT_PATH=/etc/systemd/system SYSTEMD_GENERATOR_PATH=/nothing
 exec {systemd} --system --log-target=console --show-status=no
