@@ -68,6 +68,7 @@ class PresenceAnnouncer:
         self._room = room
         self._members, self._by_codec, self._remote = members, by_codec, remote
         self._who = CachedResponse(self._list_members)
+        self._hidden: set[int] = set()  # members that it does not list
         self._to_text = to_text
         self._away_seconds = away_seconds
         self._start_soon = start_soon
@@ -192,8 +193,9 @@ class PresenceAnnouncer:
             if number != to.number and self._members[number].client.is_greeting
         }
         self._changes.show(to.number, hidden)
-        if hidden:  # they may resume a session, under another number
-            return CachedResponse(partial(self._list_members, hidden)).encode(to.codec, nonce)
+        if hidden != self._hidden:  # they may resume a session, under another number
+            self._hidden = hidden
+            self._who.forget()
         return self._who.encode(to.codec, nonce)
 
     def _arriving(self) -> list[int]:
@@ -206,9 +208,9 @@ class PresenceAnnouncer:
             and member.client.arriving_until > now
         ]
 
-    def _list_members(self, hidden: Collection[int] = ()) -> Members:
+    def _list_members(self) -> Members:
         clients: list[Client | RemoteClient] = [
-            each.client for number, each in self._members.items() if number not in hidden
+            each.client for number, each in self._members.items() if number not in self._hidden
         ]
         clients += self._remote.values()
         return Members(self._room, [MemberName(each.number, each.name) for each in clients])
