@@ -14,6 +14,7 @@ from multichat.errors import MultichatError, StorageFailed
 from multichat.protocol.framing import clean
 
 __all__ = [
+    "NO_PASSWORD",
     "NO_RESP3",
     "BadReply",
     "EngineAway",
@@ -93,6 +94,7 @@ class Meaning(NamedTuple):
 
 
 NO_RESP3 = Meaning("it does not speak RESP3: Valkey, or Redis 7 or later, is needed", lasting=True)
+NO_PASSWORD = Meaning("it asks for a password: give --cluster-password-file", lasting=True)
 
 # By the code of the error.
 _MEANINGS = {
@@ -112,7 +114,7 @@ _MEANINGS = {
         "it is busy with a script or a function: see FUNCTION STATS there",
         "the engine of the cluster does not keep up",
     ),
-    "NOAUTH": Meaning("it asks for a password: give --cluster-password-file", lasting=True),
+    "NOAUTH": NO_PASSWORD,
     "WRONGPASS": Meaning("it does not accept the user and password", lasting=True),
     "NOPROTO": NO_RESP3,
     "LOADING": Meaning("it is loading its data"),

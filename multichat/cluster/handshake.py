@@ -79,7 +79,8 @@ class EngineInfo:
 
 def hello(user: str, password: str, database: int) -> list[tuple[Word, ...]]:
     """Return the requests to send first."""
-    login: tuple[Word, ...] = ("AUTH", user or "default", password) if password else ()
+    # Also a user without a password: otherwise the engine takes us for its default user.
+    login: tuple[Word, ...] = ("AUTH", user or "default", password) if user or password else ()
     requests: list[tuple[Word, ...]] = [("HELLO", 3, *login, "SETNAME", CLIENT_NAME)]
     if database:
         requests.append(("SELECT", database))

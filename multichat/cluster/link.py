@@ -24,6 +24,7 @@ from multichat.client.connect import dial
 from multichat.client.timeouts import ClientTimeouts
 from multichat.cluster.address import format_host
 from multichat.cluster.errors import (
+    NO_PASSWORD,
     BadReply,
     EngineAway,
     EngineBusy,
@@ -429,9 +430,10 @@ async def open_link(
     except BaseException as error:
         await transport.close(stream)
         if isinstance(error, NotUsable):
+            has_none = error.code == "WRONGPASS" and not login.password  # only the user was given
             raise EngineUnavailable(
                 where,
-                error.reason,
+                NO_PASSWORD.reason if has_none else error.reason,
                 lasting=error.lasting,
                 is_loading=error.code == "LOADING",
             ) from None

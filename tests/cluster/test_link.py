@@ -266,6 +266,16 @@ async def test_passwords_that_the_engine_does_not_accept(engines: Engines) -> No
     await link._stream.aclose()
 
 
+async def test_a_user_without_a_password_is_never_the_default_user(engines: Engines) -> None:
+    engine = await engines.start(EngineConfig(users={"chat": "other"}))
+    error = await refusal(engine, Login(user="chat"))
+    assert error.reason == "it asks for a password: give --cluster-password-file"
+    assert error.lasting
+    await engine.call("ACL", "SETUSER", "chat", "nopass")
+    link = await open_link(LOOPBACK, engine.port, Login(user="chat"))
+    await link._stream.aclose()
+
+
 async def test_a_replica_is_refused_with_the_address_of_its_primary(engines: Engines) -> None:
     primary = await engines.start()
     replica = await engines.start(EngineConfig(replica_of=primary))
