@@ -29,7 +29,7 @@ __all__ = ["ARRIVING_SECONDS", "GREETING_SECONDS", "Client", "MemberInfo"]
 ARRIVING_SECONDS = 0.1
 
 # The same while its hello is carried out: longer than a storage is waited for.  A client that reads
-# nothing can make its own hello take for ever, and must not stay in a room unseen.
+# nothing can delay its own hello without limit, and must not stay in a room unseen.
 GREETING_SECONDS = 10.0
 
 # Most notices kept for a lagging client: it may lag for hours, and gets them in one piece.

@@ -178,7 +178,7 @@ class HelloHandler:
                     await registry.rooms.prepare(wanted, self._client.grants)
                     if send_queue.has_room(size):
                         break
-                    registry.rooms.settle(self._client.grants)  # it may wait for ever
+                    registry.rooms.settle(self._client.grants)  # it may wait without limit
                     await send_queue.wait_for_space()
             except BaseException:
                 if stored is not None:

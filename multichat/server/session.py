@@ -524,7 +524,7 @@ class Session:
             await self._registry.rooms.prepare(wanted, self.client.grants)
             if self._send_queue.has_room(_ANSWER_BYTES):
                 break
-            self._registry.rooms.settle(self.client.grants)  # it may wait for ever
+            self._registry.rooms.settle(self.client.grants)  # it may wait without limit
             await self._send_queue.wait_for_space()
         await trio.lowlevel.checkpoint_if_cancelled()  # it may have been disconnected meanwhile
 
