@@ -16,6 +16,7 @@ import os
 import queue
 import select
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -188,12 +189,20 @@ def _kind(error: BaseException) -> str:
     return name
 
 
+def _type_name(traced: TracebackException) -> str:
+    if sys.version_info >= (3, 13):
+        name = traced.exc_type_str
+    else:
+        name = traced.exc_type.__qualname__ if traced.exc_type else ""
+    return name.rpartition(".")[2] if name else "an exception"
+
+
 def _places(traced: TracebackException) -> Iterator[str]:
     """Yield where an exception was raised, its type, and the same of those behind and in it."""
     waiting, seen = [("", traced)], set[tuple[str, str]]()
     while waiting:
         relation, each = waiting.pop()
-        kind = each.exc_type.__name__ if each.exc_type else "an exception"
+        kind = _type_name(each)
         place = "".join(each.stack.format())
         if (kind, place) in seen:  # the same, raised again out of a group
             continue
