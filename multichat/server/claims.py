@@ -3,9 +3,9 @@
 A claim is made before the step in which it is applied, and waits for the backend; without other
 nodes there is nothing to claim, and nothing waits.
 
-1. What was decided is in `Client.claims` until the request that needed it is carried out.  As long
-   as there is something, the client is not reported to other nodes: that gives back what it does
-   not use.
+1. A claim is in `Client.claims` from before it is sent until the request that needed it is carried
+   out.  In that time the client is not reported to other nodes: a report gives back all names that
+   it does not have.
 2. After the wait the client may have disconnected: then this raises `Cancelled`, and the claim is
    given back with the client's leaving, by its number and generation.
 """
@@ -57,10 +57,10 @@ class Claims:
             login=login,
             origin=client.origin or "",
         )
+        client.claims[fold_name(name)] = None
         try:
             await self._backend.claim(claim)
         except NameTaken as error:
             client.claims[fold_name(name)] = error
             raise
-        client.claims[fold_name(name)] = None
         await trio.lowlevel.checkpoint_if_cancelled()

@@ -80,8 +80,8 @@ class Client:
     *account* is the one that it is logged in to, case-folded, empty if there is none; changed by
     `multichat.server.logins` only.  *may_speak* if it needs none to speak.
 
-    *generation* rises with each resume of its session; *claims* are what was decided about names
-    that it asks for, folded: None if it may have it; see `multichat.server.claims`.  *grants* are
+    *generation* rises with each resume of its session; *claims* are the names that it has asked
+    for, folded, with the refusal if there is one; see `multichat.server.claims`.  *grants* are
     the rooms that its request opens; see `multichat.server.room_claims`.
     """
 
