@@ -126,13 +126,13 @@ def greet(
         client.number,
         client.name,
         room.name,
-        len(room),
+        room.presence.count_for(client.number),
         limits,
         lasts[client.current],
         f"multichat {__version__}",
         resumed=stored is not None,
         session=token,
-        rooms=None if hello.rooms is None else _states(lasts),
+        rooms=None if hello.rooms is None else _states(lasts, client),
         account="" if (account := registry.logins.account_of(client)) is None else account.name,
     )
     lost = [LoggedOut(client.name, _LOST)] if was_logged_in and not client.account else []
@@ -211,8 +211,9 @@ def start_from(member: Member, start: Start) -> list[Error]:
     return []
 
 
-def _states(lasts: Mapping[Member, str | None]) -> dict[str, RoomState]:
+def _states(lasts: Mapping[Member, str | None], client: Client) -> dict[str, RoomState]:
+    number = client.number
     return {
-        each.room.name: RoomState(len(each.room), last, each.room.topic)
+        each.room.name: RoomState(each.room.presence.count_for(number), last, each.room.topic)
         for each, last in lasts.items()
     }

@@ -173,12 +173,13 @@ class HelloHandler:
                 stored = await self._find_session(hello.session or "", size)
             try:
                 account = login if isinstance(login, Account) else None
-                await self._claim_names(name, account, stored)
                 while True:
+                    await self._claim_names(name, account, stored)
                     await registry.rooms.prepare(wanted, self._client.grants)
                     if send_queue.has_room(size):
                         break
-                    registry.rooms.settle(self._client.grants)  # it may wait without limit
+                    # It may wait without limit: until then other nodes have it as it is.
+                    registry.settle_claims(self._client)
                     await send_queue.wait_for_space()
             except BaseException:
                 if stored is not None:

@@ -92,6 +92,15 @@ class PresenceAnnouncer:
         """How many members there are, on all nodes."""
         return len(self._members) + len(self._remote)
 
+    def count_for(self, client: int) -> int:
+        """How many members the member with the number *client* knows.
+
+        Those that are away count, if it was there before they left: their return is not announced
+        to it.
+        """
+        came = self._newcomers.get(client, 0)
+        return self.count + sum(away.came >= came for away in self._away.values())
+
     def entered(self, member: Member) -> None:
         """Record that *member* has joined, or has changed its name."""
         self._enter(member.client)

@@ -120,6 +120,7 @@ async def test_clients_that_resume_after_a_restart_see_nobody_leave(
         resumed = [await join(two, session=each.welcome["session"]) for each in clients]
         for each in resumed:
             assert each.welcome["resumed"]
+            assert each.welcome["members"] == len(_NAMES)  # nobody has left, and nobody will join
             await each.ask("who")
         for each in resumed:
             assert await events_of(each, after=0.3) == []
@@ -168,6 +169,7 @@ async def test_who_comes_while_another_is_away_is_told_when_that_is_back(
         alice, bob = await _come(server, ("alice", "bob"))
         await _reset([alice])
         eve = await join(server, name="eve")
+        assert eve.welcome["members"] == 2
         assert [each["name"] for each in (await eve.ask("who"))["members"]] == ["bob", "eve"]
         [_again] = await _resume(server, [alice])
         assert ("joined", "alice") in await _heard(eve)

@@ -126,7 +126,7 @@ def test_duplicated_tab_has_a_session_of_its_own(server: WebServer, visit: Visit
         # As "duplicate tab" does: the new page has a copy of the storage of the tab.
         alice.page.evaluate("() => void window.open(location.href)")
     copy = Visitor(opened.value, alice.url)
-    assert copy.page.evaluate("() => sessionStorage.getItem('multichat') !== null")
+    copy.page.wait_for_function("() => sessionStorage.getItem('multichat') !== null")
     copy.page.wait_for_selector("#join-dialog[open]")
     assert copy.page.input_value("#join-name") == ""  # the name is the first tab's
     copy.page.fill("#join-name", "alice-2")
