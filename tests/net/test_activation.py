@@ -90,9 +90,9 @@ async def test_all_kinds_of_listeners_are_passed_by_their_names(tmp_path: Path) 
                 f"Metrics at http://{LOOPBACK}:{port_of(metrics)}/metrics",
             ]
             one = await open_client(port_of(chat))
+            assert await pinged(one)  # it is Client 1: the listeners accept independently
             two = await unix_client(chat_path)
             async with one.stream, two.stream:
-                assert await pinged(one)
                 assert await pinged(two)
                 await two.send("hello")
                 assert await one.line() == "[Client 2] hello"
