@@ -317,7 +317,7 @@ class PresenceAnnouncer:
                 break
             if (member := self._members.get(number)) is not None:
                 groups.setdefault(bisect_left(left, came), []).append(member)
-        for count, group in groups.items():  # nobody is told of itself: it came before it was away
+        for count, group in groups.items():  # none is announced to itself: it came before it left
             if count > MAX_TOLD_ONE_BY_ONE:
                 self._tell(group, [Presence(count, 0, 0, self.count)])
             else:

@@ -14,7 +14,9 @@ from trio.testing import memory_stream_pair
 from multichat.cluster.address import ClusterAddress
 from multichat.cluster.backend import ClusterConfig
 from multichat.cluster.connection import ConnectionConfig
+from multichat.cluster.errors import EngineRefused
 from multichat.cluster.library import library_text
+from multichat.cluster.resp import Push
 
 __all__ = ["URL", "HostileEngine", "changes_of", "encode", "info"]
 
@@ -54,6 +56,11 @@ def encode(value: Any) -> bytes:
         case dict():
             pairs = b"".join(encode(each) for pair in value.items() for each in pair)
             return b"%%%d\r\n%b" % (len(value), pairs)
+        case Push():
+            items = [value.kind, *value.items]
+            return b">%d\r\n%b" % (len(items), b"".join(map(encode, items)))
+        case EngineRefused():
+            return f"-{value.code} {value.text}\r\n".encode()
     raise TypeError(value)
 
 

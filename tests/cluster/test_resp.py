@@ -10,33 +10,9 @@ from hypothesis import strategies as st
 from multichat.cluster.errors import BadReply, EngineRefused
 from multichat.cluster.resp import Push, ReplyDecoder, ReplyLimits, pack
 
+from .hostile import encode
+
 pytestmark = pytest.mark.unit
-
-
-def encode(value: Any) -> bytes:
-    """Return *value* as an engine sends it."""
-    match value:
-        case None:
-            return b"_\r\n"
-        case bool():
-            return b"#t\r\n" if value else b"#f\r\n"
-        case int():
-            return b":%d\r\n" % value
-        case float():
-            return b",%s\r\n" % repr(value).encode()
-        case bytes():
-            return b"$%d\r\n%s\r\n" % (len(value), value)
-        case list():
-            return b"*%d\r\n%s" % (len(value), b"".join(map(encode, value)))
-        case dict():
-            flat = [each for pair in value.items() for each in pair]
-            return b"%%%d\r\n%s" % (len(value), b"".join(map(encode, flat)))
-        case Push():
-            items = [value.kind, *value.items]
-            return b">%d\r\n%s" % (len(items), b"".join(map(encode, items)))
-        case EngineRefused():
-            return f"-{value.code} {value.text}\r\n".encode()
-    raise AssertionError(value)
 
 
 def same(one: Any, other: Any) -> bool:
