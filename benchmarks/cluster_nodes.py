@@ -134,11 +134,12 @@ class _Chat:
         while open_:
             ready = self._selector.select(_WAIT_SECONDS)
             if not ready:
-                raise TimeoutError(f"{len(open_)} receivers still wait")
+                lacking = sorted(missing[each] for each in open_)
+                raise TimeoutError(f"receivers lack these numbers of lines: {lacking}")
             for key, _ in ready:
                 data = key.fileobj.recv(1 << 18)  # type: ignore[union-attr]
                 if key.fd in open_:
-                    missing[key.fd] -= data.count(b"x\n")
+                    missing[key.fd] -= data.count(b"\n")
                     if missing[key.fd] <= 0:
                         open_.discard(key.fd)
         seconds = time.perf_counter() - started
