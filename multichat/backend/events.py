@@ -29,7 +29,9 @@ __all__ = [
     "DisconnectAsked",
     "Event",
     "NameLost",
+    "NodeAdded",
     "NodeFenced",
+    "NodeRemoved",
     "Replaced",
     "TopicChanged",
 ]
@@ -104,6 +106,22 @@ class NodeFenced(_Event, frozen=True, tag=True):
     For each client that resumed elsewhere, `Replaced` came before.  The backend continues as a new
     run of the node, without clients.
     """
+
+
+class NodeAdded(_Event, frozen=True, tag=True):
+    """The other node *node* has joined the cluster."""
+
+    node: str
+
+
+class NodeRemoved(_Event, frozen=True, tag=True):
+    """The other node *node* has left the cluster *in_order*, or was taken for dead.
+
+    `ClientGone` follows for each of its clients that had not left before.
+    """
+
+    node: str
+    in_order: bool
 
 
 class NameLost(_Event, frozen=True, tag=True):
@@ -192,6 +210,8 @@ Event: TypeAlias = (
     | ClientGone
     | Replaced
     | NodeFenced
+    | NodeAdded
+    | NodeRemoved
     | NameLost
     | AccountChanged
     | TopicChanged

@@ -462,7 +462,7 @@ class NodeJoined(_Event, frozen=True, tag="node-joined"):
 
 
 class NodeLost(_Event, frozen=True, tag="node-lost"):
-    """The lease of a node has ended; events for the loss of its clients follow."""
+    """A node has left, if it is the actor, or its lease has ended; that of its clients follows."""
 
     node: str
 

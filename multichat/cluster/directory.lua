@@ -837,13 +837,14 @@ do
 
     -- Nodes ------------------------------------------------------------------------------------
 
-    -- End a run.  What it has claimed may have been delivered.
-    local function expire(node, run, settings)
+    -- End a run; the actor is its node if that leaves in order, otherwise nobody.  What it has
+    -- claimed may have been delivered.
+    local function expire(actor, node, run, settings)
         call('HDEL', NODES, node)
         call('SET', PREFIX .. 'fenced:' .. run, 1, 'EX', FENCED_SECONDS)
         call('SADD', RUNS, run)
         call('DEL', answer_of(run))
-        emit('', 'node-lost', node)
+        emit(actor, 'node-lost', node)
         local directs = call('HGETALL', DIRECTS)
         for index = 1, #directs, 2 do
             local direct = unpacked(directs[index + 1])
@@ -904,7 +905,7 @@ do
                 if call('EXISTS', lease_of(node)) == 1 then
                     return redis.error_reply('INUSE another node runs under this name')
                 end
-                expire(node, known, settings)
+                expire('', node, known, settings)
             end
             call('HSET', NODES, node, run)
             call('SET', lease_of(node), run, 'PX', settings.lease)
@@ -942,7 +943,7 @@ do
                     if was_away then
                         call('SET', lease_of(nodes[index]), nodes[index + 1], 'PX', settings.lease)
                     else
-                        expire(nodes[index], nodes[index + 1], settings)
+                        expire('', nodes[index], nodes[index + 1], settings)
                     end
                 end
             end
@@ -959,7 +960,7 @@ do
         callback = function(keys, args)
             local node, run, settings = args[1], args[2], unpacked(args[3])
             if call('HGET', NODES, node) == run then
-                expire(node, run, settings)
+                expire(node, node, run, settings)
                 call('DEL', lease_of(node))
             end
             return sweep(settings, MAX_REMOVED, args[4]) and 1 or 0

@@ -26,6 +26,8 @@ from multichat.backend.events import (
     DisconnectAsked,
     Event,
     NameLost,
+    NodeAdded,
+    NodeRemoved,
     Replaced,
     TopicChanged,
 )
@@ -195,13 +197,12 @@ class Replica:
                 self.bans.pop(target, None)
                 yield BanRemoved(target)
             case _:
-                yield from self._tell(fed.event, is_ours=is_ours)
+                yield from self._tell(fed.event, fed.actor)
 
     def _tell(
         self,
         event: Disconnect | Announcement | DirectSent | DirectDone | NodeJoined | NodeLost,
-        *,
-        is_ours: bool,
+        actor: str,
     ) -> Iterator[Update]:
         """Yield the updates of an event that changes no state, if it concerns this node."""
         match event:
@@ -209,7 +210,7 @@ class Replica:
                 if node == self.node:
                     yield DisconnectAsked(client, code, reason)
             case Announcement(text=text):
-                if not is_ours:
+                if actor != self.node:
                     yield Announced(text)
             case DirectSent(id=id_, to=to, node=node, message=message):
                 received = read_direct(id_, to, message) if node == self.node else None
@@ -218,3 +219,9 @@ class Replica:
             case DirectDone(id=id_, node=node, fate=fate):
                 if node == self.node:
                     yield DirectAnswered(id_, fate)
+            case NodeJoined(node=node):
+                if node != self.node:
+                    yield NodeAdded(node)
+            case NodeLost(node=node):
+                if node != self.node:
+                    yield NodeRemoved(node, actor == node)

@@ -19,7 +19,9 @@ from multichat.backend.events import (
     DisconnectAsked,
     Event,
     NameLost,
+    NodeAdded,
     NodeFenced,
+    NodeRemoved,
     Replaced,
     TopicChanged,
 )
@@ -89,6 +91,12 @@ class OtherNodes:
                 self._log.line("STATE", f"This node was taken for dead: {FENCED}")
                 for each in registry.clients:
                     registry.disconnect(each, Goodbye.of("draining", FENCED))
+            case NodeAdded(node):
+                self._log.line("STATE", f"Node {node} has joined the cluster")
+            case NodeRemoved(node, in_order=True):
+                self._log.line("STATE", f"Node {node} has left the cluster")
+            case NodeRemoved(node):
+                self._log.line("STATE", f"Node {node} was taken for dead: its lease has ended")
             case NameLost(client, generation, name, login):
                 own = registry.find(client)
                 if own is not None and own.generation == generation:

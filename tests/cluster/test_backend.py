@@ -20,7 +20,9 @@ from multichat.backend.events import (
     ClientPut,
     DisconnectAsked,
     NameLost,
+    NodeAdded,
     NodeFenced,
+    NodeRemoved,
     Replaced,
     TopicChanged,
 )
@@ -275,6 +277,8 @@ async def test_a_node_that_ends_tells_the_others_at_once(engine: Engine) -> None
             b.backend.save_session(_SESSION, connected=True)
             b.backend.remove_client(2, 1, "shutdown", keep_seconds=5)
         gone = [await a.wait_for(ClientGone) for _ in range(2)]
+        nodes = [each for each in a.heard if isinstance(each, NodeAdded | NodeRemoved)]
+        assert nodes == [NodeAdded("b"), NodeRemoved("b", True)]
         assert gone == [
             ClientGone(2, 1, "shutdown", True),
             ClientGone(1, 1, "the server shuts down", True),

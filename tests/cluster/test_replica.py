@@ -19,6 +19,8 @@ from multichat.backend.events import (
     DirectReceived,
     DisconnectAsked,
     NameLost,
+    NodeAdded,
+    NodeRemoved,
     Replaced,
     TopicChanged,
 )
@@ -33,6 +35,7 @@ from multichat.cluster.changes import (
     Disconnect,
     Fed,
     Lost,
+    NodeJoined,
     NodeLost,
     Put,
     Snapshot,
@@ -239,6 +242,17 @@ def test_what_concerns_one_node_is_heard_only_there() -> None:
             DirectReceived("y", 2, message),
         ]
         assert updates == (expected if heard else [])
+
+
+def test_nodes_that_come_and_go_are_heard_of_by_the_others() -> None:
+    updates = _heard(
+        Fed("us", NodeJoined("us")),
+        Fed("b", NodeJoined("b")),
+        Fed("b", NodeLost("b")),
+        Fed("", NodeLost("c")),
+        Fed("", NodeLost("us")),
+    )
+    assert updates == [NodeAdded("b"), NodeRemoved("b", True), NodeRemoved("c", False)]
 
 
 def test_a_client_of_another_node_that_is_resumed_here_is_none_of_others_any_more() -> None:

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
-from multichat.backend.events import BanAdded, BanRecord, BanRefused
+from multichat.backend.events import BanAdded, BanRecord, BanRefused, NodeAdded, NodeRemoved
 from multichat.backend.local import LocalBackend
 from multichat.errors import LocalProtocolError
 from multichat.journal.base import SavedSession, SessionRecord
@@ -838,3 +838,16 @@ async def test_a_room_that_cannot_be_claimed_is_refused_and_not_kept(autojump_cl
         assert (await alice.answer(1))["code"] == "storage-failed"
         assert set(hub.open) == {"lobby"}
         assert (await alice.ask("enter", room="den"))["type"] == "joined"
+
+
+async def test_nodes_that_come_and_go_are_logged(log: LogRecorder, autojump_clock: Clock) -> None:
+    hub = Hub()
+    async with two_nodes(hub):
+        for event in NodeAdded("5f"), NodeRemoved("5f", True), NodeRemoved("6a", False):
+            hub.tell(event, only="one")
+        await settle()
+    assert [line for line in log.lines if "] Node " in line] == [
+        "[INFO] [server] [STATE] Node 5f has joined the cluster",
+        "[INFO] [server] [STATE] Node 5f has left the cluster",
+        "[INFO] [server] [STATE] Node 6a was taken for dead: its lease has ended",
+    ]
