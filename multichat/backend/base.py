@@ -295,6 +295,12 @@ class Backend(ABC):
     refusal: str = "the server cannot reach its storage"
     """What a client is told of a request that needs a decision while `available` is False."""
 
+    is_away: bool = True
+    """Whether the reason is, while `available` is False, that no connection can be made.
+
+    If not, there is one, but requests are refused: `refusal` says why.
+    """
+
     @property
     def available(self) -> bool:
         """Whether decisions are possible now; always True if the backend is not shared."""

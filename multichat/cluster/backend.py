@@ -187,7 +187,9 @@ class ValkeyBackend(Backend):
     @property
     def fault(self) -> str:
         """Why nothing can be decided now."""
-        return "" if self._available else "the engine of the cluster cannot be reached"
+        if self._available:
+            return ""
+        return "the engine of the cluster cannot be reached" if self.is_away else self.refusal
 
     # --- Running ----------------------------------------------------------------------------------
 
@@ -367,7 +369,7 @@ class ValkeyBackend(Backend):
             if not trouble.reason:
                 self._back()
             elif now - trouble.since >= self._config.unavailable_seconds:
-                self.refusal = trouble.told
+                self.refusal, self.is_away = trouble.told, trouble.told == AWAY
                 if self._available:
                     self._available = False
                     self._changed.set()
@@ -398,7 +400,7 @@ class ValkeyBackend(Backend):
 
     def _back(self) -> None:
         if not self._available:
-            self._available = True
+            self._available = self.is_away = True
             self._changed.set()
             self._directory.resume()
             self._tell_reconnected()

@@ -26,8 +26,8 @@ TOO_MANY_ATTEMPTS = "too many password attempts from other addresses; try again 
 SERVER_IS_FULL = "the server is full"
 TOO_MANY_FROM_ADDRESS = "too many clients from your address"
 
-# Of a node of a cluster that cannot reach the others.
-UNAVAILABLE = "the server is not available now: it cannot reach its storage"
+# How the reason of a node begins whose cluster can decide nothing; the cause follows.
+UNAVAILABLE = "the server is not available now"
 
 
 def parse_password(line: str) -> str | None:

@@ -24,7 +24,7 @@ import trio
 
 from multichat.net import transport
 from multichat.net.certificates import explain_handshake
-from multichat.protocol.auth import SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS, UNAVAILABLE
+from multichat.protocol.auth import SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS
 from multichat.protocol.codecs import LINES, Codecs
 from multichat.protocol.framing import Decoder, Part
 from multichat.protocol.goodbyes import SHUTTING_DOWN
@@ -71,9 +71,9 @@ class AdmissionRefused(Exception):
         return cls(why, reason, Goodbye(reason))
 
     @classmethod
-    def unavailable(cls) -> "AdmissionRefused":
-        """Return one for as long as the backend cannot decide anything."""
-        return cls(RefusedFor.UNAVAILABLE, UNAVAILABLE, Goodbye.of("unavailable", UNAVAILABLE))
+    def unavailable(cls, reason: str) -> "AdmissionRefused":
+        """Return one for as long as the backend cannot decide anything, with the *reason*."""
+        return cls(RefusedFor.UNAVAILABLE, reason, Goodbye.of("unavailable", reason))
 
 
 @dataclass(slots=True)

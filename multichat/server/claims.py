@@ -14,6 +14,7 @@ import trio
 
 from multichat.backend.base import Backend, Claim
 from multichat.errors import NameTaken, StorageFailed
+from multichat.protocol.auth import UNAVAILABLE
 from multichat.protocol.names import fold_name
 from multichat.server.client import Client
 
@@ -30,6 +31,12 @@ class Claims:
         """Raise `StorageFailed` if nothing can be decided now."""
         if not self._backend.available:
             raise StorageFailed(self._backend.refusal)
+
+    def why_unavailable(self) -> str:
+        """Return the reason of a goodbye, for as long as nothing can be decided."""
+        backend = self._backend
+        cause = "it cannot reach its storage" if backend.is_away else backend.refusal
+        return f"{UNAVAILABLE}: {cause}"
 
     async def make(
         self,

@@ -217,7 +217,7 @@ class Connections:
             number = await self._backend.give_client_number()  # which may wait for the disk
             await self._registry.rooms.prepare(_LOBBY, {})  # last: it holds for seconds only
         except StorageFailed:
-            raise AdmissionRefused.unavailable() from None
+            raise AdmissionRefused.unavailable(self._registry.claims.why_unavailable()) from None
         self.clients += 1
         self.check(address, too_many)  # nothing waits from here on
         session = Session(
@@ -263,7 +263,7 @@ class Connections:
         if reason := self._admission.refusing:
             raise AdmissionRefused.politely(RefusedFor.SHUTDOWN, reason)
         if not self._backend.available:
-            raise AdmissionRefused.unavailable()
+            raise AdmissionRefused.unavailable(self._registry.claims.why_unavailable())
         if too_many:
             raise AdmissionRefused.politely(RefusedFor.too_many(too_many), too_many)
         if len(self._registry) >= self._config.max_clients:

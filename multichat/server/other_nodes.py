@@ -125,7 +125,8 @@ class OtherNodes:
                     self._log.line("STATE", "Messages are accepted again")
                 else:
                     self._log.line("STATE", f"Messages are not accepted: {reason}", WARNING)
-                    self._tell_all(_AWAY)
+                    refused = f"messages are not accepted now: {self._backend.refusal}"
+                    self._tell_all(_AWAY if self._backend.is_away else refused)
 
     def _replace(self, client: Client) -> None:
         """Disconnect *client*, whose session was resumed on another node."""

@@ -32,7 +32,7 @@ class RefusedFor(Enum):
     BANNED = "banned"
     FULL = "full"
     TOO_MANY_FROM_ADDRESS = "too-many-from-address"
-    UNAVAILABLE = "unavailable"  # the engine of the cluster cannot be reached
+    UNAVAILABLE = "unavailable"  # the engine of the cluster is away, or full
     SHUTDOWN = "shutdown"
     TOO_MANY_PENDING = "too-many-pending"  # a newer connection has taken the slot
     WRONG_PASSWORD = "wrong-password"  # noqa: S105 - a word, not one

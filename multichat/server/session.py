@@ -24,7 +24,6 @@ from multichat.errors import (
 from multichat.net import transport
 from multichat.net.send_queue import SendQueue
 from multichat.net.turns import Meter, current_meter
-from multichat.protocol.auth import UNAVAILABLE
 from multichat.protocol.codec import encoded_help
 from multichat.protocol.framing import Part
 from multichat.protocol.goodbyes import ASKED_TO_LEAVE
@@ -507,9 +506,9 @@ class Session:
         try:
             await self._hello.carry_out(hello)
         except Unavailable:
-            goodbye = Goodbye.of("unavailable", UNAVAILABLE)
+            goodbye = Goodbye.of("unavailable", self._registry.claims.why_unavailable())
             words = self.client.codecs.json.encode(goodbye)  # as the hello asks for
-            raise _Leave(goodbye.code, UNAVAILABLE, words) from None
+            raise _Leave(goodbye.code, goodbye.reason, words) from None
         finally:
             if self.client.arriving_until:  # it was refused
                 self._registry.arrived(self.client)

@@ -547,7 +547,8 @@ async def test_with_a_full_engine_nodes_live_and_clients_leave(engines: Engines)
         a.put(2)
         changed = await a.wait_for(AvailabilityChanged, lambda event: not event.available)
         assert changed.reason.startswith("the engine's memory is full: raise its maxmemory")
-        assert a.backend.refusal == "the engine of the cluster is full"
+        assert a.backend.refusal == a.backend.fault == "the engine of the cluster is full"
+        assert not a.backend.is_away
         with pytest.raises(StorageFailed, match="the engine of the cluster is full"):
             await a.claim(3, "alice")
         a.backend.forget_session(_SESSION.digest)

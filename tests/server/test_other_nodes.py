@@ -613,7 +613,24 @@ async def test_an_operator_sends_a_notice_to_a_client_of_another_node(
             await admin.send(99, "tea")
 
 
-# --- While the storage is away --------------------------------------------------------------------
+# --- While the storage is away, or full -----------------------------------------------------------
+
+
+async def test_clients_read_whether_the_storage_is_away_or_full(autojump_clock: Clock) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (server, _):
+        one, alice = hub.nodes["one"], await join(server)
+        one.become(available=False)
+        assert "cannot reach its storage" in (await alice.hear("notice"))["text"]
+        one.become(available=True)
+        one.is_away, one.refusal = False, "the engine of the cluster is full"
+        one.become(available=False)
+        notice = await alice.hear("notice")
+        assert notice["text"] == "messages are not accepted now: the engine of the cluster is full"
+        late = await server.join()
+        assert await late.line() == (
+            "[Server] goodbye: the server is not available now: the engine of the cluster is full"
+        )
 
 
 @pytest.mark.parametrize("first", ["nothing", "text", "hello"])
