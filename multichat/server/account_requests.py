@@ -84,6 +84,7 @@ class AccountRequests:
             case Register(passphrase=passphrase, nonce=nonce):
                 self._require_private()
                 account = await logins.register(me, passphrase, self._origin)
+                self._registry.settle_claims(me)
                 answer: list[Event] = [LoggedIn(account.name, nonce=nonce)]
                 if not self._registry.accounts.are_lasting:
                     answer.append(Notice(_NOT_LASTING))
@@ -92,6 +93,7 @@ class AccountRequests:
                 account = await self.verify(request)
                 await logins.claim(me, account)
                 logins.log_in(me, account)
+                self._registry.settle_claims(me)
                 await me.send(LoggedIn(account.name, nonce=nonce))
             case Logout(nonce=nonce):
                 logins.log_out(me)

@@ -3,9 +3,9 @@
 A claim is made before the step in which it is applied, and waits for the backend; without other
 nodes there is nothing to claim, and nothing waits.
 
-1. A claim is in `Client.claims` from before it is sent until the request that needed it is carried
-   out.  In that time the client is not reported to other nodes: a report gives back all names that
-   it does not have.
+1. A claim is in `Client.claims` from before it is sent until it is applied or given up: before the
+   answer to the request that needed it, which may wait for the client without limit.  In that time
+   the client is not reported to other nodes: a report gives back all names that it does not have.
 2. After the wait the client may have disconnected: then this raises `Cancelled`, and the claim is
    given back with the client's leaving, by its number and generation.
 """

@@ -255,13 +255,14 @@ class Session:
             try:
                 await self._rename(name)
             except RemoteProtocolError as error:  # a name of its own session, perhaps
-                await self.client.send(Invalid.because(error).error)
-            finally:
                 self._registry.settle_claims(self.client)
+                await self.client.send(Invalid.because(error).error)
 
     async def _rename(self, name: str) -> str:
         await self._registry.claim(self.client, name)
-        return self._registry.rename(self.client, name)
+        old = self._registry.rename(self.client, name)
+        self._registry.settle_claims(self.client)
+        return old
 
     def _start_writing(self) -> None:
         if not self._writing:
@@ -407,6 +408,7 @@ class Session:
                 try:
                     await self._carry_out(request)
                 except RemoteProtocolError as error:
+                    self._registry.settle_claims(self.client)
                     nonce = getattr(request, "nonce", None)
                     await self.client.send(Invalid.because(error, nonce).error)
                 if self.client.claims or self.client.grants:
@@ -480,6 +482,7 @@ class Session:
             if me.codec.is_text
             else Joined(me.number, me.name, at.name, members, last, at.topic, nonce=nonce)
         )
+        self._registry.settle_claims(me)
         await me.send(answer, *errors)
 
     async def _exit(self, room: str, nonce: Nonce | None) -> None:

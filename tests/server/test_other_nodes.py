@@ -832,6 +832,31 @@ async def test_a_client_that_reads_nothing_holds_no_room_that_it_cannot_enter(
         assert waiting
 
 
+@pytest.mark.parametrize("requests", [("/name",), ("/name", "/register correct horse")])
+async def test_a_client_that_takes_no_answer_is_for_other_nodes_what_it_is(
+    requests: tuple[str, ...], autojump_clock: Clock
+) -> None:
+    """Once its request is carried out, the answer may wait for its send queue without limit."""
+    hub = Hub()
+    async with two_nodes(hub, replace(CONFIG, send_queue_batches=2)) as (one, two):
+        bob = await join(two)
+        carried_out = 0
+        for answers in range(8):  # with one of these the queue is just full
+            name = f"zoe{answers}"
+            stalled = await one.stalled()
+            lines = ["/help"] * answers + [
+                each.replace("name", f"name {name}") for each in requests
+            ]
+            await stalled.stream.send_all("".join(f"{line}\n" for line in lines).encode())
+            await settle()
+            me = one.server._registry.find(name)
+            assert (me is not None) is (name in await names_in(bob))
+            if me is not None:
+                assert hub.clients[me.number].record.account == me.account
+                carried_out += 1
+        assert 0 < carried_out < 8
+
+
 async def test_who_moves_from_a_room_alone_needs_no_place_for_another(
     autojump_clock: Clock,
 ) -> None:
