@@ -274,17 +274,19 @@ class Directory:
             await self._begin_run(link)
             if not await self._join(link):
                 raise NotOurs("it has fenced a run that is new")
+        reports: Sequence[Change] = ()
         if data == self._data:
             await self.catch_up(link)
-        else:
+        else:  # it may lack the latest changes
             self._numbers.clear()
+            reports = self._directs.reports()
             await self._load(link)
         self._data = data
         self._away = ""
         self.disconnect()  # the last link may have ended before it was served
         self._link = link
         self._batches.repeat()
-        self._batches.resume(self._whole())
+        self._batches.resume([*reports, *self._whole()])
         self._flush()
 
     async def _join(self, link: Link) -> bool:

@@ -8,8 +8,11 @@ Invariants:
 1. A message that may have been delivered is never delivered again, whichever node its sender has
    resumed on: a repetition with the same nonce waits for the outcome of the first one.
 2. The answers "delivered" and "not delivered" are certain.  Everything else is "unknown".
+3. A report that the engine has lost in a failover is repeated: otherwise the message would stay
+   claimed, and each repetition of it be answered with "unknown", until its recipient's node ends.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -31,6 +34,9 @@ from multichat.errors import NonceReused, StorageFailed
 from multichat.protocol.messages import Directed, Nonce
 
 __all__ = ["Directs"]
+
+# How many reports are kept for that: more than a node makes in the seconds that an engine may lose.
+_MAX_REPORTS = 5000
 
 _REPLACED = "the session was resumed on another server"
 
@@ -73,6 +79,7 @@ class Directs:
         self._wait_seconds, self._claimed_seconds = wait_seconds, claimed_seconds
         self._waiting: dict[str, _Direct] = {}  # by the id of the message
         self._last = 0
+        self._reports: deque[FinishDirect] = deque(maxlen=_MAX_REPORTS)
 
     async def send(
         self, to: int, message: Directed, *, generation: int, nonce: Nonce | None, check: bytes
@@ -143,4 +150,10 @@ class Directs:
 
     def answer(self, id_: str, *, delivered: bool) -> None:
         """Report the outcome of a message that this node was to deliver."""
-        self._directory.report(FinishDirect(id_, delivered))
+        report = FinishDirect(id_, delivered)
+        self._reports.append(report)
+        self._directory.report(report)
+
+    def reports(self) -> Sequence[FinishDirect]:
+        """Return the latest reports, for an engine that may lack some of them."""
+        return tuple(self._reports)

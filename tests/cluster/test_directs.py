@@ -216,6 +216,33 @@ async def test_a_claimed_message_that_is_not_answered_is_of_unknown_fate(engine:
         assert not any(isinstance(each, DirectReceived) for each in b.heard[1:])
 
 
+async def test_the_outcome_of_a_message_is_reported_again_to_an_engine_that_has_lost_it(
+    engine: Engine,
+) -> None:
+    async with _nodes(engine, direct=0.1) as (a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(_send, a)
+        received = await b.wait_for(DirectReceived)
+        [(id_, claimed)] = (await engine.call("HGETALL", "multichat:directs")).items()
+        [nonce] = await engine.call("HGETALL", "multichat:directs:nonces")
+        b.backend.answer_direct(received, delivered=True)
+        with trio.fail_after(WAIT_SECONDS):
+            while await engine.call("HLEN", "multichat:directs"):
+                await trio.sleep(0.01)
+        # A replica that lacks the report becomes the primary.
+        await engine.call("DEL", "multichat:nonces:1")
+        await engine.call("HSET", "multichat:directs", id_, claimed)
+        await engine.call("HSET", "multichat:directs:nonces", nonce, id_)
+        assert await _send(a) is DirectFate.UNKNOWN
+        await engine.call("REPLICAOF", "127.0.0.1", "1")
+        await engine.call("REPLICAOF", "NO", "ONE")  # this begins another replication id
+        await engine.call("CLIENT", "KILL", "TYPE", "pubsub")
+        with trio.fail_after(WAIT_SECONDS):
+            while await engine.call("HLEN", "multichat:directs"):
+                await trio.sleep(0.01)
+        assert await _send(a) is DirectFate.DELIVERED
+        assert not any(isinstance(each, DirectReceived) for each in b.heard)
+
+
 async def test_two_that_send_one_nonce_at_once_deliver_one_message(engine: Engine) -> None:
     fates: list[DirectFate] = []
     async with _nodes(engine) as (a, b):
