@@ -203,6 +203,7 @@ def start() -> Iterator[Repeat]:
         import trio  # noqa: F401
 
         import multichat.cli.main
+        import multichat.cli.serve
         import multichat.server.server  # noqa: F401
 
     yield repeat

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import multichat
+from multichat.cli.main import COMMANDS
 
 pytestmark = pytest.mark.unit
 
@@ -93,9 +94,33 @@ def test_without_a_web_port_nothing_of_http_is_imported() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def modules_after(*arguments: str) -> set[str]:
+    """What `multichat` with these *arguments* has imported when it ends."""
+    code = (
+        "import sys\n"
+        "from multichat.__main__ import main\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    print(*sys.modules, file=sys.stderr)\n"
+        "    raise\n"
+    )
+    argv = [sys.executable, "-c", code, *arguments]
+    shown = subprocess.run(argv, capture_output=True, text=True, check=True)
+    return set(shown.stderr.split())
+
+
 @pytest.mark.process
 def test_asking_for_help_imports_nothing_that_waits() -> None:
-    code = (
-        "import sys, multichat.cli.main; sys.exit('trio' in sys.modules or 'rich' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    modules = modules_after("--help")
+    assert {f"multichat.cli.{name}" for name in COMMANDS.values()} <= modules
+    assert modules.isdisjoint({"trio", "rich"})
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("command", ["serve", "connect", "ctl"])
+def test_a_command_imports_no_other(command: str) -> None:
+    others = set(COMMANDS.values()) - {COMMANDS[command], "config"}  # the file, for all
+    if command == "ctl":
+        others -= {"account"}  # asks for a passphrase in the same way
+    assert modules_after(command, "--help").isdisjoint(f"multichat.cli.{name}" for name in others)

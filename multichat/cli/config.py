@@ -185,8 +185,8 @@ def _settings_rows(
     context: typer.Context, settings: Settings, server: str | None
 ) -> Iterator[tuple[str, str, str]]:
     """Yield name, value and source of each option, as `connect` finds them."""
-    group = context.parent.command if context.parent is not None else None
-    connect: Any = getattr(group, "commands", {})["connect"]
+    group: Any = context.parent and context.parent.command
+    connect = group.get_command(context.parent, "connect")
     made = connect.make_context(
         "connect", [] if server is None else [server], parent=context.parent
     )

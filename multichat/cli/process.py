@@ -16,9 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar
 
 import typer
 
-from multichat.cli.config_file import settings_path
 from multichat.cli.notices import tell, warn, write_notice
-from multichat.client.options import ChatOptions
 from multichat.errors import (
     BadPasswordFile,
     ConnectFailed,
@@ -34,6 +32,7 @@ from multichat.signals import ending_signals
 
 if TYPE_CHECKING:
     from multichat.client.connect import Endpoint
+    from multichat.client.options import ChatOptions
 
 __all__ = [
     "PASSWORD_VARIABLE",
@@ -154,7 +153,7 @@ def _secret(text: str, what: str) -> str:
 
 
 def run_with_password(
-    run: Callable[[ChatOptions], _T], endpoint: "Endpoint", options: ChatOptions
+    run: "Callable[[ChatOptions], _T]", endpoint: "Endpoint", options: "ChatOptions"
 ) -> _T:
     """Call *run* with *options*; on a terminal, ask for a password if required, and run again.
 
@@ -247,6 +246,8 @@ def _about_servers(error: MultichatError) -> str:
     """Return what to add to *error* if HOST may have been meant as a server of the file."""
     is_unknown = isinstance(error.__cause__, socket.gaierror)
     if isinstance(error, ConnectFailed) and is_unknown and error.host.isidentifier():
+        from multichat.cli.config_file import settings_path
+
         return f"; there is no server {error.host!r} in {settings_path()}"
     return ""
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multichat.cli.commands import connect as connect_command
 from multichat.cli.config_file import (
     Preferences,
     Settings,
@@ -18,7 +19,6 @@ from multichat.cli.config_file import (
     load_settings,
     settings_path,
 )
-from multichat.cli.main import connect as connect_command
 from multichat.cli.parameters import ColorWhen
 from multichat.errors import InvalidSettings
 from tests.support.processes import LOOPBACK, MULTICHAT, Command, connect, serve

@@ -18,7 +18,7 @@ from trio.testing import MockClock
 from typer.testing import CliRunner
 
 from multichat.cli.history import parse_since, show_history
-from multichat.cli.main import COMMANDS, make_app
+from multichat.cli.main import make_app
 from multichat.errors import JournalFailed, UnknownId, lone_exception
 from multichat.journal.sqlite.journal import Durability, SqliteJournal
 from multichat.testing import memory_server
@@ -313,9 +313,7 @@ def test_a_configuration_with_any_content_is_read_or_refused(text: str, tmp_path
     path = tmp_path / f"config{ESCAPES}.toml"
     path.write_text(text, "utf-8")
     for command in (["config"], ["config", ESCAPES], ["connect", "x", "--plain", "--replay=1"]):
-        result = CliRunner().invoke(
-            make_app(*COMMANDS), command, env={"MULTICHAT_CONFIG": str(path)}
-        )
+        result = CliRunner().invoke(make_app(), command, env={"MULTICHAT_CONFIG": str(path)})
         assert isinstance(result.exception, SystemExit | None), result.exception
         assert is_harmless(result.output), result.output
 

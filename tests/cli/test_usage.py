@@ -4,7 +4,6 @@ import inspect
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -13,8 +12,7 @@ import trio
 import typer.main
 from typer.testing import CliRunner
 
-from multichat.cli.main import COMMANDS, make_app
-from multichat.cli.main import connect as connect_command
+from multichat.cli.main import COMMANDS, load_command, make_app
 from multichat.cli.option_rules import RULES, Excludes, Needs, Useless
 from multichat.cli.process import UsageMistake
 from multichat.cli.serve import SETTINGS, make_config
@@ -87,7 +85,7 @@ def _no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def mistake(*arguments: str) -> str:
     """What is said of a command that is called with *arguments*."""
-    command = typer.main.get_command(make_app(*COMMANDS))
+    command = typer.main.get_command(make_app())
     with pytest.raises(UsageMistake) as refused:
         command(list(arguments), prog_name="multichat", standalone_mode=False)
     assert refused.value.exit_code == 2
@@ -229,14 +227,14 @@ def test_a_usage_error_names_the_variable(
     assert mistake("connect", *arguments).startswith(said)
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=COMMAND_NAMES)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_an_invalid_variable_is_named_without_the_usage_of_another_command(
-    command: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = command.__name__
     argv = [name, *{"serve": "0", "config": "", "history": "file"}.get(name, "h").split()]
     # `config` shows the settings of `connect`.
-    app = typer.main.get_command(make_app(connect_command if name == "config" else command))
+    command = load_command("connect" if name == "config" else name)
+    app = typer.main.get_command(make_app(command))
     parsed = [each for each in app.params if each.type.name not in ("str", "path")]
     for variable in (str(each.envvar) for each in parsed if each.envvar):
         with monkeypatch.context() as patch:
@@ -357,6 +355,12 @@ def test_a_missing_file_is_one_line_and_status_1(argv: list[str], tmp_path: Path
     assert (shown.returncode, shown.stdout) == (1, "")
     assert shown.stderr.startswith(f"multichat: {file}: no such file")
     assert shown.stderr.count("\n") == 1
+
+
+def test_a_command_that_is_not_there_gets_a_suggestion() -> None:
+    shown = run(MULTICHAT, "conect")
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert "No such command 'conect'. Did you mean 'connect'" in shown.stderr
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
@@ -632,7 +636,7 @@ def test_a_deleted_working_directory_is_not_reported_as_an_output_error(
 def test_help_breaks_no_name_of_an_option_or_variable(name: str, columns: int) -> None:
     wide, narrow = (
         CliRunner().invoke(
-            make_app(*COMMANDS), [name, "--help"], prog_name="multichat", terminal_width=width
+            make_app(), [name, "--help"], prog_name="multichat", terminal_width=width
         )
         for width in (400, columns - 2)
     )

@@ -288,7 +288,8 @@ async def test_lines_typed_while_the_server_is_busy_are_all_sent(
 
 def test_a_server_without_a_terminal_imports_no_prompt() -> None:
     code = (
-        "import sys, multichat.cli.main, multichat.terminal.admin_prompt, multichat.server.server; "
+        "import sys, multichat.cli.main, multichat.cli.serve, multichat.terminal.admin_prompt, "
+        "multichat.server.server; "
         "sys.exit(any(name.startswith(('prompt_toolkit', 'wcwidth', 'asyncio'))"
         " for name in sys.modules))"
     )

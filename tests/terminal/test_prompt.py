@@ -465,7 +465,14 @@ async def test_an_idle_client_wakes_at_most_once_a_second(
         assert least <= 1
 
 
-OURS = "cli.config_file", "cli.main", "terminal.app", "terminal.input_history", "terminal.prompt"
+OURS = (
+    "cli.config_file",
+    "cli.main",
+    "cli.commands",
+    "terminal.app",
+    "terminal.input_history",
+    "terminal.prompt",
+)
 
 
 def needed_modules() -> list[str]:
