@@ -471,15 +471,12 @@ class Directory:
                 self._rooms.answered(change, result[1])
             elif isinstance(change, ClaimRoom):
                 self._rooms.answered(change, None)
-            if is_done and isinstance(change, TakeSession):
-                client, generation, record = result[1:4]
-                if waiting is None:  # it was taken too late for the client that wanted it
-                    self._add(Gone(client, generation, "", self._config.settings.away))
-                else:  # it is ours from now on
+            if isinstance(waiting, Decision):
+                if is_done and isinstance(change, TakeSession):  # it is ours from now on
+                    client, generation, record = result[1:4]
                     self._sessions[change.digest] = SaveSession(
                         change.digest, client, generation, record, connected=True
                     )
-            if isinstance(waiting, Decision):
                 waiting.resolve(result)
             elif isinstance(waiting, DirectReceived):
                 if is_done:

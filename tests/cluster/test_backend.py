@@ -228,30 +228,6 @@ async def test_a_session_is_resumed_on_another_node_and_replaced_on_the_first(
             await a.claim(2, "alice")
 
 
-async def test_a_session_that_is_taken_after_its_client_was_refused_is_given_back(
-    engine: Engine,
-) -> None:
-    async with run_node(cluster_config(engine, "a")) as a:
-        a.backend.save_session(_SESSION, connected=False)
-        assert await a.backend.session(_SESSION.digest) is not None
-        await engine.call("CONFIG", "SET", "min-replicas-to-write", "1")  # it has none
-        with pytest.raises(StorageFailed):
-            await a.backend.take_session(_SESSION.digest, 1)
-        await engine.call("CONFIG", "SET", "min-replicas-to-write", "0")
-        with trio.fail_after(WAIT_SECONDS):
-            while (found := await a.backend.session(_SESSION.digest)) is None or (
-                found.record.generation == 1
-            ):
-                await trio.sleep(0.05)
-            # Nobody has it.
-            while await engine.call("HLEN", "multichat:clients"):
-                await trio.sleep(0.05)
-        assert await engine.call("ZCARD", "multichat:sessions:left") == 1
-        taken = await a.backend.take_session(_SESSION.digest, 2)
-        assert taken is not None
-        assert taken.record.generation == 3
-
-
 async def test_a_login_takes_the_name_from_a_client_on_another_node(engine: Engine) -> None:
     async with (
         run_node(cluster_config(engine, "a")) as a,
