@@ -1,9 +1,14 @@
 """The checker of the chaos notices each violation."""
 
+from collections.abc import Sequence
+
 import pytest
+import trio.testing
 
 from .chaos.checker import Heard, Missed, Record, check_room
+from .chaos.departures import Departure, Presence, check_departures
 from .chaos.directs import Direct, Directs, Fate, check_directs
+from .chaos.run import settled
 
 pytestmark = pytest.mark.unit
 
@@ -156,3 +161,80 @@ def test_a_private_message_may_be_lost_with_its_recipients_connection_only() -> 
     assert found_directs(cuts=(12.0,)) == []
     assert found_directs(cuts=(9.0, 100.0)) != []
     assert found_directs("hi", "hi", lossy=True) == []
+
+
+# --- Departures -----------------------------------------------------------------------------------
+
+# It was away from 10 s to 13 s, and from 20 s to 27 s.
+ALICE = Presence("alice", 1, [(10.0, 13.0), (20.0, 27.0)])
+BOB = Presence("bob", 2)
+
+
+def departures_found(*departures: Departure, strays: Sequence[float] = ()) -> list[str]:
+    return check_departures(departures, [ALICE, BOB], strays)
+
+
+def test_a_member_that_was_away_for_long_may_be_told_to_have_left() -> None:
+    assert departures_found(Departure(25.1, "room", "alice")) == []
+    assert departures_found(Departure(25.1, "room", "alice-17"), Departure(26, "room")) == []
+
+
+@pytest.mark.parametrize(
+    "departure",
+    [
+        Departure(12.0, "room", "alice"),  # its absence was short
+        Departure(18.0, "room", "alice"),  # of a short absence, late
+        Departure(22.0, "room", "alice-17"),  # too early
+        Departure(60.0, "room", "Client 1"),  # too late
+        Departure(25.1, "room", "bob"),
+        Departure(25.1, "room", "alice2"),
+        Departure(25.1, "room", count=2),  # one of them was not away
+        Departure(12.0, "room", count=1),
+    ],
+    ids=str,
+)
+def test_a_member_that_returns_in_time_is_never_told_to_have_left(departure: Departure) -> None:
+    [violation] = departures_found(departure, departure)
+    assert violation == f"2 were told at {departure.at:.1f}: {departure}"
+
+
+def test_a_connection_that_has_no_session_may_leave_when_it_ends() -> None:
+    stranger, several = Departure(50.0, "room", "Client 9"), Departure(50.0, "room", count=2)
+    assert departures_found(stranger, strays=[49.0]) == []
+    assert departures_found(several, strays=[49.0, 51.0]) == []
+    assert departures_found(stranger, strays=[10.0]) != []
+    assert departures_found(several, strays=[49.0]) != []
+
+
+def test_what_an_event_tells_about_departures_is_read() -> None:
+    left = {"type": "left", "room": "den", "name": "alice", "reason": "", "client": 1}
+    assert Departure.of(left, 1.0) == Departure(1.0, "den", "alice")
+    counts = {"type": "presence", "room": "den", "joined": 1, "left": 2, "renamed": 0}
+    assert Departure.of(counts, 1.0) == Departure(1.0, "den", count=2)
+    assert Departure.of(counts | {"left": 0}, 1.0) is None
+    assert Departure.of({"type": "joined"}, 1.0) is None
+
+
+# --- The wait for the last answers ----------------------------------------------------------------
+
+
+class Answers:
+    """Answers that come after *pauses*, one after the other."""
+
+    def __init__(self, *pauses: float) -> None:
+        self._started, self._pauses = trio.current_time(), pauses
+
+    @property
+    def decided(self) -> int:
+        passed = trio.current_time() - self._started
+        return sum(passed >= sum(self._pauses[: n + 1]) for n in range(len(self._pauses)))
+
+    def missing(self) -> list[str]:
+        return [f"answer {number}" for number in range(self.decided, len(self._pauses))]
+
+
+async def test_answers_are_waited_for_as_long_as_they_come(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    assert await settled(Answers(*[50.0] * 10), 60.0) == []
+    assert await settled(Answers(50.0, 50.0, 70.0), 60.0) == ["answer 2"]

@@ -4,11 +4,10 @@ Imports nothing from multichat: the reference is docs/protocol.md.  It repeats w
 acknowledged, in order and with its nonces, and gives up a connection that is silent.
 """
 
-import json
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +16,11 @@ import trio
 from tests.support.processes import LOOPBACK
 
 from .checker import Heard, Missed, Record
+from .departures import Departure, Presence
 from .directs import Direct, Directs
+from .line import EVERYTHING, SILENT_SECONDS, Cut, Line
 
-__all__ = ["Chatter", "Crowd", "Cut", "Line", "probe", "replay"]
+__all__ = ["PATIENT_SECONDS", "Chatter", "Crowd"]
 
 # Pauses between what a client says are up to twice as long.
 _PAUSE_SECONDS = 0.15
@@ -29,12 +30,13 @@ _MAX_BURST = 4
 # Below the limit of 256 of docs/protocol.md.
 _MAX_UNACCEPTED = 64
 
-# Silence after which a connection is given up: below `--away`, so that a client returns in time.
-SILENT_SECONDS = 3.0
-
-# The same of patient clients: above the `wait` that a welcome tells, 32 s, for as long as a private
-# message may keep a node silent while the engine is away.
+# Silence after which a patient client gives up a connection: above the `wait` that a welcome tells,
+# 32 s, for as long as a private message may keep a node silent while the engine is away.
 PATIENT_SECONDS = 40.0
+
+# The same of private messages and of names: on a busy machine a client may ask faster than nodes
+# answer, and each of these waits for the engine, so that the last ones are answered minutes later.
+_MAX_UNANSWERED = 16
 
 _PING_SECONDS = 1.0
 _RETRY_SECONDS = 0.1
@@ -61,61 +63,6 @@ _STORY = 20
 
 # After these a private message is certainly not delivered.
 _NOT_DELIVERED = ("not-delivered", "nobody-there")
-
-_EVERYTHING = 2**31 - 1
-
-
-class Cut(Exception):
-    """The connection has ended; the text says how."""
-
-
-class Line:
-    """JSON lines on a connection."""
-
-    def __init__(self, stream: trio.SocketStream, silent_seconds: float = SILENT_SECONDS) -> None:
-        self._stream, self._silent_seconds = stream, silent_seconds
-        self._rest = b""
-
-    async def send(self, *requests: dict[str, Any]) -> None:
-        await self._send(b"".join(json.dumps(each).encode() + b"\n" for each in requests))
-
-    async def hello(self, fields: dict[str, Any]) -> None:
-        await self._send(f"/json {json.dumps(fields)}\n".encode())
-
-    async def _send(self, data: bytes) -> None:
-        try:
-            with trio.move_on_after(self._silent_seconds) as sending:
-                await self._stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise Cut("broken") from error
-        if sending.cancelled_caught:
-            raise Cut("stalled")
-
-    async def receive(self) -> list[dict[str, Any]]:
-        """Return the events of a read.  Raises `Cut`, also after silence."""
-        data = b""
-        with trio.move_on_after(self._silent_seconds) as silence:
-            try:
-                data = bytes(await self._stream.receive_some(1 << 18))
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                raise Cut("broken") from error
-        if not data:
-            raise Cut("silent" if silence.cancelled_caught else "ended")
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        # Before the welcome, lines of the text protocol may come.
-        return [json.loads(line) for line in lines if line.startswith(b"{")]
-
-    async def until(self, kind: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Wait for an event of a *kind*; return it, and the events that came after it."""
-        with trio.move_on_after(2 * self._silent_seconds):
-            while True:
-                events = await self.receive()
-                for number, event in enumerate(events):
-                    if event["type"] == kind:
-                        return event, events[number + 1 :]
-                    if event["type"] == "goodbye":
-                        raise Cut(f"goodbye {event['code']}")
-        raise Cut("no answer")
 
 
 @dataclass
@@ -145,14 +92,15 @@ class Chatter:
     notices: list[str] = field(default_factory=list)
     goodbyes: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)  # how connections ended
-    seen_left: list[str] = field(default_factory=list)
-    longest_absence: float = 0.0  # from the last that it received until a welcome, in seconds
+    seen: list[Departure] = field(default_factory=list)
+    presence: Presence = field(init=False)
     records: dict[str, Record] = field(default_factory=dict)
     unaccepted: dict[int, _Unaccepted] = field(default_factory=dict)
     directs: Directs = field(default_factory=Directs)
 
     def __post_init__(self) -> None:
         self.records = {room: Record(self.name) for room in self.rooms}
+        self.presence = Presence(self.name)
         self._since: dict[str, str] = {}
         self._asked: dict[str, str] = {}  # names, by nonce
         self._had: set[str] = {self.name}  # names since its last accepted message
@@ -184,7 +132,10 @@ class Chatter:
                 self.ends[str(cuts.exceptions[0])] += 1
             finally:
                 self.connected = False
-                self.directs.cuts.append(trio.current_time())
+                now = trio.current_time()
+                self.directs.cuts.append(now)
+                if not self._session:
+                    self.presence.strays.append(now)
                 await trio.aclose_forcefully(stream)
             await trio.sleep(max(_RETRY_SECONDS, self._wait) * self._dice.uniform(0.5, 1.5))
             self._wait = 0.0
@@ -209,7 +160,7 @@ class Chatter:
             raise
         now = trio.current_time()
         if self.connections:
-            self.longest_absence = max(self.longest_absence, now - self._heard_at)
+            self.presence.absences.append((self._heard_at, now))
         self._heard_at = now
         self.connections += 1
         self._welcome(welcome)
@@ -219,7 +170,7 @@ class Chatter:
 
     def _rooms(self) -> dict[str, Any]:
         return {
-            room: {"since": since} if (since := self._since.get(room)) else {"replay": _EVERYTHING}
+            room: {"since": since} if (since := self._since.get(room)) else {"replay": EVERYTHING}
             for room in self.rooms
         }
 
@@ -239,7 +190,7 @@ class Chatter:
         self._take_name(welcome)
         if set(welcome["rooms"]) != set(self.rooms):
             self._fail(f"is in {', '.join(welcome['rooms'])}, not in {', '.join(self.rooms)}")
-        self.client = welcome["client"]
+        self.client = self.presence.client = welcome["client"]
 
     def _take_name(self, welcome: dict[str, Any]) -> None:
         """Another client of the same address may have taken its name while it was away."""
@@ -339,9 +290,9 @@ class Chatter:
             requests = self._repeat_refused(now)
             if self.crowd.talking and len(self.unaccepted) < _MAX_UNACCEPTED:
                 requests += [self._new() for _ in range(self._dice.randint(1, _MAX_BURST))]
-            if self.crowd.talking and self._dice.random() < _RENAME_CHANCE:
+            if self._may_ask(self._asked, _RENAME_CHANCE):
                 requests.append(self._rename())
-            if self.crowd.talking and self._dice.random() < _DIRECT_CHANCE:
+            if self._may_ask(self.open_directs, _DIRECT_CHANCE):
                 requests.append(self._new_direct())
             requests += [
                 self._direct_again(nonce)
@@ -353,6 +304,13 @@ class Chatter:
                 requests.append({"type": "ping"})
             if requests:
                 await line.send(*requests)
+
+    def _may_ask(self, unanswered: Sized, chance: float) -> bool:
+        return (
+            self.crowd.talking
+            and len(unanswered) < _MAX_UNANSWERED
+            and self._dice.random() < chance
+        )
 
     def _repeat_refused(self, now: float) -> list[dict[str, Any]]:
         requests = []
@@ -407,7 +365,8 @@ class Chatter:
             case "accepted":
                 self._accepted(event)
             case "joined" | "left" | "presence":
-                self._presence(event)
+                if (departure := Departure.of(event, trio.current_time())) is not None:
+                    self.seen.append(departure)
             case "notice":
                 self.notices.append(event["text"])
             case "error":
@@ -446,11 +405,6 @@ class Chatter:
             self._had = {self.called}
             if not (self._story and self._story[-1].startswith("accepted")):
                 self._story.append(f"accepted as {self.called}")
-
-    def _presence(self, event: dict[str, Any]) -> None:
-        if event["type"] == "left" or event.get("left"):
-            who = event.get("name", f"{event.get('left')} clients")
-            self.seen_left.append(f"{who} left {event['room']}: {event.get('reason', '')}")
 
     def _error(self, event: dict[str, Any]) -> None:
         """A message that was sent once is certainly not published; else its fate is open."""
@@ -520,6 +474,15 @@ class Crowd:
     def room_names(self) -> list[str]:
         return sorted({room for each in self.chatters for room in each.rooms})
 
+    @property
+    def decided(self) -> int:
+        """How much has arrived or was answered: once nobody talks, this ends."""
+        records = [record for each in self.chatters for record in each.records.values()]
+        messages = sum(len(each.heard) + len(each.accepted) + len(each.refused) for each in records)
+        directs = [one for each in self.chatters for one in each.directs.sent.values()]
+        fates = sum(each.fate != "open" for each in directs)
+        return messages + fates + sum(each.renames for each in self.chatters)
+
     def missing(self) -> list[str]:
         """Return what is still to come before the run can be checked."""
         found = [f"{each.name} is not connected" for each in self.chatters if not each.connected]
@@ -545,37 +508,3 @@ class Crowd:
 
     def _accepted_in(self, room: str) -> set[str]:
         return {text for each in self.of(room) for text in each.records[room].accepted}
-
-
-async def probe(
-    port: int, requests: Sequence[dict[str, Any]], kind: str, hello: dict[str, Any] | None = None
-) -> list[dict[str, Any]]:
-    """Connect to the node at *port*; return the answers of a *kind* to *requests*, in order."""
-    async with await trio.open_tcp_stream(LOOPBACK, port) as stream:
-        line = Line(stream)
-        await line.hello({"protocol": 1} | (hello or {}))
-        await line.until("welcome")
-        answers = []
-        for request in requests:
-            await line.send(request)
-            answer, _ = await line.until(kind)
-            answers.append(answer)
-        await line.send({"type": "quit"})
-        return answers
-
-
-async def replay(port: int, room: str) -> list[Heard]:
-    """Return the whole history of *room*, as the node at *port* replays it to a new client."""
-    heard: list[Heard] = []
-    async with await trio.open_tcp_stream(LOOPBACK, port) as stream:
-        line = Line(stream)
-        await line.hello({"protocol": 1, "rooms": {room: {"replay": _EVERYTHING}}})
-        welcome, events = await line.until("welcome")
-        last = welcome["rooms"][room]["last"]
-        while True:
-            heard += [Heard(each["id"], each["text"]) for each in events if each["type"] == "said"]
-            if last is None or (heard and heard[-1].id >= last):
-                break
-            events = await line.receive()
-        await line.send({"type": "quit"})
-        return heard

@@ -1,31 +1,31 @@
 """One run: a cluster, a crowd of clients, a fault again and again, and what was found."""
 
 import random
-import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
 from .checker import Heard, Missed, check_room
-from .client import Crowd, Cut, probe, replay
+from .client import Crowd
 from .cluster import Cluster, Node, Plan, running_cluster
+from .departures import check_departures
 from .directs import check_directs
 from .faults import Fault
+from .line import Cut, probe, replay
 from .operators import Office
+from .watchers import Watcher
 
-__all__ = ["Outcome", "run"]
+__all__ = ["Outcome", "run", "settled"]
 
 # Generous, for a shared machine; reached only if something is wrong.
 _START_SECONDS = 60.0
-_SETTLE_SECONDS = 60.0
+_SETTLE_SECONDS = 60.0  # without any progress
 
 # By then, duplicates would have arrived.
 _AFTER_SECONDS = 1.0
-
-# The default of `--away`.
-_AWAY_SECONDS = 5.0
 
 # In which all nodes must agree on who is there.
 _AGREE_SECONDS = 15.0
@@ -67,15 +67,23 @@ async def run(name: str, fault: Fault, plan: Plan, folder: Path, *, seconds: flo
             patient=fault.patient,
         )
         office = Office(cluster.front.port, seed)
+        watchers = [Watcher(node.port, crowd.room_names) for node in cluster.nodes]
         for chatter in crowd.chatters:
             nursery.start_soon(chatter.run)
+        for watcher in watchers:
+            nursery.start_soon(watcher.run)
         nursery.start_soon(office.run)
         try:
             office.working = True
+            with trio.fail_after(_START_SECONDS):
+                while not all(each.is_watching for each in watchers):
+                    await trio.sleep(0.05)
             times = await _disturb(cluster, crowd, fault, dice, seconds, outcome)
             office.working = False
-            await _settle(cluster, crowd, outcome)
-            await _check(cluster, crowd, fault, outcome)
+            await _settle(crowd, outcome)
+            for watcher in watchers:
+                await watcher.leave()
+            await _check(cluster, crowd, watchers, fault, outcome)
             members = {each.name: each.directs for each in crowd.chatters}
             outcome.violations += check_directs(members, lossy=fault.lossy)
             if not fault.lossy:
@@ -126,31 +134,52 @@ async def _all(crowd: Crowd) -> None:
             await trio.sleep(0.05)
 
 
-async def _settle(cluster: Cluster, crowd: Crowd, outcome: Outcome) -> None:
+async def _settle(crowd: Crowd, outcome: Outcome) -> None:
     """Wait until everything has arrived; what has not is found by the check."""
     crowd.talking = False
-    with trio.move_on_after(_SETTLE_SECONDS) as settling:
-        while crowd.missing():
-            await trio.sleep(0.05)
-    if settling.cancelled_caught:
-        outcome.violations += [f"after {_SETTLE_SECONDS:g} s: {one}" for one in crowd.missing()]
+    missing = await settled(crowd, _SETTLE_SECONDS)
+    outcome.violations += [f"nothing came for {_SETTLE_SECONDS:g} s: {each}" for each in missing]
     await trio.sleep(_AFTER_SECONDS)
 
 
-async def _check(cluster: Cluster, crowd: Crowd, fault: Fault, outcome: Outcome) -> None:
-    seen = Counter(one for each in crowd.chatters for one in each.seen_left)
+class _Settling(Protocol):
+    """Something in which more and more is *decided*, until nothing is missing."""
+
+    @property
+    def decided(self) -> int: ...
+    def missing(self) -> list[str]: ...
+
+
+async def settled(what: _Settling, seconds: float) -> list[str]:
+    """Wait until nothing is missing in *what*, or nothing is decided for *seconds*.
+
+    Return what is missing then.  How long it takes depends on the machine; that it goes on, not.
+    """
+    decided, at = what.decided, trio.current_time()
+    while missing := what.missing():
+        if what.decided != decided:
+            decided, at = what.decided, trio.current_time()
+        elif trio.current_time() - at >= seconds:
+            break
+        await trio.sleep(0.05)
+    return missing
+
+
+async def _check(
+    cluster: Cluster, crowd: Crowd, watchers: list[Watcher], fault: Fault, outcome: Outcome
+) -> None:
+    seen = [one for chatter in crowd.chatters for one in chatter.seen]
+    seen += [one for watcher in watchers for one in watcher.seen]
     if fault.quiet:
-        outcome.violations += [
-            f"{count} were told: {what}"
-            for what, count in seen.items()
-            if not _was_away(crowd, what)
-        ]
+        members = [each.presence for each in crowd.chatters]
+        others = [at for each in watchers for at in each.ended]
+        outcome.violations += check_departures(seen, members, others)
     outcome.violations += [
         f"{each.name} was disconnected: {dict(each.ends)}"
         for each in crowd.chatters
         if each.is_patient and each.ends and not fault.disconnects
     ]
-    outcome.figures["left seen"] = seen.total()  # from here on, we come and leave ourselves
+    outcome.figures["left seen"] = len(seen)  # from here on, we come and leave ourselves
     lost = told_lost = 0
     for room in crowd.room_names:
         records = [each.records[room] for each in crowd.of(room)]
@@ -177,22 +206,6 @@ async def _check(cluster: Cluster, crowd: Crowd, fault: Fault, outcome: Outcome)
     outcome.figures |= {"lost": lost, "told as lost": told_lost}
     outcome.violations += [one for each in crowd.chatters for one in each.failures]
     outcome.violations += await _ghosts(cluster, crowd)
-
-
-def _was_away(crowd: Crowd, left: str) -> bool:
-    """Whether the member of whom the others were told that it *left* was away for long enough.
-
-    It may be, on a busy machine, or if it resumes on a node that is frozen just then.  A connection
-    that ended before it had its name, and a session, leaves at once.
-    """
-    unnamed = re.match(r"Client (\d+) left", left)
-    if unnamed and int(unnamed[1]) not in {each.client for each in crowd.chatters}:
-        return True
-    return any(
-        (left.startswith((each.name, f"Client {each.client} ")) or " clients left " in left)
-        and each.longest_absence >= _AWAY_SECONDS
-        for each in crowd.chatters
-    )
 
 
 async def _history(node: Node, room: str) -> list[Heard] | str:
@@ -264,7 +277,7 @@ def _figures(crowd: Crowd, outcome: Outcome) -> dict[str, object]:
         "new sessions": sum(each.new_sessions for each in every),
         "private": sum(len(each.directs.sent) for each in every),
         **_fates(crowd),
-        "s longest absence": round(max(each.longest_absence for each in every), 1),
+        "s longest absence": round(max(each.presence.longest_absence for each in every), 1),
     }
 
 
