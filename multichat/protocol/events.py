@@ -105,7 +105,8 @@ class Said(Tagged, frozen=True, kw_only=True, tag="said"):
     id: str = ""
     timestamp: str = msgspec.field(default="", name="time")
     room: Name = ""
-    client: Count = 0
+    # Not a plain default, which would be omitted: 0 is a message of the webhook.
+    client: Count = msgspec.field(default_factory=int)
     name: Name
     text: str
     act: bool = False

@@ -35,6 +35,7 @@ from multichat.protocol.messages import (
     Hello,
     Help,
     History,
+    HistoryPage,
     Invalid,
     Join,
     Joined,
@@ -1022,6 +1023,14 @@ def test_a_publish_is_one_object_a_line_for_each_message(said: list[str], block:
         )
         for number, text in enumerate(said)
     ]
+
+
+def test_a_message_of_the_webhook_has_its_client_in_a_history_too() -> None:
+    said = Said(id="e-1", timestamp="t", room="lobby", client=0, name="webhook", text="built")
+    [message] = json.loads(JSON.encode(HistoryPage([said], more=False)))["messages"]
+    live = json.loads(JSON.encode_said(SaidBlock("e", 1, "t", "lobby", 0, "webhook", "built")))
+    assert message == {**live, "id": "e-1"}
+    assert message["client"] == 0
 
 
 @given(
