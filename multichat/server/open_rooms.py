@@ -414,9 +414,8 @@ class OpenRooms:
                 self._start_soon(partial(self._close_later, room))
         else:
             del self._rooms[room.key]
-            now = trio.current_time()
             for client, absence in room.presence.absences().items():
-                self._absences.add(room.key, client, absence, now)
+                self._absences.add(room.key, client, absence, trio.current_time())
             self._names.discard(room)
             if (remote := self._remote.get(room.key)) is not None:
                 remote.presence = None

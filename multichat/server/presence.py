@@ -109,7 +109,7 @@ class PresenceChanges:
                 self._announced[client] = self._names[client]
             else:
                 self._announced.pop(client, None)
-        self._changed = dict.fromkeys(client for client in held if client in self._changed)
+        self._changed = {client: None for client in held if client in self._changed}
         kept = self._changed.keys()  # others may know these from a listing
         self._reasons.clear()
         self._listed = {client: name for client, name in self._listed.items() if client in kept}

@@ -83,9 +83,10 @@ class PresenceAnnouncer:
         self._returned: dict[int, int] = {}  # to be announced to newcomers above that number
         # Arriving clients that came while nobody listened, with the names that they had then.
         self._passed_over: dict[int, str] = {}
-        for client in remote.values():  # they were there before anybody here
-            self._changes.enter(client.number, client.name)
-        self._changes.forget()
+        if remote:  # they were there before anybody here
+            for client in remote.values():
+                self._changes.enter(client.number, client.name)
+            self._changes.forget()
 
     @property
     def count(self) -> int:

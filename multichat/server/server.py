@@ -301,8 +301,8 @@ class Server:
     def _with_tls(self, handle: Callable[..., Awaitable[None]]) -> _Handler:
         """Return a handler that passes to *handle* the TLS context of the moment."""
 
-        async def handle_stream(stream: trio.SocketStream) -> None:
-            await handle(stream, tls=self.settings.tls)
+        def handle_stream(stream: trio.SocketStream) -> Awaitable[None]:
+            return handle(stream, tls=self.settings.tls)
 
         return handle_stream
 

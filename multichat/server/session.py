@@ -168,7 +168,8 @@ class Session:
         self._filters = filters
         self._read_bytes = _READ_BYTES if config.rate is None else _SHORT_READ_BYTES
         self._unhandled_bytes = 0
-        self._active_at: float | None = trio.current_time()
+        now = trio.current_time()
+        self._active_at: float | None = now
         self._reading = trio.CancelScope()
         self._first_line = connection.may_be_other_protocol
         self._nursery: trio.Nursery
@@ -193,7 +194,7 @@ class Session:
             codecs=connection.codecs,
             origin=origin and origin.address,
             may_speak=may_speak,
-            arriving_until=trio.current_time() + ARRIVING_SECONDS,
+            arriving_until=now + ARRIVING_SECONDS,
             on_leave=self._stop_reading,
             on_lag=self._start_replaying,
         )
