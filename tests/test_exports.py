@@ -86,10 +86,11 @@ def test_type_checkers_see_the_same_exports() -> None:
 
 
 @pytest.mark.process
-def test_without_a_web_port_nothing_of_http_is_imported() -> None:
+def test_without_a_web_port_nothing_of_http_and_without_bots_no_client_is_imported() -> None:
     code = (
-        "import sys, multichat; multichat.Server(); multichat.connect; "
-        "sys.exit(not {'h11', 'websockets'}.isdisjoint(sys.modules))"
+        "import sys, multichat; from multichat.server.server import Server; Server(); "
+        "has_client = 'multichat.client.chat' in sys.modules; multichat.connect; "
+        "sys.exit(has_client or not {'h11', 'websockets'}.isdisjoint(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

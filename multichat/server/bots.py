@@ -6,18 +6,20 @@ A bot has a real connection, over a socket pair, with the limits of any client.
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import trio
 
-from multichat.client.chat import Chat
-from multichat.client.connect import open_chat
 from multichat.client.timeouts import ClientTimeouts
 from multichat.errors import lone_exception
 from multichat.log import Log
 
+if TYPE_CHECKING:
+    from multichat.client.chat import Chat
+
 __all__ = ["Bot", "Bots"]
 
-Bot = Callable[[Chat], Awaitable[object]]
+Bot = Callable[["Chat"], Awaitable[object]]
 
 # A bot may be started before the server serves connections.
 _TIMEOUTS = ClientTimeouts(answer=math.inf, lobby=math.inf)
@@ -62,6 +64,8 @@ class Bots:
     async def _run(
         self, bot: Bot, name: str | None, room: str | None, task_status: trio.TaskStatus[None]
     ) -> None:
+        from multichat.client.connect import open_chat  # few servers have a bot
+
         started = False
         try:
             ours, theirs = map(trio.SocketStream, trio.socket.socketpair())
