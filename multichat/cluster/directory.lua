@@ -16,7 +16,8 @@
 -- 2. A client belongs to the run that connected it last; its generation rises with each resume.
 -- 3. A run whose lease has ended is never valid again; its clients and rooms are removed once.
 -- 4. A room is open while a run holds it.  No more rooms than the limit are open, and no new room
---    shares a lookalike key with one that is open, except those that runs hold by force.
+--    shares a lookalike key with one that is open, except those that runs hold by force, and those
+--    that a client was about to leave, and somebody else enters meanwhile.
 --
 -- Functions are atomic, but not transactional: each change validates before it writes.
 --
