@@ -293,7 +293,7 @@ class TooManyRegistrations(RemoteProtocolError):
             f"too many accounts (limit: {limit})"
             if not seconds
             else f"too many new accounts from your address (limit: {limit} an hour); "
-            f"try again in {math.ceil(seconds / 60)} minutes"
+            f"try again in {(n := math.ceil(seconds / 60))} minute{'s' * (n != 1)}"
         )
         self.limit = limit
 

@@ -34,6 +34,7 @@ from multichat.log_format import (
     Messages,
     OneEvent,
 )
+from multichat.protocol.counts import counted
 from multichat.protocol.framing import clean, clean_lines
 
 __all__ = ["Log", "LogWriter", "open_log"]
@@ -370,7 +371,8 @@ class LogWriter(logging.Handler):
                 self._skipped -= skipped
                 self._changed.notify_all()
             if skipped:
-                notice = self._notice(formatter, f"{skipped} lines skipped: the output is too slow")
+                text = f"{counted(skipped, 'line')} skipped: the output is too slow"
+                notice = self._notice(formatter, text)
                 self._write(notice, formatter)
 
     def _change_file(self) -> None:
@@ -406,7 +408,7 @@ class LogWriter(logging.Handler):
                 return  # a closed pipe or terminal stays closed
             # A disk that was full may have space by now.  End a partially written line first.
             why = os.strerror(self.failure.errno or 0).lower()
-            notice = self._notice(formatter, f"{self._lost} lines lost: {why}")
+            notice = self._notice(formatter, f"{counted(self._lost, 'line')} lost: {why}")
             if self._put(b"\n" * self._torn + notice):
                 self._lost += data.count(b"\n")
                 return

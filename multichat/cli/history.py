@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from multichat.errors import JournalFailed, OutputLost
 from multichat.journal.sqlite.reader import open_reader
+from multichat.protocol.counts import counted
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import SaidBlock, room_of
 from multichat.protocol.text_codec import TEXT
@@ -62,7 +63,7 @@ def show_history(
                     return
                 raise
         if reader.damaged:
-            places = "1 place" if reader.damaged == 1 else f"{reader.damaged} places"
+            places = counted(reader.damaged, "place")
             reason = f"the file is damaged: messages cannot be read in {places}"
             raise JournalFailed(path, reason)
 

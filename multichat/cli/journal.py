@@ -10,6 +10,7 @@ import typer
 from multichat.cli.cluster import EngineAccess, cluster_connection
 from multichat.cli.parameters import ClusterCa, ClusterPasswordFile, ClusterTlsName
 from multichat.cli.process import one_line_errors
+from multichat.protocol.counts import counted
 
 if TYPE_CHECKING:
     from multichat.cluster.importing import Imported
@@ -75,7 +76,7 @@ def journal(
             nonlocal told
             if (now := trio.current_time()) - told >= _TELL_SECONDS:
                 told = now
-                typer.echo(f"{room}: {messages} messages", err=True)
+                typer.echo(f"{room}: {counted(messages, 'message')}", err=True)
 
         results: list[Imported] = []
 
@@ -94,15 +95,15 @@ def journal(
 
 
 def _summary(done: "Imported", damaged: int) -> list[str]:
-    messages = f"{done.messages} messages of {done.rooms} rooms"
-    rest = f"{done.accounts} accounts, {done.topics} topics, {done.sessions} sessions"
-    lines = [f"imported {messages}, {rest}"]
+    messages = f"{counted(done.messages, 'message')} of {counted(done.rooms, 'room')}"
+    accounts, topics = counted(done.accounts, "account"), counted(done.topics, "topic")
+    sessions = counted(done.sessions, "session")
+    lines = [f"imported {messages}, {accounts}, {topics}, {sessions}"]
     lines += [f"left alone: another room {room} is there" for room in done.other_rooms]
     lines += [f"left alone: another account like {name} is there" for name in done.other_accounts]
     if done.other_sessions:
-        lines.append(
-            f"left alone: {done.other_sessions} sessions, whose clients' numbers are taken"
-        )
+        others = counted(done.other_sessions, "session")
+        lines.append(f"left alone: {others}, with numbers of clients that are taken")
     if damaged:
-        lines.append(f"damaged, and not imported: {damaged} places")
+        lines.append(f"damaged, and not imported: {counted(damaged, 'place')}")
     return lines

@@ -108,8 +108,8 @@ class Connection:
     def describe_undelivered(self) -> str:
         """Say how many bytes the peer has not received; empty if it has received all."""
         count = self.undelivered_bytes
-        reason = f"the server has stopped reading; the last {count} bytes sent were not received"
-        return reason if count else ""
+        last = "the last byte sent was" if count == 1 else f"the last {count} bytes sent were"
+        return f"the server has stopped reading; {last} not received" if count else ""
 
     def _unsent_bytes(self) -> int:
         # Our end of input takes a place in the kernel's count until it is acknowledged.

@@ -20,6 +20,7 @@ from multichat.errors import (
     RemoteProtocolError,
 )
 from multichat.net import transport
+from multichat.protocol.counts import counted
 from multichat.protocol.messages import (
     MAX_UNACCEPTED,
     Act,
@@ -170,7 +171,7 @@ class Requests:
             excess = len(line.encode()) - limit
             if excess > 0:
                 raise LocalProtocolError(
-                    f"too long by {excess} bytes; the server takes lines of {limit}"
+                    f"too long by {counted(excess, 'byte')}; the server takes lines of {limit}"
                 )
 
 

@@ -7,6 +7,8 @@ somebody has set it.  So a single reading never deletes anything.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from multichat.protocol.counts import counted
+
 __all__ = ["MIN_BYTES", "Deleted", "Retention", "SteadyClock", "SteadyTime", "format_seconds"]
 
 # The tables alone take 60 KiB.
@@ -122,16 +124,12 @@ class Deleted:
     def __str__(self) -> str:
         parts: list[str] = []
         for (reason, noun), (count, rooms) in self.counts.items():
-            of = f" of {_plural(len(rooms), 'room')}" if rooms else ""
-            parts.append(f"{_plural(count, noun)}{of} ({reason})")
+            of = f" of {counted(len(rooms), 'room')}" if rooms else ""
+            parts.append(f"{counted(count, noun)}{of} ({reason})")
         return ", ".join(parts)
-
-
-def _plural(number: float, noun: str) -> str:
-    return f"{number:g} {noun}" if number == 1 else f"{number:.15g} {noun}s"
 
 
 def format_seconds(seconds: float) -> str:
     """Format a duration for people: `30 days`, `1 hour`, `1.5 minutes`."""
     name, size = next((unit for unit in _UNITS if seconds >= unit[1]), _UNITS[-1])
-    return _plural(round(seconds / size, 1), name)
+    return counted(round(seconds / size, 1), name)

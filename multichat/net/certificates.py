@@ -19,6 +19,7 @@ from typing import Self
 from multichat.errors import BadCertificate
 from multichat.files import read_file
 from multichat.net import transport
+from multichat.protocol.counts import counted
 
 __all__ = [
     "EXPIRES_SOON",
@@ -91,7 +92,7 @@ class Validity:
 
 def _duration(left: timedelta) -> str:
     count, unit = (left.days, "day") if left.days else (left.seconds // 3600, "hour")
-    return f"{count} {unit}{'s' * (count != 1)}" if count else "less than an hour"
+    return counted(count, unit) if count else "less than an hour"
 
 
 def _shown(moment: datetime) -> str:

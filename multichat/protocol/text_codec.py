@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from multichat.protocol.commands import FOREVER
+from multichat.protocol.counts import counted
 from multichat.protocol.framing import behind
 from multichat.protocol.json_codec import JSON, decode_hello, is_hello
 from multichat.protocol.messages import (
@@ -203,7 +204,7 @@ class TextCodec:
                 changes = [f"{n} {kind}" for kind in kinds if (n := getattr(event, kind))]
                 return [f"{', '.join(changes)}; {_are_here(members)}"]
             case Missed(count=count):
-                return [f"{_messages(count)} skipped"]
+                return [f"{counted(count, 'message')} skipped"]
             case Members(room=room, members=[], person_in=person_in):
                 if not person_in:
                     return [f"nobody is in {room}"]
@@ -235,7 +236,7 @@ class TextCodec:
             case HistoryPage(messages=messages, missed=missed):
                 unreadable = f" and {missed} that cannot be read" if missed else ""
                 return [
-                    f"{_messages(len(messages))}{unreadable}, times in UTC:",
+                    f"{counted(len(messages), 'message')}{unreadable}, times in UTC:",
                     *(f"{_format_time(said.timestamp)} {self.format(said)}" for said in messages),
                 ]
             case Pong(token=token):
@@ -284,10 +285,6 @@ def _describe_seconds(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _messages(count: int) -> str:
-    return f"{count} message{'' if count == 1 else 's'}"
 
 
 def _format_time(time: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from multichat.errors import InvalidBan, LocalProtocolError
 from multichat.protocol.commands import NAME_WORD
+from multichat.protocol.counts import counted
 from multichat.protocol.messages import BanInfo, room_of
 from multichat.protocol.names import fold_name, parse_person_name
 from multichat.server.bans import (
@@ -74,12 +75,12 @@ class AdminCommands:
 
     def summary(self) -> str:
         """Return the server's state in a few words; cheaper than `statistics`."""
-        clients = _count(len(self._registry), "client")
+        clients = counted(len(self._registry), "client")
         if self._server.shutting_down:
             return f"shutting down: {clients}"
         if self._server.draining:
             return f"draining: {clients}, {self._server.ending.seconds_left:.0f} s are left"
-        rooms = _count(sum(1 for _ in self._registry.rooms), "room")
+        rooms = counted(sum(1 for _ in self._registry.rooms), "room")
         reason = self._server.why_not_ready()
         return f"{clients} in {rooms}" + (f"; not ready: {reason}" if reason else "")
 
@@ -171,7 +172,7 @@ class AdminCommands:
     async def announce(self, text: str) -> str:
         """Send *text* to everybody as the server; return for how many clients of this server."""
         receipt = await self._server.broadcast(text)
-        clients = _count(receipt.delivered + receipt.queued + receipt.lagging, "client")
+        clients = counted(receipt.delivered + receipt.queued + receipt.lagging, "client")
         if self._registry.is_shared:
             return f"sent to {clients} of this node, and to the other nodes"
         return f"sent to {clients}"
@@ -227,10 +228,6 @@ class AdminCommands:
                     raise LocalProtocolError(f"there is no account {name[:40]}")
                 return [f"{removed.name} has no account any more"]
         raise LocalProtocolError("usage: /account add NAME PASSPHRASE, remove NAME, or list")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _is_network(text: str) -> bool:

@@ -26,6 +26,7 @@ from multichat.net import transport
 from multichat.net.certificates import explain_handshake
 from multichat.protocol.auth import SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS
 from multichat.protocol.codecs import LINES, Codecs
+from multichat.protocol.counts import counted
 from multichat.protocol.framing import Decoder, Part
 from multichat.protocol.goodbyes import SHUTTING_DOWN
 from multichat.protocol.json_codec import is_hello
@@ -122,7 +123,8 @@ class Admission:
         """
         self._open += 1
         too_many = self._open > self._config.max_connections
-        full = f"{SERVER_IS_FULL} (memory for {self._config.max_connections} connections)"
+        most = counted(self._config.max_connections, "connection")
+        full = f"{SERVER_IS_FULL} (memory for {most})"
         if origin is None or origin.is_user:  # a Unix socket has no address
             return full if too_many else ""
         self._connections[origin.address] += 1

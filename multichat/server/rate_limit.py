@@ -8,6 +8,7 @@ from collections.abc import Hashable
 
 import trio
 
+from multichat.protocol.counts import counted
 from multichat.protocol.messages import Notice
 from multichat.server.client import Client
 from multichat.server.config import ServerConfig
@@ -74,13 +75,14 @@ class ClientRateLimit:
         if self._messages is None:
             return wanted
         while not (granted := self._messages.take(wanted, trio.current_time())):
-            await self._wait(self._messages.seconds_until_one(), f"{self._config.rate:g} messages")
+            limit = counted(self._config.rate or 0, "message")
+            await self._wait(self._messages.seconds_until_one(), limit)
         return granted
 
     async def spend_bytes(self, count: int) -> None:
         """Wait as long as *count* bytes that were read are above the limit."""
         if self._bytes is not None and (seconds := self._bytes.spend(count, trio.current_time())):
-            await self._wait(seconds, f"{self._config.byte_rate:g} bytes")
+            await self._wait(seconds, counted(self._config.byte_rate or 0, "byte"))
 
     async def _wait(self, seconds: float, limit: str) -> None:
         now = trio.current_time()

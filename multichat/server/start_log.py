@@ -10,6 +10,7 @@ import trio
 from multichat.log import Log
 from multichat.net.activation import describe, is_unix
 from multichat.net.listeners import is_reachable_remotely
+from multichat.protocol.counts import counted
 from multichat.server.config import CONNECTIONS_PER_MIB, ServerConfig
 from multichat.server.listening import Listeners
 
@@ -74,7 +75,8 @@ def log_start(
         log.line("start", f"Storing messages in {journal}")
     if (connections := config.max_connections) < config.max_clients:
         needed = f"--memory {-(-config.max_clients // CONNECTIONS_PER_MIB)}"
-        text = f"Memory for {connections} connections: {config.max_clients} need {needed}"
+        memory = f"Memory for {counted(connections, 'connection')}"
+        text = f"{memory}: {config.max_clients} need {needed}"
         log.line("start", text)
     reachable = [*listeners.tcp, *listeners.web]
     if starting.is_encrypted or not any(map(is_reachable_remotely, reachable)):

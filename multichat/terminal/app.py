@@ -25,6 +25,7 @@ from multichat.errors import (
     lone_exception,
 )
 from multichat.protocol.commands import COMMANDS
+from multichat.protocol.counts import counted
 from multichat.protocol.messages import (
     LOBBY,
     NO_SENDER,
@@ -185,7 +186,8 @@ class TerminalChat(FrontEnd):
         for line in lines[:_SHOWN_UNSENT]:
             self.tell(f"not sent: {line}", warning=True)
         if len(lines) > _SHOWN_UNSENT:
-            self.tell(f"not sent: {len(lines) - _SHOWN_UNSENT} more lines", warning=True)
+            more = counted(len(lines) - _SHOWN_UNSENT, "more line")
+            self.tell(f"not sent: {more}", warning=True)
         self._history.append(*lines)
 
     # --- Events -----------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from prompt_toolkit.key_binding.bindings.search import abort_search
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.selection import SelectionType
 
+from multichat.protocol.counts import counted
 from multichat.protocol.framing import clean
 from multichat.terminal.graphemes import end_of_cluster, start_of_cluster
 from multichat.terminal.input_history import belongs_in_history
@@ -112,7 +113,7 @@ class InputLine:
             return [("bold", f"looks like {name}: "), ("", keys)]
         if self._paste is None:
             return []
-        text = f"{len(self._pasted_lines())} pasted lines"
+        text = counted(len(self._pasted_lines()), "pasted line")
         if self._paste.command:
             text += f", with {self._paste.command}"
         keys = (
@@ -195,9 +196,8 @@ class InputLine:
         lines = [line for line in lines if line]
         waiting = self._typed_in.statistics().current_buffer_used
         if waiting + len(lines) > self._max_waiting_lines:
-            self._warn(
-                f"not sent: {waiting} lines are waiting, and the limit is {self._max_waiting_lines}"
-            )
+            are = "1 line is" if waiting == 1 else f"{waiting} lines are"
+            self._warn(f"not sent: {are} waiting, and the limit is {self._max_waiting_lines}")
             return False
         with suppress(trio.ClosedResourceError, trio.BrokenResourceError):  # we are leaving
             for line in lines:

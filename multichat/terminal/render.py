@@ -17,6 +17,7 @@ from datetime import datetime, tzinfo
 from typing import NamedTuple
 
 from multichat.client.descriptions import describe_event
+from multichat.protocol.counts import counted
 from multichat.protocol.framing import clean
 from multichat.protocol.messages import (
     Act,
@@ -248,7 +249,8 @@ def _shown(name: str) -> str:
 def _flat(text: str) -> str:
     text = clean(text)
     if len(text) > _SHOWN_CHARACTERS:
-        text = f"{text[:_SHOWN_CHARACTERS]}… ({len(text) - _SHOWN_CHARACTERS} more characters)"
+        more = counted(len(text) - _SHOWN_CHARACTERS, "more character")
+        text = f"{text[:_SHOWN_CHARACTERS]}… ({more})"
     return text.expandtabs(_TAB_COLUMNS)
 
 

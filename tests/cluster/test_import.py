@@ -139,7 +139,7 @@ async def test_accounts_topics_and_sessions_are_imported(tmp_path: Path, engine:
     async with running(SqliteJournal(path)) as journal:
         await wait_stored(journal.save_topic("lobby", "news"))
     done = await run("journal", "import", path, engine.url)
-    assert done[:2] == (0, "imported 1 messages of 1 rooms, 1 accounts, 1 topics, 1 sessions\n")
+    assert done[:2] == (0, "imported 1 message of 1 room, 1 account, 1 topic, 1 session\n")
     assert await run("account", "list", engine.url) == (0, "Bob\n", "")
     assert await engine.call("HGET", "multichat:topics", "lobby") == b"news"
     async with serve_on(tmp_path, engine) as server:
@@ -169,13 +169,13 @@ async def test_an_aborted_import_continues(tmp_path: Path, engine: Engine) -> No
                 )
         assert scope.cancelled_caught
     done = await run("journal", "import", path, engine.url)
-    assert done[:2] == (0, "imported 250 messages of 1 rooms, 0 accounts, 0 topics, 0 sessions\n")
+    assert done[:2] == (0, "imported 250 messages of 1 room, 0 accounts, 0 topics, 0 sessions\n")
     again = await run("journal", "import", path, engine.url)
     assert again[:2] == (0, "imported 0 messages of 0 rooms, 0 accounts, 0 topics, 0 sessions\n")
     assert (await run("history", path))[1] == (await run("history", engine.url))[1]
     # What the journal got since is added, and what nodes have said since is kept.
     await write(path, ("lobby", 0, "later"))
-    assert "imported 1 messages" in (await run("journal", "import", path, engine.url))[1]
+    assert "imported 1 message of" in (await run("journal", "import", path, engine.url))[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -221,7 +221,7 @@ async def test_an_engine_that_has_rooms_is_refused_unless_stated(
     assert (status, out.splitlines()) == (
         0,
         [
-            "imported 1 messages of 1 rooms, 0 accounts, 0 topics, 0 sessions",
+            "imported 1 message of 1 room, 0 accounts, 0 topics, 0 sessions",
             "left alone: another room lobby is there",
         ],
     )

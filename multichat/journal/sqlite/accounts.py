@@ -14,6 +14,7 @@ from multichat.errors import InvalidName
 from multichat.journal.base import AccountRecord
 from multichat.journal.sqlite.file import SQLITE_ERRORS, is_damage
 from multichat.journal.sqlite.salvage import Row, table_rows
+from multichat.protocol.counts import counted
 from multichat.protocol.framing import clean
 from multichat.protocol.messages import MAX_TOPIC_CHARACTERS
 from multichat.protocol.names import fold_name, parse_person_name, parse_room_name
@@ -72,17 +73,14 @@ def read_accounts_and_topics(connection: sqlite3.Connection) -> AccountsAndTopic
         else:
             found.topics[row[0]] = topic
     if lost:
-        found.damaged.append(f"accounts cannot be read in {_places(lost)}, their names are free")
+        places = counted(lost, "place")
+        found.damaged.append(f"accounts cannot be read in {places}, their names are free")
     if locked:
         text = "accounts without a readable passphrase; remove them and add them again"
         found.damaged.append(f"{locked} {text}")
     if lost_topics:
-        found.damaged.append(f"topics of rooms cannot be read in {_places(lost_topics)}")
+        found.damaged.append(f"topics of rooms cannot be read in {counted(lost_topics, 'place')}")
     return found
-
-
-def _places(count: int) -> str:
-    return "1 place" if count == 1 else f"{count} places"
 
 
 def _rows(connection: sqlite3.Connection, table: str, columns: str) -> Iterator[Row | None]:

@@ -10,6 +10,8 @@ import struct
 import sys
 from pathlib import Path
 
+from multichat.protocol.counts import counted
+
 __all__ = ["describe_wal_damage"]
 
 _PAGE_SIZE_OFFSET = 16  # in the file's header
@@ -41,7 +43,7 @@ def describe_wal_damage(real: Path) -> str:
         return ""
     if not lost:
         return ""
-    what = "1 transaction" if lost == 1 else f"{lost} transactions"
+    what = counted(lost, "transaction")
     return (
         f"{wal} is damaged, or the machine lost power: {what if lost > 0 else 'what is'} in it "
         "could not be read; messages may be missing, which a backup may have"

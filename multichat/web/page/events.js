@@ -193,7 +193,8 @@ export const HANDLERS = Object.freeze({
     const fresh = conversation.addPage(page.map((message) => saidItem(chat, message)));
     // A server that repeats itself is not asked for ever.
     conversation.hasMore = event.more && (fresh.length > 0 || wasFresh);
-    if (event.missed) noteIn(conversation, chat, "missed", `${event.missed} messages of the history cannot be read`);
+    const unread = event.missed === 1 ? "1 message" : `${event.missed} messages`;
+    if (event.missed) noteIn(conversation, chat, "missed", `${unread} of the history cannot be read`);
     if (!wasFresh) return;
     if (conversation.key === chat.current && chat.isAttentive) conversation.markRead();
     else if (conversation.read !== null) conversation.countUnread(chat.me.client);
