@@ -31,6 +31,7 @@ __all__ = [
 
 # Also with a typo behind the scheme, which the error names; a file is written as ./valkey://.
 _URL = re.compile(r"(valkey|redis)s?(\+\w+)?://")
+_OTHER_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 CLUSTER_PASSWORD_VARIABLE = "MULTICHAT_CLUSTER_PASSWORD"  # noqa: S105 - the variable's name
 
@@ -119,8 +120,18 @@ class ClusterUrl:
 
 
 def parse_place(text: str) -> Path | ClusterUrl:
-    """Return the argument *text* as the URL of an engine if it is one, otherwise as a path."""
-    return ClusterUrl(text) if _URL.match(text) else Path(text)
+    """Return the argument *text* as the URL of an engine if it is one, otherwise as a path.
+
+    Raises `UsageMistake` for a URL with another scheme.
+    """
+    if _URL.match(text):
+        return ClusterUrl(text)
+    if scheme := _OTHER_URL.match(text):
+        raise UsageMistake(
+            f"JOURNAL: {scheme[0]} is unknown: give a file, or the engine of a cluster as "
+            "valkey://HOST:PORT, valkeys:// with TLS"
+        )
+    return Path(text)
 
 
 JournalPlace = Annotated[

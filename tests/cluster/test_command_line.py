@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from multichat.cli.cluster import parse_place
+from multichat.cli.process import UsageMistake
 from tests.support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, serve
 from tests.support.sockets import open_client
 
@@ -133,6 +135,22 @@ async def test_a_primary_that_sentinels_know(engines: Engines, tmp_path: Path) -
 )
 async def test_addresses_that_cannot_be_used(url: str, reason: str, tmp_path: Path) -> None:
     assert reason in await failure(tmp_path, url)
+
+
+@pytest.mark.parametrize("text", ["foo://x", "VALKEY://x", "file:///tmp/chat.db"])
+def test_a_journal_at_an_unknown_url_is_refused_with_what_is_allowed(text: str) -> None:
+    with pytest.raises(UsageMistake) as caught:
+        parse_place(text)
+    scheme = text.partition("//")[0]
+    assert caught.value.message == (
+        f"JOURNAL: {scheme}// is unknown: give a file, or the engine of a cluster as "
+        "valkey://HOST:PORT, valkeys:// with TLS"
+    )
+
+
+def test_a_path_is_no_url() -> None:
+    for text in "chat.db", "./foo://x", "valkey:x", "a b://c":
+        assert parse_place(text) == Path(text)
 
 
 def test_without_the_extra_one_line_says_so() -> None:
