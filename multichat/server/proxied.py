@@ -58,9 +58,15 @@ class LoadBalancers:
         return bool(self._config.proxies) and self._proxies.trusts(host_of(address))
 
     async def receive(
-        self, stream: trio.abc.Stream, arrival: Arrival, slot: PendingSlot, meter: Meter
+        self,
+        stream: trio.abc.Stream,
+        arrival: Arrival,
+        slot: PendingSlot,
+        meter: Meter,
+        *,
+        of_page: bool = False,
     ) -> ProxyHeader | None:
-        """Read the header, and note in *arrival* whose connection it is.
+        """Read the header, and note in *arrival* whose connection it is, perhaps one *of_page*.
 
         Counts it for that client.  Returns None if the balancer has closed it without a header, as
         for a check of health; raises `AdmissionRefused`.
@@ -69,11 +75,11 @@ class LoadBalancers:
         header: ProxyHeader | None = None
         with trio.move_on_after(seconds) as in_time:
             try:
-                header = await _read_header(stream)
+                header = await _read_header(stream, of_page=of_page)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return None
         if in_time.cancelled_caught:
-            raise _refusal(f"no PROXY header in {seconds:g} s")
+            raise _refusal(f"no PROXY header in {seconds:g} s", of_page=of_page)
         if header is None or not header.host:
             return header
         arrival.address = transport.format_address((header.host, header.port))
@@ -92,7 +98,7 @@ class LoadBalancers:
         return header
 
 
-async def _read_header(stream: trio.abc.Stream) -> ProxyHeader | None:
+async def _read_header(stream: trio.abc.Stream, *, of_page: bool) -> ProxyHeader | None:
     """Return the header, and read no byte behind it; None at the end of input before it."""
     reader = HeaderReader()
     while reader.header is None:
@@ -105,20 +111,23 @@ async def _read_header(stream: trio.abc.Stream) -> ProxyHeader | None:
         try:
             reader.feed(data)
         except BadProxyHeader as error:
-            if data[:1] == TLS_RECORD:
-                reason = f"{error} before TLS (--proxy)"
+            if data[:1] == TLS_RECORD:  # it would not understand a goodbye
+                more = f"; {_OF_PAGE}" if of_page else ""
+                reason = f"{error} before TLS (--proxy){more}"
                 raise AdmissionRefused(RefusedFor.PROXY_HEADER, reason) from None
-            raise _refusal(str(error)) from None
+            raise _refusal(str(error), of_page=of_page) from None
     return reader.header
 
 
-# What the operator can do, if somebody has connected past the load balancer.
-_ADVICE = ": if this is no load balancer, --proxy must not have its address"
+# What the operator can do.
+_PAST_BALANCER = "if this is no load balancer, --proxy must not have its address (--proxy)"
+_OF_PAGE = "if it is a health check, or HTTP without such a header, give its address to --web-proxy"
 
 
-def _refusal(reason: str) -> AdmissionRefused:
+def _refusal(reason: str, *, of_page: bool) -> AdmissionRefused:
     words = (
         f"{reason}: this server takes you for its load balancer (--proxy): connect through that, "
         "or ask its operator"
     )
-    return AdmissionRefused(RefusedFor.PROXY_HEADER, f"{reason}{_ADVICE} (--proxy)", Goodbye(words))
+    advice = f"{_OF_PAGE}; {_PAST_BALANCER}" if of_page else _PAST_BALANCER
+    return AdmissionRefused(RefusedFor.PROXY_HEADER, f"{reason}: {advice}", Goodbye(words))

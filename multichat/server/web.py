@@ -147,7 +147,7 @@ class WebPort:
         Raises `AdmissionRefused`.
         """
         header = await self._balancers.receive(
-            connection.stream, connection, slot, connection.meter
+            connection.stream, connection, slot, connection.meter, of_page=True
         )
         if header is None:
             return False

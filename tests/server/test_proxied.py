@@ -292,7 +292,8 @@ async def test_a_request_without_a_header_is_refused(log: LogRecorder) -> None:
             await tcp.send_all(http("/"))
             assert await everything(tcp) == b""
     [line] = [line for line in log.lines if "Refused" in line]
-    assert "no PROXY header: if this is no load balancer" in line
+    assert "no PROXY header: if it is a health check, or HTTP without such a header, " in line
+    assert "give its address to --web-proxy; if this is no load balancer" in line
     assert line.endswith("(--proxy)")
 
 
