@@ -66,8 +66,9 @@ SEED_WITH_A_HELLO_DURING_A_READ = 11490
 # somebody logs in to the account of a client that has resumed with its login, or while it resumes;
 # a client resumes before its account is stored, or has left when its node hears where it was; a
 # client is reported to the others while its name is being claimed; it has claimed its name, or has
-# got it, and is not reported while it takes nothing.
-SEEDS_WITH_SEVERAL_NODES = (381, 625, 741, 1379, 1317, 1362, 140, 828, 299)
+# got it, and is not reported while it takes nothing; a client resumes with a login on a node that
+# does not know the account yet.
+SEEDS_WITH_SEVERAL_NODES = (381, 625, 741, 1379, 1317, 1362, 140, 828, 299, 1173)
 
 # Most mutations are caught by the first or second seed.
 SEEDS_FOR_A_MUTATION = range(100, 1100)

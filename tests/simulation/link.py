@@ -179,6 +179,11 @@ class Link:
         """The calls without an answer, in order."""
         return list(self._unanswered.values())
 
+    @property
+    def unseen(self) -> list[Any]:
+        """The pushes that have not arrived, in order."""
+        return list(self._unseen)
+
     def call(self, request: Any, run: int = 0) -> Call:
         """Send *request* now, or once the link is back."""
         self._numbers += 1

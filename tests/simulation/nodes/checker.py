@@ -108,7 +108,8 @@ class NodesHistory:
     away: list[tuple[int, float, float]] = field(default_factory=list)
     rests: dict[str, Rest] = field(default_factory=dict)  # by whose they are
     accounts: frozenset[str] = frozenset()
-    # By account, clients that had its name when it was stored; until somebody logs in to it.
+    # By account, clients that had its name when it was stored, or when they resumed on a node that
+    # did not know it; until somebody logs in to it.
     early_holders: set[tuple[str, int]] = field(default_factory=set)
     firm_bans: set[str] = field(default_factory=set)  # of nodes that lived on, and never lifted
     problems: list[str] = field(default_factory=list)
@@ -522,7 +523,8 @@ def bans_and_topics_are_the_same_everywhere(history: NodesHistory) -> Iterator[s
 def registered_names_have_one_holder(history: NodesHistory) -> Iterator[str]:
     """When everything is quiet, nobody has the name of an account but the one that is logged in.
 
-    A client that had the name before it was registered keeps it until somebody logs in.
+    A client that had the name before it was registered keeps it until somebody logs in; so does one
+    that has resumed on a node that did not know the account yet.
     """
     holders: dict[str, Present] = {}
     for each in history.present:

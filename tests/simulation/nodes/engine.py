@@ -407,6 +407,7 @@ class SharedEngine(Engine):
         for name in list(client.names):
             if name.name != record.name:
                 self._drop(client, name)
+        self._history.early_holders.discard((record.account, record.client))
         if self._logins.get(record.account) != record.client:
             self._log_out(record.client)
             if record.account:
@@ -473,7 +474,17 @@ class SharedEngine(Engine):
         if client.node is not None and client.node is not node:
             client.node.link.push(Replaced(record.client, generation))
         client.node = None
+        self._note_unknown_account(node, record)
         return self._session(node, digest)
+
+    def _note_unknown_account(self, node: _Node, record: SessionRecord) -> None:
+        """Let a client resume without its login if *node* has not heard of its account yet.
+
+        In a cluster it has: its answers come after all changes that precede them.
+        """
+        key = record.login.partition(" ")[2]
+        if any(isinstance(each, AccountChanged) and each.key == key for each in node.link.unseen):
+            self._history.early_holders.add((key, record.client))
 
     # --- Names and logins -------------------------------------------------------------------------
 
