@@ -384,7 +384,7 @@ class LogWriter(logging.Handler):
             self._is_changing = True
         # Without the lock: a disk may hang.
         now = os.fstat(self.fd)
-        with suppress(OSError):  # a network's disk fails only now; this thread goes on
+        with suppress(OSError):  # a network file system fails only now; this thread continues
             before = os.fstat(former)
             if (before.st_dev, before.st_ino) != (now.st_dev, now.st_ino):
                 self._torn = False

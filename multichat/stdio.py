@@ -69,7 +69,7 @@ async def watch_output(fd: int) -> None:
     For pipes and Unix sockets only: a TCP socket does not report that its reader has closed.
 
     Sleeps in a thread, which is abandoned on cancellation and does not keep the process alive.
-    Waits for ever if *fd* is no pipe or socket, and on Windows: there, only writing fails.
+    Waits forever if *fd* is no pipe or socket, and on Windows: there, only writing fails.
     """
     mode = os.fstat(fd).st_mode
     if sys.platform == "win32" or not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):

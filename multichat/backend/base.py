@@ -293,7 +293,7 @@ class Backend(ABC):
         """Stop deleting and log what was deleted; called before the shutdown is announced."""
 
     refusal: str = "the server cannot reach its storage"
-    """What a client is told of a request that needs a decision while `available` is False."""
+    """The reason why a request that needs a decision is refused while `available` is False."""
 
     is_away: bool = True
     """Whether the reason is, while `available` is False, that no connection can be made.

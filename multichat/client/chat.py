@@ -346,7 +346,7 @@ class Chat:
     async def ban(self, what: str | int, time: str = "", reason: str = "") -> None:
         """Disconnect and keep out a name, an address or the client with that number.
 
-        The ban lasts for *time*, such as `1h`, by default for ever.  Raises `Refused`,
+        The ban lasts for *time*, such as `1h`; by default it is permanent.  Raises `Refused`,
         `ConnectionLost`.
         """
         await self._requests.ask(Ban(_who(what), clean(time), clean(reason)))

@@ -132,7 +132,7 @@ class Connection:
         return not self._queue.closed
 
     async def wait_for(self, predicate: Callable[[], object]) -> None:
-        """Wait until *predicate* holds or the connection is over; meanwhile reading goes on."""
+        """Wait until *predicate* holds or the connection is over; events are read meanwhile."""
         await self._changed.wait_for(lambda: self.over or predicate())
 
     # --- Lines ------------------------------------------------------------------------------------

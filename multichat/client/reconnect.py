@@ -51,7 +51,7 @@ from multichat.protocol.text_codec import TEXT
 __all__ = ["Link", "Redial", "Retry"]
 
 # A connection that is lost sooner does not reset the backoff: otherwise a client that is
-# disconnected immediately would reconnect four times a second for ever.
+# disconnected immediately would reconnect four times a second forever.
 _STEADY_SECONDS = 1.0
 
 # Why a login is refused.
@@ -156,7 +156,7 @@ class Link:
         )
 
     async def wait_for(self, predicate: Callable[[], object]) -> None:
-        """Wait until *predicate* holds or the chat is over; meanwhile reading goes on."""
+        """Wait until *predicate* holds or the chat is over; events are read meanwhile."""
         await self.changed.wait_for(lambda: self.over or predicate())
 
     # --- Sending ----------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ class Requests:
     async def _wait_to_send(self, count: int) -> None:
         """Wait until *count* more requests may be sent.
 
-        Raises `LocalProtocolError` if that would wait for ever, because the responses are behind
+        Raises `LocalProtocolError` if that would wait forever, because the responses are behind
         events that the program does not receive.
         """
         outbox, link = self._session.outbox, self._link

@@ -53,7 +53,7 @@ class ClientTimeouts:
     finish: float = 2.0
 
     # Time limit without progress after the end of input, over any number of connections: a machine
-    # that restarts is back by then, and an unattended job does not hang for ever.  It is at least
+    # that restarts is back by then, and an unattended job does not hang forever.  It is at least
     # `stuck` plus the server's own wait.
     progress: float = 300.0
 

@@ -374,7 +374,7 @@ class ValkeyBackend(Backend):
                     self._available = False
                     self._changed.set()
                     self._directory.tell(AvailabilityChanged(False, trouble.reason))
-                if not self._directory.is_away:  # or it was connected in between, in vain
+                if not self._directory.is_away:  # a link may have been prepared since then
                     self._directory.leave(trouble.told)
 
     def _trouble(self, now: float) -> _Trouble:

@@ -49,13 +49,13 @@ do
 
     -- A node that is further behind reads a snapshot.
     local LOG_EVENTS = 10000
-    -- So many batches of a run are in flight at most, so no older answer is asked for.
+    -- At most this many batches of a run are in flight, so no older answer is needed.
     local ANSWERS = 64
     -- More client numbers than all nodes give in the seconds that an engine may lose.
     local SKIPPED = 100000
-    -- One call removes at most so many clients, sessions or names: about 20 ms.
+    -- One call removes at most this many clients, sessions or names: about 20 ms.
     local MAX_REMOVED = 500
-    -- So many sessions may a client that leaves evict: as much as it adds, of the smallest ones.
+    -- A client that leaves evicts at most this many sessions: as much as it adds, of the smallest.
     local MAX_PURGED = 100
     -- A run is never valid again; a frozen node asks within a day.
     local FENCED_SECONDS = 86400

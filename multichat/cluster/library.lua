@@ -40,8 +40,8 @@ local ANSWERS = 64
 -- A node that is away for longer than this takes a new run.
 local RUN_MS = 3600000
 
--- As `multichat.protocol.fields.MAX_UNACCEPTED`.  So many more are kept until they are forgotten at
--- once, and every so many messages with nonces prolong their life.
+-- As `multichat.protocol.fields.MAX_UNACCEPTED`; how many more are kept until those are forgotten
+-- together; and after how many messages with nonces the time to keep them is prolonged.
 local NONCES, MORE_NONCES, PROLONG = 256, 64, 8
 
 -- A larger packet is not pushed: nodes that have the room open read it.

@@ -38,7 +38,7 @@ _MAP = ord("%")
 _LINES = frozenset(b"+-:,#_")
 _KINDS = _STRINGS | _LISTS | _LINES | {_MAP}
 
-# The first bytes of other protocols, and what the operator is told.
+# The first bytes of other protocols, and what the operator reads.
 _OTHERS: Final = (
     (b"\x15\x03", "it uses TLS: write valkeys:// instead of valkey://"),
     (b"HTTP/", "it is a web server, not Valkey or Redis"),

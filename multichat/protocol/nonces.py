@@ -13,7 +13,7 @@ _MAX_BYTES = 64
 
 _DIGITS = 32
 
-# So many characters are at most that long.
+# At most this many characters always fit into `_MAX_BYTES`.
 _SHORT_CHARACTERS = (_MAX_BYTES - 2) // 6
 
 _encode = msgspec.json.Encoder().encode

@@ -1,4 +1,4 @@
-"""Bans of addresses, networks and names, for a time or for ever.  Pure.
+"""Bans of addresses, networks and names, temporary or permanent.  Pure.
 
 Defines what counts as one address, when two bans have the same target, and how a ban is typed by an
 operator, shown to people, and written to a file.  The caller passes the time as `now`, in seconds
@@ -63,7 +63,7 @@ _LAST_SECOND = 253402300799
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DURATION = re.compile(r"([0-9]{1,10})([a-z]*)")
-# More than that is for ever.
+# A longer ban must be permanent.
 _MAX_SECONDS = 100 * 365 * 86400
 
 # An address as the log shows it, with its port.
@@ -175,7 +175,7 @@ def _shown(text: str) -> str:
 
 
 def parse_duration(text: str) -> int | None:
-    """Parse a duration and return it in seconds; None for ever; raises `InvalidBan`.
+    """Parse a duration and return it in seconds, or None if it is permanent; raises `InvalidBan`.
 
     `90s`, `10m`, `2h`, `1d`, `3w`, `forever`; a number alone is minutes.
     """
@@ -203,7 +203,7 @@ def _format_duration(seconds: float) -> str:
 class Ban:
     """A ban of *target*, until a time, for a reason.
 
-    *until* is in seconds since 1970, rounded up; None is for ever.  *reason* is cleaned and cut to
+    *until* is in seconds since 1970, rounded up; None is permanent.  *reason* is cleaned and cut to
     one line of at most 120 characters.  *key* is equal for two bans of the same target, and *looks*
     are the lookalike keys of a name: they take the most time, and are made with the ban, so that
     the event loop can put in force thousands that a thread has read.  Raises `InvalidBan` if the

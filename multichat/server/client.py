@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ARRIVING_SECONDS", "GREETING_SECONDS", "Client", "MemberInfo"]
 
-# Time for a client to send its hello, before others are told of it.
+# Time for a client to send its hello, before it is announced to others.
 ARRIVING_SECONDS = 0.1
 
 # The same while its hello is carried out: longer than a storage is waited for.  A client that reads

@@ -282,8 +282,8 @@ class ServerConfig:
         "disconnect the client.",
     )
 
-    # Seconds for which a room waits for slow clients at a stretch; then it goes on, and the rest is
-    # replayed to them.  Long enough for a phone to change its cell.
+    # Seconds for which a room waits for slow clients at a stretch; then it continues, and the rest
+    # is replayed to them.  Long enough for a phone to change its cell.
     slow_timeout_seconds: float = _setting(
         2.0, "Seconds that slow clients may keep a room waiting at a stretch.", at_least=0
     )
@@ -381,7 +381,7 @@ class ServerConfig:
     max_rooms: int = _setting(1024, "Maximum number of rooms.", at_least=1)
 
     # New rooms that one address may open per hour; over loopback, one client, and over a Unix
-    # socket, one user.  A person needs a few, and a journal keeps each room for ever.
+    # socket, one user.  A person needs a few, and a journal keeps each room forever.
     max_new_rooms: int = _setting(
         100, "Rooms that nobody has used before which one address may open an hour.", at_least=1
     )

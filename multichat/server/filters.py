@@ -149,7 +149,7 @@ class Filters:
             finished = done.copy()  # what a thread still does is too late
             if scope.cancelled_caught:
                 self._tell_slow(function)
-                finished += messages[len(finished) :][:1]  # that one goes on as it was
+                finished += messages[len(finished) :][:1]  # that one is passed on unchanged
             results[start : start + len(finished)] = finished
             start += len(finished)
 

@@ -408,7 +408,7 @@ class OpenRooms:
             self._left.append(room)
             return
         if room.is_delivering and self._closing is None:  # a message under way is not delivered yet
-            # One task for each room: two would give each other the turn to deliver for ever.
+            # One task for each room: two would give each other the turn to deliver forever.
             if room not in self._closing_later:
                 self._closing_later.add(room)
                 self._start_soon(partial(self._close_later, room))

@@ -46,12 +46,12 @@ class PresenceAnnouncer:
     """Announces to *members* of *room* (by client number) which of them join and leave.
 
     *by_codec* groups the live members by codec; the room owns and updates both mappings, before it
-    calls a method here.  Clients of the text protocol are told only with *to_text*.  If a member
-    leaves and may reconnect, the others are told after *away_seconds*.  *start_soon* starts the
-    announcing tasks.
+    calls a method here.  Clients of the text protocol get presence only with *to_text*.  If a
+    member leaves and may reconnect, that is announced after *away_seconds*.  *start_soon* starts
+    the announcing tasks.
 
-    Members on other nodes are in *remote*, updated in the same way; they count and are listed, and
-    are told by their nodes.
+    Members on other nodes are in *remote*, updated in the same way; they count and are listed;
+    their own nodes send them presence.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class PresenceAnnouncer:
         self._newcomers: dict[int, int] = {}
         self._came = 0
         self._returned: dict[int, int] = {}  # to be announced to newcomers above that number
-        # Arriving clients that came while nobody listened, with the names that they had then.
+        # Arriving clients that joined while no member received presence, with their names then.
         self._passed_over: dict[int, str] = {}
         if remote:  # they were there before anybody here
             for client in remote.values():
@@ -126,7 +126,7 @@ class PresenceAnnouncer:
     def arrived(self, client: int) -> None:
         """Note that *client* is not arriving any more: it is listed, and announced.
 
-        If nobody listened when it came, only a new name is.
+        If no member received presence when it joined, only a new name is.
         """
         if (name := self._passed_over.pop(client, None)) is not None:
             self._changes.forget_join(client, name)
@@ -148,7 +148,7 @@ class PresenceAnnouncer:
         }
 
     def left(self, member: Member, reason: str, *, away: bool) -> None:
-        """Record that *member* has left; if it is *away*, the others are told later.
+        """Record that *member* has left; if it is *away*, that is announced later.
 
         A member that leaves before it was announced is not mentioned.
         """
@@ -189,14 +189,14 @@ class PresenceAnnouncer:
             self._waiting_for_away = False
 
     def end_absence(self, client: int) -> None:
-        """Tell the others that *client*, if it is away, has left."""
+        """Announce that *client*, if it is away, has left."""
         if (away := self._away.pop(client, None)) is not None:
             self._forget_member(client)
             self._changes.leave(client, away.reason)
             self._tell_soon()
 
     def encode_who(self, to: Client, nonce: Nonce | None) -> bytes:
-        """Return the encoded `Members`; from then on *to* is told when a listed member leaves."""
+        """Return the encoded `Members`; from then on *to* gets a `Left` of each listed member."""
         hidden = {
             number
             for number in self._arriving()
@@ -292,12 +292,12 @@ class PresenceAnnouncer:
         subjects = {client for client, _ in events}
         others = [member for client, member in self._members.items() if client not in subjects]
         self._tell(others, [event for _, event in events])
-        for subject in subjects:  # no member is told about itself
+        for subject in subjects:  # no member gets its own events
             if (member := self._members.get(subject)) is not None:
                 self._tell([member], [event for client, event in events if client != subject])
 
     def _settle_passed_over(self) -> None:
-        """Treat as announced who came while nobody listened, and sent no hello in time."""
+        """Treat clients in `_passed_over` as announced if they sent no hello in time."""
         if self._passed_over:
             arriving = set(self._arriving())
             for client in [each for each in self._passed_over if each not in arriving]:
@@ -330,7 +330,7 @@ class PresenceAnnouncer:
     def _tell_in_other_rooms(self, renamed: int) -> None:
         """Announce the new name of that client in its other rooms, too.
 
-        All announce it in one step, so that a client that shares several rooms is told once.
+        All announce it in one step, so that a client that shares several rooms gets it once.
         """
         told = set(self._members)
         for other in self._all_rooms_of(renamed):

@@ -364,7 +364,7 @@ class Registry:
     def note_change(self, client: Client) -> None:
         """Store the name, the rooms and the login of *client* in its session, if they differ.
 
-        Other nodes are told, too.
+        Other nodes get it, too.
         """
         self._reports.put(client)
         if (session := client.stored_session) is not None:
@@ -458,7 +458,7 @@ class Registry:
         return member is None
 
     def _check_number_of_rooms(self, rooms: int) -> None:
-        """Raise `TooManyRooms` if a client in so many *rooms* cannot enter another one."""
+        """Raise `TooManyRooms` if a client in that number of *rooms* cannot enter another one."""
         most = self._config.max_rooms_per_client
         if rooms >= most:
             raise TooManyRooms(most, of_client=True)
@@ -525,7 +525,7 @@ class Registry:
         clients = 0 if self.closed else len(self._clients)
         speaker = TEXT.format_sender(SERVER_NAME, act=False)
         self._log.said(speaker, text, clients, "TX", fields={"event": "announced"})
-        told: set[Client] = set()  # each client is told in one of its rooms
+        told: set[Client] = set()  # each client gets it in one of its rooms
 
         async def notify(room: Room) -> None:
             receipts.append(await room.notify(text, told))

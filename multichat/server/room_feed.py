@@ -25,7 +25,7 @@ __all__ = ["RoomFeed"]
 
 @dataclass(eq=False, slots=True)
 class _Proposed:
-    """A *delivery* that was proposed, which had so many *messages*.
+    """A *delivery* that was proposed, with this number of *messages*.
 
     *applied* is set when it is over, or never will be.  It *is_lost* if the log has lost it.
     """

@@ -473,7 +473,7 @@ class Server:
         """Start to drain: within *seconds*, all clients are told to reconnect; then, `shutdown`.
 
         By default, *seconds* are `ServerConfig.drain_seconds`.  `run` stops accepting clients at
-        once; the web port goes on answering requests, and refuses WebSockets.  After a pause (see
+        once; the web port continues to answer requests, and refuses WebSockets.  After a pause (see
         `ServerTimeouts.drain_pause`) each client gets the goodbye `draining`, evenly spread over
         the rest of the time.  It ends as soon as no client is left; bots stay until the shutdown.
 

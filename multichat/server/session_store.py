@@ -124,7 +124,7 @@ class SessionStore:
         Only with other nodes.  The caller MUST then resume it, or call `put_back`.  Raises
         `StorageFailed`.  Not cancelled before that is decided.
         """
-        # Who is cancelled would not know whether to put it back.  The backend bounds the wait.
+        # A cancelled caller would not know whether to put it back.  The backend bounds the wait.
         with trio.CancelScope(shield=True):
             kept = await self._backend.take_session(session.digest, session.generation)
         if kept is None:

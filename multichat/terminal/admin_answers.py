@@ -210,7 +210,8 @@ def _beginning(text: str, columns: int) -> str:
 def _cut(text: str, columns: int) -> str:
     """Return the longest beginning of *text* that fits into *columns*.
 
-    Looks at no more of *text* than that, and so many marks: clients choose the names in a table.
+    Looks at no more of *text* than that, and at a limited number of marks: clients choose the names
+    in a table.
     """
     text = text[: columns * _MARKS]
     widths = accumulate(map(columns_of, text))

@@ -5,7 +5,7 @@ another draws three emoji in six.  prompt_toolkit adds up the widths of the code
 everything after them by that sum.  Here a cluster is one cell of that width, and the cursor is
 placed behind the cell, however much of it the terminal fills.
 
-prompt_toolkit takes quadratic time for the marks of one cell, so that only so many are drawn.
+prompt_toolkit takes quadratic time for the marks of one cell, so only a limited number is drawn.
 """
 
 from bisect import bisect_left

@@ -32,7 +32,7 @@ __all__ = [
     "said_block",
 ]
 
-# Others are told that a client left when it has been away for less than that.
+# Presence announces that a client left before it has been away for that long.
 _RECENT_SECONDS, _MAX_RECENT = 3600.0, 10_000
 
 # The columns of a block.  Its epoch is the first one that ended after it, or the room's current

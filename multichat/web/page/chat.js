@@ -22,8 +22,8 @@ import { encodeRequest } from "./wire.js";
 
 const LOBBY = "lobby";
 
-// Of a private conversation so many messages survive a reload, and its share of so many characters
-// of all: browsers keep five million, or nothing.
+// How many messages of a private conversation survive a reload, and how many characters of all of
+// them together: browsers keep five million, or nothing.
 const KEPT_DIRECTS = 100;
 const KEPT_CHARACTERS = 1_000_000;
 
@@ -286,7 +286,7 @@ export class Chat {
   }
 }
 
-/** The last messages of a private conversation, with at most so many *characters*. */
+/** The last messages of a private conversation, with at most that number of *characters*. */
 function keptItems({ items }, characters) {
   const kept = [];
   let left = characters;

@@ -8,10 +8,10 @@
 /** Older messages are dropped from memory beyond this, and come back from the server's history. */
 const MAX_ITEMS = 10_000;
 
-// So many are dropped at once, because dropping moves the rest.
+// The number that is dropped at once, because dropping moves the rest.
 const DROPPED_ITEMS = 1000;
 
-// Of those who join and leave between two messages, so many are named.
+// How many of those who join and leave between two messages are named.
 const MAX_CHANGES = 200;
 
 let serial = 0;

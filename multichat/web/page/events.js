@@ -9,7 +9,7 @@ import { directKey, roomKey } from "./names.js";
 // More than anybody reads; a server of ours lets a client into 32, unless it is told otherwise.
 const MAX_ROOMS = 100;
 
-// Of a room's members so many are kept by name; the count is always right.
+// How many of a room's members are kept by name; the count is always right.
 const MAX_MEMBERS = 5000;
 
 // In larger rooms the list of members is asked for only when somebody goes there.
@@ -191,7 +191,7 @@ export const HANDLERS = Object.freeze({
     conversation.isFresh = false;
     const page = event.messages.filter(({ room }) => roomKey(room) === conversation.key);
     const fresh = conversation.addPage(page.map((message) => saidItem(chat, message)));
-    // A server that repeats itself is not asked for ever.
+    // A server that repeats itself is not asked forever.
     conversation.hasMore = event.more && (fresh.length > 0 || wasFresh);
     const unread = event.missed === 1 ? "1 message" : `${event.missed} messages`;
     if (event.missed) noteIn(conversation, chat, "missed", `${unread} of the history cannot be read`);

@@ -5,7 +5,7 @@
 import { byId, element, icon, ICONS, nameElement } from "./dom.js";
 import { hueOf, initialsOf } from "./names.js";
 
-// Of a room's members so many are listed.
+// How many of a room's members are listed.
 const MAX_LISTED = 300;
 
 const STATUS = Object.freeze({
