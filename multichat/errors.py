@@ -121,6 +121,7 @@ class Remedy(Enum):
     OMIT_TLS = auto()
     PERHAPS_OMIT_TLS = auto()
     TRUST_ISSUER = auto()
+    NAME_CERTIFICATE = auto()
     PERHAPS_SPEAK_TEXT = auto()
     SPEAK_TEXT = auto()
 
@@ -544,10 +545,7 @@ class BadPasswordFile(_FileFault):
 
 
 class ConnectionLost(MultichatError):
-    """The connection ended before a call was done: it broke, or the server said goodbye.
-
-    *reason* is then that of the goodbye.
-    """
+    """The connection broke, or the server said goodbye for *reason*, before a call was done."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"connection lost: {reason}")

@@ -70,6 +70,7 @@ _REMEDIES: dict[Remedy | None, str] = {
     Remedy.OMIT_TLS: ": omit --tls",
     Remedy.PERHAPS_OMIT_TLS: "; if the server does not use TLS, omit --tls",
     Remedy.TRUST_ISSUER: "; trust it with --tls-ca FILE",
+    Remedy.NAME_CERTIFICATE: "; expect another name in it with --tls-name NAME",
     Remedy.PERHAPS_SPEAK_TEXT: "; use --plain for one that only speaks plain text",
     Remedy.SPEAK_TEXT: "; use --plain to speak plain text",
 }

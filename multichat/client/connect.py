@@ -77,6 +77,8 @@ async def dial(
                 remedy = Remedy.PERHAPS_OMIT_TLS
             elif transport.has_unknown_issuer(error):
                 remedy = Remedy.TRUST_ISSUER
+            elif transport.has_another_name(error):
+                remedy = Remedy.NAME_CERTIFICATE
         else:
             raise
         raise ConnectFailed(host, port, reason, lasting=lasting, remedy=remedy) from error

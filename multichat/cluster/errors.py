@@ -139,7 +139,8 @@ class EngineRefused(MultichatError):
         super().__init__(_SUBJECT.sub(lambda it: _SUBJECTS[it[0]], self.meaning.reason))
 
     def _meaning(self) -> Meaning:
-        if self.code == "NOPERM":
+        # A function whose keys the user may not use fails with the code ERR.
+        if self.code == "NOPERM" or "The user executing the script can't access" in self.text:
             return Meaning(f"its user lacks a right: {self.text}", lasting=True)
         if "unknown command" in self.text and "HELLO" in self.text.upper():
             return NO_RESP3

@@ -458,6 +458,7 @@ _REMEDIES: dict[Remedy | None, str] = {
     Remedy.OMIT_TLS: ": write valkey:// instead of valkeys://",
     Remedy.PERHAPS_OMIT_TLS: "; if it does not use TLS, write valkey:// instead of valkeys://",
     Remedy.TRUST_ISSUER: "; trust it with --cluster-ca FILE",
+    Remedy.NAME_CERTIFICATE: "; expect another name in it with --cluster-tls-name NAME",
 }
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "encrypt",
     "format_address",
     "handshake",
+    "has_another_name",
     "has_ended",
     "has_input",
     "has_unknown_issuer",
@@ -132,6 +133,9 @@ _DATE_ADVICE = {
 # OpenSSL's error numbers for a certificate that no trusted authority has signed.
 _UNKNOWN_ISSUER = (18, 19, 20, 21)
 
+# OpenSSL's error numbers for a certificate of another host name or address.
+_ANOTHER_NAME = (62, 64)
+
 # OpenSSL's reasons for bytes that are not TLS, in its different versions.
 _NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
 
@@ -139,6 +143,11 @@ _NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACK
 def has_unknown_issuer(error: BaseException) -> bool:
     """Return whether a TLS handshake failed with *error* because nobody trusted has signed."""
     return getattr(error.__cause__, "verify_code", None) in _UNKNOWN_ISSUER
+
+
+def has_another_name(error: BaseException) -> bool:
+    """Return whether a TLS handshake failed with *error* because the certificate names others."""
+    return getattr(error.__cause__, "verify_code", None) in _ANOTHER_NAME
 
 
 def is_not_tls(error: BaseException) -> bool:

@@ -102,6 +102,7 @@ async def test_tls_with_an_authority_and_a_name(engines: Engines, tmp_path: Path
         assert await works(server)
     other = await failure(tmp_path, engine.url, *trusted, "--cluster-tls-name", "other.example")
     assert "its certificate is not accepted" in other
+    assert other.endswith("; expect another name in it with --cluster-tls-name NAME")
     plain = engine.url.replace("valkeys", "valkey")
     assert "write valkeys://" in await failure(tmp_path, plain)
     assert "need an address with valkeys://" in await failure(tmp_path, plain, *trusted)

@@ -37,6 +37,11 @@ pytestmark = pytest.mark.unit
             "the engine of the cluster refuses it",
         ),
         (
+            "ERR The user executing the script can't access a key",
+            "the engine's user lacks a right: The user executing the script can't access a key",
+            "the engine of the cluster refuses it",
+        ),
+        (
             "WRONGTYPE Operation against a key",
             "the engine says: WRONGTYPE Operation against a key",
             "the engine of the cluster refuses it",

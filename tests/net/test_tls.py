@@ -314,6 +314,7 @@ async def test_a_broken_tls_connection_is_one_log_line(
 
 NOT_TRUSTED = "its certificate is not accepted: "
 HINT = "; trust it with --tls-ca FILE"
+NAME_HINT = "; expect another name in it with --tls-name NAME"
 EXPIRED = "; its operator has to renew it, if the clock of this machine is right"
 
 
@@ -324,7 +325,11 @@ EXPIRED = "; its operator has to renew it, if the clock of this machine is right
         ("self-signed", "send", f"self-signed certificate{HINT}"),
         ("expired", "who", f"certificate has expired{EXPIRED}"),
         ("early", "connect", "certificate is not yet valid; is the clock of this machine right?"),
-        ("named", "send", "ip address mismatch, certificate is not valid for '127.0.0.1'"),
+        (
+            "named",
+            "send",
+            f"ip address mismatch, certificate is not valid for '127.0.0.1'{NAME_HINT}",
+        ),
     ],
 )
 async def test_an_untrusted_certificate_is_one_line_on_both_sides(
