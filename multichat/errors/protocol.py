@@ -1,92 +1,23 @@
-"""Every exception that multichat raises on purpose.  Pure.
-
-The tree::
-
-    MultichatError
-    │
-    │   misuse of the protocol
-    ├── LocalProtocolError      by our caller
-    │   ├── UnknownClient       no client has that number
-    │   ├── NotPrivate          a passphrase, over a connection that others can read
-    │   ├── InvalidBan          not a valid ban
-    │   └── TooManyBans         the limit of bans is reached
-    ├── RemoteProtocolError     by the peer: it gets an error and stays connected
-    │   ├── LineTooLong         a line above the limit
-    │   ├── InvalidRequest      not a valid request
-    │   ├── UnknownRequest      an unknown type of request
-    │   ├── EmptyText           a message without text
-    │   ├── InvalidName         not a valid name
-    │   ├── NameTaken           the name is in use, or belongs to an account
-    │   ├── WrongPassphrase     no account has that name and passphrase
-    │   ├── TooManyAttempts     too many logins are tried from there
-    │   ├── LoginRequired       only accounts may speak
-    │   ├── Insecure            a passphrase was sent in plain text
-    │   ├── RegistrationClosed  accounts are made by operators only
-    │   ├── TooManyRegistrations  a limit of accounts is reached
-    │   ├── NotOperator         only operators may do that
-    │   ├── TooManyRooms        the limit of rooms is reached
-    │   ├── NobodyThere         the recipient is not connected
-    │   ├── NotDelivered        the recipient's send queue is full
-    │   ├── DeliveryUnknown     a private message may have been delivered or not
-    │   ├── Rejected            a filter rejected a message, room or name
-    │   ├── Banned              the name is banned
-    │   ├── UnknownId           no message has that id
-    │   ├── NotInRoom           the client is not in that room
-    │   ├── LastRoom            the client is in no other room
-    │   ├── NonceReused         the nonce belongs to another message
-    │   ├── StorageFailed       the journal cannot store the message
-    │   └── NotRead             the journal cannot be read
-    │
-    │   faults at the other end of a connection
-    ├── Refused                 the server refused a request, or did not admit us
-    ├── ConnectFailed           no connection could be made
-    ├── ConnectionLost          the connection ended before a call was done
-    ├── NoJson                  the server does not speak JSON, or does not answer
-    │
-    │   faults on this machine
-    ├── ListenFailed            the address cannot be listened on
-    ├── InvalidSettings         an invalid configuration file
-    ├── InvalidBanFile          an invalid line in a ban file
-    ├── ReloadFailed            a file was not reloaded
-    ├── JournalFailed           the journal file cannot be used
-    ├── BadCertificate          a certificate or key cannot be used
-    ├── BadPasswordFile         a password file cannot be used
-    ├── InputNotText            standard input cannot be decoded
-    └── OutputLost              standard output cannot be written to
-
-Any other exception out of a decoder or a session is a bug in multichat.
-"""
+"""Misuse of the protocol: by our caller, or by the peer, which gets an error.  Pure."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from enum import Enum, auto
+
+from multichat.errors.base import MultichatError, Remedy
 
 __all__ = [
-    "BadCertificate",
-    "BadPasswordFile",
     "Banned",
-    "ConnectFailed",
-    "ConnectionLost",
     "DeliveryUnknown",
     "EmptyText",
-    "InputNotText",
     "Insecure",
     "InvalidBan",
-    "InvalidBanFile",
     "InvalidName",
     "InvalidRequest",
-    "InvalidSettings",
-    "JournalFailed",
     "LastRoom",
     "LineTooLong",
-    "ListenFailed",
     "LocalProtocolError",
     "LoginRequired",
-    "MultichatError",
     "NameAssigned",
     "NameTaken",
-    "NoJson",
     "NobodyThere",
     "NonceReused",
     "NotDelivered",
@@ -94,12 +25,8 @@ __all__ = [
     "NotOperator",
     "NotPrivate",
     "NotRead",
-    "OutputLost",
-    "Refused",
     "RegistrationClosed",
     "Rejected",
-    "ReloadFailed",
-    "Remedy",
     "RemoteProtocolError",
     "StorageFailed",
     "TooManyAttempts",
@@ -110,26 +37,7 @@ __all__ = [
     "UnknownId",
     "UnknownRequest",
     "WrongPassphrase",
-    "lone_exception",
 ]
-
-
-class Remedy(Enum):
-    """What may help against an error; a front end says how it is done there."""
-
-    USE_TLS = auto()
-    OMIT_TLS = auto()
-    PERHAPS_OMIT_TLS = auto()
-    TRUST_ISSUER = auto()
-    NAME_CERTIFICATE = auto()
-    PERHAPS_SPEAK_TEXT = auto()
-    SPEAK_TEXT = auto()
-
-
-class MultichatError(Exception):
-    """The base class of all exceptions of multichat; *remedy* is what may help, if known."""
-
-    remedy: Remedy | None = None
 
 
 class LocalProtocolError(MultichatError):
@@ -455,144 +363,3 @@ class NotRead(RemoteProtocolError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"the history cannot be read: {reason}")
         self.reason = reason
-
-
-class Refused(MultichatError):
-    """The server refused a request, or did not admit us.
-
-    *code* is for programs, the message for people.  It is the code of the error, or of the goodbye
-    that came instead of a welcome; for a goodbye without a known code it is `refused`.
-    """
-
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-
-
-class ConnectFailed(MultichatError):
-    """No connection could be made: refused, unreachable, unresolvable or timed out.
-
-    *lasting* means that a retry cannot succeed until somebody mends the cause: the name is invalid,
-    or the certificate untrusted.
-    """
-
-    def __init__(
-        self,
-        host: str,
-        port: int | None,
-        reason: str,
-        *,
-        lasting: bool = False,
-        remedy: Remedy | None = None,
-    ) -> None:
-        self.remedy = remedy
-        where = host if port is None else f"{host} port {port}"
-        super().__init__(f"cannot connect to {where}: {reason}")
-        self.host, self.port, self.reason, self.lasting = host, port, reason, lasting
-
-
-class ListenFailed(MultichatError):
-    """The address cannot be listened on: in use, not local, or not an address."""
-
-    def __init__(self, host: str | None, port: int | None, reason: str) -> None:
-        where = " ".join(filter(None, (host, None if port is None else f"port {port}")))
-        super().__init__(f"cannot listen on {where}: {reason}")
-        self.host, self.port, self.reason = host, port, reason
-
-
-class InvalidSettings(MultichatError):
-    """The configuration file is invalid or cannot be read."""
-
-    def __init__(self, path: object, key: str, reason: str) -> None:
-        super().__init__(": ".join(filter(None, (str(path), key, reason))))
-        self.path, self.key, self.reason = path, key, reason
-
-
-class InvalidBanFile(MultichatError):
-    """A line of a ban file is invalid."""
-
-    def __init__(self, file: str, line: int, reason: str) -> None:
-        super().__init__(f"{file} line {line}: {reason}")
-        self.file, self.line, self.reason = file, line, reason
-
-
-class ReloadFailed(MultichatError):
-    """Files were not reloaded, each with its reason in one of *lines*; all others were."""
-
-    def __init__(self, lines: Sequence[str]) -> None:
-        super().__init__("; ".join(lines))
-        self.lines = tuple(lines)
-
-
-class _FileFault(MultichatError):
-    """The file at *path* cannot be used, for a *reason*."""
-
-    def __init__(self, path: object, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = path, reason
-
-
-class JournalFailed(_FileFault):
-    """The journal file cannot be used: locked, corrupt, not a journal, or the disk is full."""
-
-
-class BadCertificate(_FileFault):
-    """A certificate or key cannot be used."""
-
-
-class BadPasswordFile(_FileFault):
-    """A password file cannot be read, or does not contain a password."""
-
-
-class ConnectionLost(MultichatError):
-    """The connection broke, or the server said goodbye for *reason*, before a call was done."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"connection lost: {reason}")
-        self.reason = reason
-
-
-class NoJson(MultichatError):
-    """JSON is required, but the server does not speak it or does not answer."""
-
-    def __init__(self, silent_seconds: float | None = None) -> None:
-        if silent_seconds is None:
-            super().__init__("the server does not answer in JSON")
-        else:
-            super().__init__(f"the server did not answer in {silent_seconds:g} s")
-            self.remedy = Remedy.PERHAPS_SPEAK_TEXT
-
-
-class InputNotText(MultichatError):
-    """Standard input is in an unsupported encoding."""
-
-    def __init__(self) -> None:
-        super().__init__("standard input is UTF-16; convert it to UTF-8")
-
-
-class OutputLost(MultichatError):
-    """Standard output can no longer be written to."""
-
-    def __init__(self, error: OSError) -> None:
-        reason = (error.strerror or str(error)).lower()
-        super().__init__(f"cannot write to standard output: {reason}")
-
-
-@contextmanager
-def lone_exception() -> Iterator[None]:
-    """Replace an exception group that leaves the block by its only exception.
-
-    For nurseries that are an implementation detail: the caller sees `OSError`, not a group of one.
-    Of several `MultichatError`s, as when both directions of a connection are lost, it raises the
-    first; any other group passes unchanged.
-    """
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        all_ours = group.split(MultichatError)[1] is None
-        while isinstance(error, BaseExceptionGroup) and (all_ours or len(error.exceptions) == 1):
-            error = error.exceptions[0]
-        if error is group:
-            raise
-        raise error from error.__cause__
