@@ -208,18 +208,19 @@ __all__ = [
 # Imported when first asked for: `multichat --help` needs no trio, and the command's own entry
 # point has to be there before anything slow is imported, or Ctrl+C would meet a traceback.
 _HOMES = (
-    "server.authentication",
-    "server.bans",
-    "server.broadcast",
-    "client.chat",
+    # What a client uses is first, and needs nothing else of the server.
     "client.connect",
     "client.timeouts",
-    "server.config",
+    "client.chat",
     "errors",
+    "server.bans",  # before the messages, which have another `Ban`
+    "protocol.messages",
+    "server.authentication",
+    "server.broadcast",
+    "server.config",
     "journal.base",
     "journal.memory",
     "net.certificates",
-    "protocol.messages",
     "server.join_hook",
     "server.client",
     "server.live_settings",

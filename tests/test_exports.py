@@ -95,6 +95,15 @@ def test_without_a_web_port_nothing_of_http_and_without_bots_no_client_is_import
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.process
+def test_a_program_that_is_a_client_imports_no_server() -> None:
+    code = (
+        "import sys, multichat; multichat.connect, multichat.Said, multichat.MultichatError; "
+        "sys.exit('multichat.server.server' in sys.modules or 'multichat.journal' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def modules_after(*arguments: str) -> set[str]:
     """What `multichat` with these *arguments* has imported when it ends."""
     code = (
