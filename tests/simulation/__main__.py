@@ -4,11 +4,14 @@
     python -m tests.simulation --seeds 500 --start N  from N on
     python -m tests.simulation --seed N               one, with its log
 
-There are three kinds of schedules: clients in `one` room each, clients in `several`, with accounts
-(`rooms`), and several `nodes` on one engine (`nodes`).  The first two run with two backends: the
-`local` one, and one that decides late (`slow_backend`).  So that a run takes minutes, every second
-seed runs with the slow backend, and every fourth with several nodes.  `--kind KIND` or `--backend
-BACKEND` runs these only, and all seeds; so does `--seed`, which means the first by default.
+There are these kinds of schedules: clients in `one` room each, clients in `several`, with accounts
+(`rooms`), and several `nodes` on one engine (`nodes`).  In `owners`, otherwise like `several`, and
+`node-owners`, otherwise like `nodes`, operators add accounts with the names of clients, and their
+owners log in.  Without nodes, they run with two backends: the `local` one, and one that decides
+late (`slow_backend`).  So that a run takes minutes, every second seed runs with the slow backend,
+every fourth with several nodes, and every eighth in which owners log in.  `--kind KIND` or
+`--backend BACKEND` runs these only, and all seeds; so does `--seed`, which means the first by
+default.
 
 Each schedule that violates an invariant is printed with the command that replays it, and repeated.
 The exit status is 1 if any schedule also fails the second time.
@@ -25,10 +28,10 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NamedTuple
 
-from .nodes.plan import make_nodes_plan
+from .nodes.plan import NodesPlan, make_nodes_plan, make_owners_nodes_plan
 from .nodes.world import NodesOutcome, simulate_nodes
 from .plan import Plan, make_plan, with_slow_backend
-from .rooms.plan import make_rooms_plan
+from .rooms.plan import make_owners_plan, make_rooms_plan
 from .rooms.world import simulate_rooms
 from .world import Outcome, simulate
 
@@ -44,6 +47,13 @@ _PROGRESS_SECONDS = 10.0
 _KINDS: dict[str, tuple[Callable[[int], Plan], Callable[[Plan], Outcome]]] = {
     "one": (make_plan, simulate),
     "several": (make_rooms_plan, simulate_rooms),
+    "owners": (make_owners_plan, simulate_rooms),
+}
+
+# The same with several nodes, which `simulate_nodes` runs.
+_NODES_KINDS: dict[str, Callable[[int], NodesPlan]] = {
+    "nodes": make_nodes_plan,
+    "node-owners": make_owners_nodes_plan,
 }
 
 _BACKENDS: dict[str, Callable[[Plan], Plan]] = {
@@ -53,7 +63,7 @@ _BACKENDS: dict[str, Callable[[Plan], Plan]] = {
 
 
 # Of how many seeds one runs, because of what it costs.
-_EVERY = {"local": 1, "slow": 2, "nodes": 4}
+_EVERY = {"local": 1, "slow": 2, "nodes": 4, "owners": 8, "node-owners": 8}
 
 
 class Variant(NamedTuple):
@@ -66,13 +76,18 @@ class Variant(NamedTuple):
     def options(self) -> str:
         """The options that choose it, as far as they are no defaults."""
         kind = "" if self.kind == "one" else f" --kind {self.kind}"
-        needed = self.backend != "local" and self.kind != "nodes"
+        needed = self.backend != "local" and not self.has_nodes
         return kind + (f" --backend {self.backend}" if needed else "")
+
+    @property
+    def has_nodes(self) -> bool:
+        """Whether there are several nodes."""
+        return self.kind in _NODES_KINDS
 
     @property
     def every(self) -> int:
         """Of how many seeds one runs."""
-        return _EVERY["nodes" if self.kind == "nodes" else self.backend]
+        return max(_EVERY.get(self.kind, 1), 1 if self.has_nodes else _EVERY[self.backend])
 
     def make(self, seed: int) -> Plan:
         """Return the plan of *seed*, not of several nodes."""
@@ -85,7 +100,7 @@ class Variant(NamedTuple):
 
 VARIANTS = [
     *(Variant(kind, backend) for kind in _KINDS for backend in _BACKENDS),
-    Variant("nodes", "slow"),
+    *(Variant(kind, "slow") for kind in _NODES_KINDS),
 ]
 
 
@@ -124,11 +139,11 @@ def _figures(variant: Variant, outcome: Outcome) -> Figures:
     )
 
 
-def _nodes_figures(outcome: NodesOutcome) -> Figures:
+def _nodes_figures(variant: Variant, outcome: NodesOutcome) -> Figures:
     history = outcome.history
     talkings = history.talkings
     return Figures(
-        variant=Variant("nodes", "slow"),
+        variant=variant,
         seed=history.plan.seed,
         seconds=history.seconds,
         people=len(history.visits),
@@ -149,8 +164,8 @@ def _run_seed(variant: Variant, seed: int) -> Figures:
     signal.signal(signal.SIGVTALRM, give_up)
     signal.setitimer(signal.ITIMER_VIRTUAL, _RUN_SECONDS)
     try:
-        if variant.kind == "nodes":
-            return _nodes_figures(simulate_nodes(make_nodes_plan(seed)))
+        if variant.has_nodes:
+            return _nodes_figures(variant, simulate_nodes(_NODES_KINDS[variant.kind](seed)))
         return _figures(variant, variant.run(variant.make(seed)))
     except Exception as error:  # noqa: BLE001 - a seed that we cannot judge has failed
         return Figures(variant, seed, 0, 0, 0, 0, 0, 0, 0, 0, (f"ends_in_time: {error!r}",))
@@ -230,8 +245,8 @@ def run_many(
 
 def replay(seed: int, variant: Variant) -> int:
     """Run one *seed* and print its log and result; return the exit status."""
-    if variant.kind == "nodes":
-        return _replay_nodes(seed)
+    if variant.has_nodes:
+        return _replay_nodes(seed, variant)
     plan = variant.make(seed)
     _tell(plan.config)
     _tell(f"rooms {', '.join(plan.rooms)}; {plan.server_ending.name}; eager: {plan.eager}")
@@ -252,8 +267,8 @@ def replay(seed: int, variant: Variant) -> int:
     return int(bool(outcome.violations))
 
 
-def _replay_nodes(seed: int) -> int:
-    plan = make_nodes_plan(seed)
+def _replay_nodes(seed: int, variant: Variant) -> int:
+    plan = _NODES_KINDS[variant.kind](seed)
     _tell(plan.config)
     for number, link in enumerate(plan.links):
         _tell(f"node {number}: {link}")
@@ -267,7 +282,7 @@ def _replay_nodes(seed: int) -> int:
         _tell(f"{seconds:9.4f} {node} {text}")
     _tell(f"digest {outcome.digest}")
     if outcome.violations:
-        _tell_failure(_nodes_figures(outcome))
+        _tell_failure(_nodes_figures(variant, outcome))
     return int(bool(outcome.violations))
 
 
@@ -278,7 +293,9 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="replay this one alone, with its log")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many processes")
-    parser.add_argument("--kind", choices=[*_KINDS, "nodes"], help="this kind of schedules only")
+    parser.add_argument(
+        "--kind", choices=[*_KINDS, *_NODES_KINDS], help="this kind of schedules only"
+    )
     parser.add_argument("--backend", choices=[*_BACKENDS], help="this backend only")
     options = parser.parse_args()
     if options.seed is not None:

@@ -26,6 +26,7 @@ __all__ = [
     "SHOUTED",
     "SLEEPY",
     "Ending",
+    "GivenAccount",
     "JournalKind",
     "PersonPlan",
     "Plan",
@@ -110,6 +111,19 @@ class PersonPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GivenAccount:
+    """An account that the operator of *node* adds; a client with its *name* keeps that for now.
+
+    Its owner, who knows the *passphrase*, takes the name from that client by logging in.
+    """
+
+    seconds: float
+    name: str
+    passphrase: str
+    node: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """One run."""
 
@@ -131,6 +145,7 @@ class Plan:
     session_seconds: float  # the lifetime of sessions of disconnected clients
     hash_seconds: float = 0.0  # the longest time that hashing a passphrase takes
     link: LinkFaults | None = None  # to an engine; without one, the backend is the local one
+    given: tuple[GivenAccount, ...] = ()
 
     @property
     def link_seconds(self) -> float:

@@ -20,7 +20,7 @@ import trio.testing
 from multichat import Server
 from multichat.backend.base import Backend
 from multichat.backend.local import LocalBackend
-from multichat.errors import UnknownClient
+from multichat.errors import MultichatError, UnknownClient
 from multichat.journal.base import AccountRecord, Journal, PendingWrite
 from multichat.journal.memory import MemoryJournal
 from multichat.net.fair_share import NO_PAUSES
@@ -36,7 +36,7 @@ from .history import Heard, History, Visit
 from .invariants import Violation, violations
 from .journal import AccountSaved, Disk, FaultyJournal, Taken, Witness
 from .local_engine import LocalEngine
-from .plan import JournalKind, PersonPlan, Plan, ServerEnding
+from .plan import GivenAccount, JournalKind, PersonPlan, Plan, ServerEnding
 from .replays import NOTICE, WaitMeter, watch_rooms
 from .returning import Notebook, Return
 from .slow_backend import SlowBackend
@@ -304,6 +304,8 @@ class _World:
                 faults.start_soon(self._kick, *kick)
             for number, seconds in enumerate(plan.announcements, 1):
                 faults.start_soon(self._announce, number, seconds)
+            for given in plan.given:
+                faults.start_soon(self._add_account, given)
             for backup in plan.restores:
                 faults.start_soon(self._back_up, *backup)
             for number, seconds in enumerate(plan.kills):
@@ -406,6 +408,18 @@ class _World:
     async def _announce(self, number: int, seconds: float) -> None:
         await trio.sleep(seconds)
         await self._server.broadcast(f"s0.{number}: dinner is ready")
+
+    async def _add_account(self, given: GivenAccount) -> None:
+        """Add an account as an operator does, unless the server does not run then."""
+        await trio.sleep_until(given.seconds)
+        server = self._server
+
+        async def add() -> None:
+            with contextlib.suppress(MultichatError):
+                await server.admin.account(f"add {given.name} {given.passphrase}")
+
+        if self._admissions.is_set() and not self._closed_for_good:
+            self._sessions.start_soon(add)  # it ends when the server is killed
 
     # --- People -----------------------------------------------------------------------------------
 

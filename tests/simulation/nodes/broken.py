@@ -64,6 +64,13 @@ tell_what_was_delivered_as_refused = edited(
     "DirectFate.DELIVERED if delivered else DirectFate.NOT_DELIVERED",
     "DirectFate.NOT_DELIVERED",
 )
+keep_the_name_from_its_owner = edited(
+    "keep_the_name_from_its_owner",
+    SharedEngine,
+    "_log_in",
+    "self._lose_name(name.client, name.name, login=False)",
+    "pass",
+)
 forget_calls_without_an_answer = edited(
     "forget_calls_without_an_answer",
     Link,
@@ -148,6 +155,7 @@ NODES_MUTATIONS: list[tuple[Break, str, bool]] = [
     (deliver_a_private_message_again, "private_messages_come_once", False),
     (tell_what_was_delivered_as_refused, "private_messages_come_once", False),
     (deliver_no_private_message, "private_messages_come_once", False),
+    (keep_the_name_from_its_owner, "registered_names_have_one_holder", False),
     (ignore_lost_names, "registered_names_have_one_holder", False),
     (ignore_the_bans_of_others, "bans_and_topics_are_the_same_everywhere", False),
     (lose_the_bans_of_a_fenced_node, "bans_and_topics_are_the_same_everywhere", True),

@@ -8,7 +8,8 @@ from typing import Any
 import trio
 
 from tests.simulation.plan import Ending
-from tests.simulation.rooms.clients import NAMES, GuestClient
+from tests.simulation.rooms.clients import GuestClient
+from tests.simulation.rooms.plan import NAMES
 
 from .checker import LAST_WHO
 

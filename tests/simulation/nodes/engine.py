@@ -124,7 +124,8 @@ class _Client:
     node: _Node | None = None
     record: ClientRecord | None = None
     names: "list[_Name]" = field(default_factory=list)
-    lost: set[str] = field(default_factory=set)  # names that it had claimed and not reported yet
+    # Names that it has lost, folded: its node may not know that, and report it with one of them.
+    lost: set[str] = field(default_factory=set)
     lost_since_report: str = ""  # the name in its newest record; its node may not know that yet
 
 
@@ -404,21 +405,25 @@ class SharedEngine(Engine):
         if client.node is None and record.generation > 1:
             node.link.push(ClientGone(record.client, record.generation - 1, "", True))
         client.generation, client.node, client.record = record.generation, node, record
+        key = fold_name(record.name)
         for name in list(client.names):
-            if name.name != record.name:
+            if fold_name(name.name) != key:
                 self._drop(client, name)
+            else:
+                name.name = record.name  # in another case
         self._history.early_holders.discard((record.account, record.client))
         if self._logins.get(record.account) != record.client:
             self._log_out(record.client)
             if record.account:
                 record = self._keep_login(node, record)
         client.lost_since_report = ""
-        if record.name in client.lost:
+        if key in client.lost:
             client.lost_since_report = record.name
             node.link.push(NameLost(record.client, record.generation, record.name, False))
             record = msgspec.structs.replace(record, name="")
             client.record = record
-        client.lost.clear()
+        else:
+            client.lost.clear()
         if record.name and not any(each.name == record.name for each in client.names):
             self._problem(f"{record} has a name that it was not given")
         self._tell_others(node, ClientPut(record))
@@ -498,7 +503,13 @@ class SharedEngine(Engine):
         else:
             self._check_name(claim)
         for name in self._names.lookalikes(claim.name):
-            self._drop(self._clients[name.client], name)
+            holder = self._clients[name.client]
+            if holder is not client:
+                holder.lost.add(fold_name(name.name))
+            elif fold_name(name.name) != fold_name(claim.name):
+                continue  # its node may not take the new one
+            self._drop(holder, name)
+        client.lost.discard(fold_name(claim.name))
         taken = _Name(claim.name, claim.client, claim.origin)
         client.names.append(taken)
         self._names.add(taken, claim.name)
@@ -531,8 +542,6 @@ class SharedEngine(Engine):
         client = self._clients[number]
         if client.node is not None:
             client.node.link.push(NameLost(number, client.generation, name, login))
-        else:
-            client.lost.add(name)
 
     def _keep_login(self, node: _Node, record: ClientRecord) -> ClientRecord:
         """Give a client that has resumed its login back; tell *node* if another has it."""

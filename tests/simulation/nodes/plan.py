@@ -11,11 +11,17 @@ from random import Random
 from multichat import ServerConfig, Slow
 from multichat.server.config import ReplayLimits
 from tests.simulation.link import LinkFaults
-from tests.simulation.plan import Ending, Reading
+from tests.simulation.plan import Ending, GivenAccount, Reading
 from tests.simulation.returning import LeftBehind, Return, Since, Token
-from tests.simulation.rooms.plan import CHEAP, Guest, Speaks
+from tests.simulation.rooms.plan import CHEAP, Guest, Speaks, give_accounts, with_owners
 
-__all__ = ["LEASE_SECONDS", "Act", "NodesPlan", "about_accounts", "make_nodes_plan"]
+__all__ = [
+    "LEASE_SECONDS",
+    "Act",
+    "NodesPlan",
+    "make_nodes_plan",
+    "make_owners_nodes_plan",
+]
 
 _ROOMS = ("lobby", "den", "attic")
 
@@ -62,6 +68,7 @@ class NodesPlan:
     quiet_seconds: float
     eager: bool
     acts: tuple[Act, ...] = ()
+    given: tuple[GivenAccount, ...] = ()
     hash_seconds: float = 0.0
 
     @property
@@ -121,11 +128,14 @@ def make_nodes_plan(seed: int) -> NodesPlan:
     )
 
 
-def about_accounts(plan: NodesPlan) -> NodesPlan:
-    """Return *plan* with clients who mostly take names, register them and log in."""
-    wishes = (("rename", 4), ("register", 3), ("login", 5), ("say", 1))
-    people = [replace(each, inclinations=wishes, actions=14) for each in plan.people]
-    return replace(plan, people=tuple(people))
+def make_owners_nodes_plan(seed: int) -> NodesPlan:
+    """Generate a plan, from its *seed*, in which owners of names take them from other clients."""
+    plan = make_nodes_plan(seed)
+    return replace(
+        plan,
+        people=with_owners(plan.people, plan.seconds),
+        given=give_accounts(Random(f"multichat owners {seed}"), plan.seconds, plan.nodes),
+    )
 
 
 def _make_acts(rng: Random, seconds: float, nodes: int) -> tuple[Act, ...]:

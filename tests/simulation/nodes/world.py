@@ -25,7 +25,7 @@ from multichat.server.client import Client
 from multichat.server.passphrases import is_passphrase
 from tests.simulation.history import Visit
 from tests.simulation.invariants import Violation
-from tests.simulation.plan import Ending
+from tests.simulation.plan import Ending, GivenAccount
 from tests.simulation.returning import LeftBehind, Return, Since, Token
 from tests.simulation.rooms.clients import Keys, RoomsNotebook
 from tests.simulation.rooms.plan import Guest
@@ -192,6 +192,8 @@ class _World:
                     world.start_soon(self._freeze, *freeze)
                 for act in plan.acts:
                     world.start_soon(self._act, act)
+                for given in plan.given:
+                    world.start_soon(self._add_account, given)
                 for person in plan.people:
                     world.start_soon(self._live, person)
                 await self._end()
@@ -326,11 +328,24 @@ class _World:
         if node.starts != starts:  # it may have ended before it could report that
             firm.discard(act.what)
 
+    async def _add_account(self, given: GivenAccount) -> None:
+        """Add an account as an operator does, unless the node is down or frozen then."""
+        await trio.sleep_until(given.seconds)
+        node = self._nodes[given.node]
+        if node.server is None or not node.is_up or node.is_frozen:
+            return
+        token = _node.set(node.number)
+        try:
+            with contextlib.suppress(MultichatError):
+                await node.server.admin.account(f"add {given.name} {given.passphrase}")
+        finally:
+            _node.reset(token)
+
     # --- People -----------------------------------------------------------------------------------
 
     async def _live(self, person: Guest) -> None:
         """Run all connections of *person*, to any nodes."""
-        notebook = RoomsNotebook(keys=Keys())
+        notebook = RoomsNotebook(keys=Keys(self._plan.given))
         rng = Random(f"{self._plan.seed} person {person.number}")
         comings: list[Return | None] = [None, *person.returns]
         pause, number = person.arrives_seconds, 0

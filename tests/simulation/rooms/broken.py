@@ -144,6 +144,13 @@ keep_the_name_after_logout = edited(
     "self._accounts.check_name(client.name)",
     "pass",
 )
+leave_the_holder_its_name = edited(
+    "leave_the_holder_its_name",
+    Logins,
+    "log_in",
+    "in self._names.holders(account.name):",
+    "in []:",
+)
 log_in_twice = edited(
     "log_in_twice",
     Logins,
@@ -187,12 +194,8 @@ _DROPS = {"slow": Slow.DROP, "send_queue_batches": 1}
 _FEW = {"max_rooms_per_client": 2}
 _MANY = {"max_rooms_per_client": 32, "max_rooms": 1024}
 
-# As `..broken.MUTATIONS`; `restores` chooses plans in which a backup is restored, and with
-# `accounts` they are about accounts.
-#
-# That the owner of a name gets it from somebody without a login is not among them: since a login
-# waits until the account is stored, a thousand schedules need not come to it.  See
-# `tests/server/test_logins.py`, and `tests/cluster/test_backend.py` for nodes.
+# As `..broken.MUTATIONS`; `restores` chooses plans in which a backup is restored, with `accounts`
+# they are about accounts, and with `owners` operators add accounts whose names clients have.
 ROOMS_MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
     (swallow, "all_is_said", {}),
     (accept_in_vain, "accepted_messages_are_published", {}),
@@ -221,6 +224,7 @@ ROOMS_MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
     (show_the_history_of_the_current_room, "rooms_are_named", _MANY),
     (give_a_registered_name_to_a_resume, "registered_names_are_owned", {"accounts": True}),
     (keep_the_name_after_logout, "registered_names_are_owned", {"accounts": True}),
+    (leave_the_holder_its_name, "registered_names_are_owned", {"owners": True}),
     (log_in_twice, "logins_have_a_proof", {"accounts": True}),
     (keep_logins_after_a_new_passphrase, "logins_have_a_proof", {"accounts": True}),
     (accept_any_passphrase, "logins_have_a_proof", {"accounts": True}),

@@ -93,7 +93,8 @@ class _Problems:
 class RoomsChronicle(Chronicle):
     """The parsed log of a run with several rooms and accounts.
 
-    *credentials* are what each connection has sent, *records* what was watched.  *stayings* are the
+    *credentials* are what each connection has sent, *records* what was watched, *given* the
+    passphrases of the accounts that the operator adds.  *stayings* are the
     rooms of each connection, in the order in which they were entered.  *unnamed* has, for each
     connection, the times at which it lost its name.
     """
@@ -106,6 +107,7 @@ class RoomsChronicle(Chronicle):
         accounts: Sequence[AccountSaved],
         records: Sequence[LagRecord],
         credentials: dict[int, list[Credentials]],
+        given: dict[str, str],
     ) -> None:
         self.problems = _Problems()
         self.stayings: dict[int, list[Staying]] = {}
@@ -113,7 +115,8 @@ class RoomsChronicle(Chronicle):
         self.logins_at_end: dict[int, LoginState] = {}
         self._entries, self._accounts = log, accounts
         self._kill_positions = [kill.position for kill in kills]
-        self._credentials = credentials
+        self._credentials, self._given = credentials, given
+        self._named: dict[int, int] = {}  # since which position each client has its name
         self._logins: dict[int, LoginState] = {}
         self._sessions: dict[int, _Session] = {}
         self._note_stayings(records)
@@ -204,6 +207,7 @@ class RoomsChronicle(Chronicle):
 
     def _rename(self, position: int, seconds: float, client: int, name: str) -> None:
         self._call(client, name)
+        self._named[client] = position
         if name == f"Client {client}":
             self.unnamed.setdefault(self._who[client], []).append((name, seconds))
             return
@@ -213,6 +217,17 @@ class RoomsChronicle(Chronicle):
 
     def _is_logged_in(self, client: int, account: str) -> bool:
         return client in self._logins and self._logins[client].account == account
+
+    def _had_name_before(self, client: int, account: str) -> bool:
+        """Return whether *client* has had its name since before the operator added *account*."""
+        passphrase = self._given.get(account)
+        return passphrase is not None and any(
+            saved.key == account
+            and saved.record is not None
+            and saved.position > self._named.get(client, saved.position)
+            and fits(passphrase, saved.record.hash)
+            for saved in self._accounts
+        )
 
     def _log_in(self, position: int, client: int, name: str) -> None:
         account, connection = name.casefold(), self._who[client]
@@ -273,6 +288,7 @@ class RoomsChronicle(Chronicle):
         may_have_it = account is None or (logged_in or "").casefold() == account
         free = _fold(name) not in self._numbers
         self._call(as_whom, name if may_have_it and free else f"Client {as_whom}")
+        self._named[as_whom] = position
 
     def _next_login(self, position: int, client: int) -> str | None:
         """Return the account that *client*, which resumes, is logged in to in the same step."""
@@ -341,7 +357,11 @@ class RoomsChronicle(Chronicle):
             self.forged.append(f"client {client} is {self._names.get(client)}, not {said.name}")
         # One that was registered since the last line of the log may have been later.
         account = self.registered(said.name, taken.position - 1)
-        if account is not None and not self._is_logged_in(client, account):
+        if (
+            account is not None
+            and not self._is_logged_in(client, account)
+            and not self._had_name_before(client, account)
+        ):
             self.problems.names.append(f"client {client} spoke as {said.name}, without a login")
         if not any(
             each.room == room and each.start <= taken.position <= each.end

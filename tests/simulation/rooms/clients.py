@@ -5,7 +5,7 @@ Every JSON request has a nonce, so that its answer is known: messages have a num
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -13,24 +13,25 @@ from typing import Any
 import trio
 
 from tests.simulation.clients import Client
+from tests.simulation.plan import GivenAccount
 from tests.simulation.returning import Notebook, Return, Since
 
-from .plan import Guest, Speaks
+from .plan import NAMES, PASSPHRASE, Guest, Speaks
 
-__all__ = ["NAMES", "PASSPHRASE", "GuestClient", "Keys", "RoomsNotebook"]
-
-NAMES = ("ann", "Ann", "bob", "b0b", "cem", "cern", "éva")
-PASSPHRASE = "sesame"
+__all__ = ["GuestClient", "Keys", "RoomsNotebook"]
 
 # How many earlier messages a client may repeat with another text or in another room.
 _USED = 20
 
 
 class Keys:
-    """The passphrases that anybody has chosen, by the folded name: people may know each other's."""
+    """The passphrases that anybody has chosen, by the folded name: people may know each other's.
 
-    def __init__(self) -> None:
-        self.chosen: dict[str, list[str]] = {}
+    And those of the accounts that are *given* to them by operators, sooner or later.
+    """
+
+    def __init__(self, given: Iterable[GivenAccount] = ()) -> None:
+        self.chosen = {each.name.casefold(): [each.passphrase] for each in given}
         self._count = 0
 
     def choose(self, name: str) -> str:

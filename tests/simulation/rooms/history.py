@@ -25,7 +25,13 @@ class RoomsHistory(History):
             if visit.server_number is not None
         }
         return RoomsChronicle(
-            self.log, self.taken, self.kills, self.accounts, self.lags, credentials
+            self.log,
+            self.taken,
+            self.kills,
+            self.accounts,
+            self.lags,
+            credentials,
+            {each.name.casefold(): each.passphrase for each in self.plan.given},
         )
 
     @cached_property

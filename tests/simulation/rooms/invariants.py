@@ -15,9 +15,8 @@ from tests.simulation.invariants import Invariant, Violation
 from tests.simulation.plan import ServerEnding
 
 from .chronicle import fits, rooms_at_end
-from .clients import PASSPHRASE
 from .history import RoomsHistory
-from .plan import Guest, Speaks
+from .plan import PASSPHRASE, Guest, Speaks
 from .walk import Walk
 
 __all__ = ["ROOMS_INVARIANTS", "rooms_violations"]
@@ -283,7 +282,10 @@ def sessions_hold(history: History) -> Iterator[str]:
 
 
 def registered_names_are_owned(history: History) -> Iterator[str]:
-    """A registered name, or one like it, is on no connection without a login to that account."""
+    """A registered name, or one like it, is on no connection without a login to that account.
+
+    A client that had the name when the operator added the account keeps it until the owner logs in.
+    """
     yield from cast("RoomsHistory", history).chronicle.problems.names
 
 

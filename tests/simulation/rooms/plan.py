@@ -8,12 +8,35 @@ from random import Random
 from multichat import ServerConfig, Slow
 from multichat.server.config import AccountLimits, ReplayLimits
 from tests.simulation.journal import Faults
-from tests.simulation.plan import Ending, JournalKind, PersonPlan, Plan, Reading, ServerEnding
+from tests.simulation.plan import (
+    Ending,
+    GivenAccount,
+    JournalKind,
+    PersonPlan,
+    Plan,
+    Reading,
+    ServerEnding,
+)
 from tests.simulation.returning import make_returns
 
-__all__ = ["CHEAP", "Guest", "Speaks", "about_accounts", "make_rooms_plan"]
+__all__ = [
+    "CHEAP",
+    "NAMES",
+    "PASSPHRASE",
+    "Guest",
+    "Speaks",
+    "about_accounts",
+    "give_accounts",
+    "make_owners_plan",
+    "make_rooms_plan",
+    "with_owners",
+]
 
 _ROOMS = ("lobby", "den", "attic", "cellar", "shed")
+
+# What clients call themselves; and a word that is in every passphrase, and nowhere else.
+NAMES = ("ann", "Ann", "bob", "b0b", "cem", "cern", "éva")
+PASSPHRASE = "sesame"
 
 # Cheap hashes: a run has hundreds of them.
 CHEAP = AccountLimits(hash_kib=8, hash_passes=1, hourly=1000)
@@ -55,6 +78,50 @@ def about_accounts(plan: Plan) -> Plan:
     """Return *plan* with clients who mostly log in, and come back."""
     people = [replace(each, inclinations=_ACCOUNTS) for each in plan.people]
     return replace(plan, people=tuple(people))
+
+
+# In a run about owners, half of the clients have names, and half log in to accounts.
+_HOLDS = (("say", 2), ("rename", 6))
+_OWNED = (("ann", "Ann"), ("bob", "b0b"), ("cem", "cern"), ("éva",))  # at most one of each
+_OWNS = (("say", 2), ("login", 5), ("logout", 1), ("passphrase", 1), ("register", 1))
+
+
+def give_accounts(rng: Random, seconds: float, nodes: int = 1) -> tuple[GivenAccount, ...]:
+    """Return accounts that the operators of *nodes* add while clients may have their names."""
+    return tuple(
+        GivenAccount(
+            seconds=rng.uniform(0.1, 0.6) * seconds,
+            name=rng.choice(names),
+            passphrase=f"{PASSPHRASE} of an operator",
+            node=rng.randrange(nodes),
+        )
+        for names in rng.sample(_OWNED, 3)
+    )
+
+
+def with_owners(people: tuple[Guest, ...], seconds: float) -> tuple[Guest, ...]:
+    """Return *people* of whom each second one has names, and the others log in to accounts."""
+    return tuple(
+        replace(
+            each,
+            inclinations=_HOLDS if each.number % 2 else _OWNS,
+            arrives_seconds=0.0 if each.number % 2 else each.arrives_seconds,
+            actions=14,
+            talkativeness_seconds=seconds / 14,
+        )
+        for each in people
+    )
+
+
+def make_owners_plan(seed: int) -> Plan:
+    """Generate a plan, from its *seed*, in which owners of names take them from other clients."""
+    plan = make_rooms_plan(seed)
+    people = [each for each in plan.people if isinstance(each, Guest)]
+    return replace(
+        plan,
+        people=with_owners(tuple(people), plan.seconds),
+        given=give_accounts(Random(f"multichat owners {seed}"), plan.seconds),
+    )
 
 
 def make_rooms_plan(seed: int) -> Plan:

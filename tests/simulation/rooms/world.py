@@ -17,7 +17,7 @@ def simulate_rooms(plan: Plan) -> Outcome:
     family = Family(
         make_history=RoomsHistory,
         make_client=GuestClient,
-        make_notebook=partial(RoomsNotebook, keys=Keys()),
+        make_notebook=partial(RoomsNotebook, keys=Keys(plan.given)),
         check=rooms_violations,
     )
     return simulate(plan, family)
