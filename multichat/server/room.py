@@ -24,7 +24,6 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
 
 import trio
 
@@ -44,39 +43,24 @@ from multichat.protocol.messages import (
 )
 from multichat.protocol.names import SERVER_NAME, fold_name
 from multichat.protocol.text_codec import TEXT
-from multichat.protocol.timestamps import utc_now
 from multichat.server import history_pages
 from multichat.server.broadcast import Batch, Block, Counts, Delivery, Receipt, encode_blocks
 from multichat.server.client import Client
 from multichat.server.config import ServerConfig, Slow
 from multichat.server.lag import Lag
-from multichat.server.log_rate import ClientLog
 from multichat.server.member import Member
 from multichat.server.page_cache import PageCache
 from multichat.server.presence_announcer import PresenceAnnouncer
+from multichat.server.proposals import Author, propose
 from multichat.server.recent_messages import Ring, RingBudget
 from multichat.server.remote_clients import RemoteClient
 from multichat.server.replay import Replayer
 from multichat.server.room_feed import RoomFeed
 from multichat.server.slow_clients import SlowClients
-from multichat.server.stored_session import StoredSession, Submission
 
-__all__ = ["Author", "Room"]
+__all__ = ["Room"]
 
 _SENT, _QUEUED, _FULL, _CLOSED = SendResult  # once: an enum's members are slow to look up
-
-
-class Author(NamedTuple):
-    """Who says something: with a *log* and, if it has nonces, a *session* that remembers them.
-
-    *number* and *generation* are the client's, 0 and 1 for somebody who is none.
-    """
-
-    name: str
-    log: ClientLog
-    session: StoredSession | None = None
-    number: int = 0
-    generation: int = 1
 
 
 class Room:
@@ -278,7 +262,7 @@ class Room:
         )
         return await self._publish(author, block, checks, sender)
 
-    async def post(self, author: "Author", block: SayBlock, checks: bytes = b"") -> Receipt:
+    async def post(self, author: Author, block: SayBlock, checks: bytes = b"") -> Receipt:
         """Publish *block* from *author*, who is no client and need not be there; see `publish`."""
         if self._closing:
             await trio.lowlevel.checkpoint()
@@ -286,7 +270,7 @@ class Room:
         return await self._publish(author, block, checks)
 
     async def _publish(
-        self, author: "Author", block: SayBlock, checks: bytes, sender: Member | None = None
+        self, author: Author, block: SayBlock, checks: bytes, sender: Member | None = None
     ) -> Receipt:
         delivery, proposal = self._propose(author, block, checks)
         if self.feed is not None:
@@ -311,39 +295,10 @@ class Room:
             if delivery.submission is not None:
                 delivery.submission.settle()
 
-    def _propose(
-        self, author: "Author", block: SayBlock, checks: bytes
-    ) -> tuple[Delivery, Proposal]:
-        """Propose messages to the log, and note them in the author's session."""
-        log = self._log
-        said = SaidBlock(
-            log.epoch,
-            log.next,
-            utc_now(),
-            self.name,
-            author.number,
-            author.name,
-            block.text,
-            block.act,
-        )
-        nonces, session = block.nonces, author.session
-        if author.number:
-            proposal = log.propose(said, nonces, checks, author.generation)
-        else:
-            proposal = log.propose(said)
-        delivery = Delivery(said, log.next - said.first, log=author.log)
+    def _propose(self, author: Author, block: SayBlock, checks: bytes) -> tuple[Delivery, Proposal]:
+        delivery, proposal = propose(self._log, self.name, self.key, author, block, checks)
         if self.feed is not None:
             self.feed.note(proposal, delivery)
-        if nonces and session is not None:
-            delivery.submission = Submission(
-                said.epoch if self.feed is None else "",  # else it is numbered later
-                said.first,
-                room=self.key,
-                checks=checks,
-                pending=proposal.pending,
-                delivered=trio.Event(),
-            )
-            session.remember(nonces, delivery.submission)
         return delivery, proposal
 
     def _apply(self, delivery: Delivery) -> Awaitable[Receipt]:

@@ -27,8 +27,8 @@ from multichat.server.config import ServerConfig
 from multichat.server.filters import Filters
 from multichat.server.log_rate import ClientLog
 from multichat.server.origin import Origin
+from multichat.server.proposals import Author
 from multichat.server.registry import Registry
-from multichat.server.room import Author
 from multichat.server.room_claims import RoomGrants, WantedRooms
 from multichat.server.stored_session import StoredSession, checks_of
 from multichat.server.token_bucket import TokenBucket
