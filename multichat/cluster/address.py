@@ -50,7 +50,10 @@ class ClusterAddress:
         scheme, colon, rest = text.partition("://")
         name, plus, kind = scheme.partition("+")
         if not colon or name not in _TLS or (plus and kind != "sentinel"):
-            raise ValueError("the address of a cluster is valkey://HOST:PORT, valkeys:// with TLS")
+            raise ValueError(
+                "the address of a cluster is valkey://HOST:PORT, valkeys:// with TLS, "
+                "valkey+sentinel://HOST:PORT/NAME with Sentinels"
+            )
         login, at, rest = rest.rpartition("@")
         if ":" in login:
             raise ValueError(

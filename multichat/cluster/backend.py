@@ -392,11 +392,13 @@ class ValkeyBackend(Backend):
         return _Trouble(directory.refused, directory.told, since)
 
     def _complain(self) -> None:
-        """Log refusals of the engine that only its operator can act on."""
+        """Log what only the engine's operator can act on: refusals, and lost messages."""
         for complaint in dict.fromkeys((self._directory.complaint, self._rooms.complaint)):
             if complaint and complaint != self._complained:
                 self._complained = complaint
                 self._log.line("STATE", f"The cluster: {complaint}", ERROR)
+        if lost := self._rooms.take_lost():
+            self._log.line("STATE", f"The cluster: {lost}", ERROR)
 
     def _back(self) -> None:
         if not self._available:

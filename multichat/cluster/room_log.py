@@ -60,6 +60,8 @@ class _Logs(Protocol):
 
     def closed(self, log: "EngineLog") -> None: ...
 
+    def note_lost(self, room: str, messages: int) -> None: ...
+
     async def call(self, call: Call[T]) -> T: ...
 
 
@@ -200,6 +202,7 @@ class EngineLog(RoomLog):
         if isinstance(fed, LostBlocks):
             for proposal in fed.proposals:
                 _succeed(proposal)
+            self._logs.note_lost(self.key, fed.count)
             return Lost(fed.next, fed.count, fed.proposals)
         if isinstance(fed, SkippedBlocks):
             return Skipped(fed.next, [_entry(each) for each in fed.own])

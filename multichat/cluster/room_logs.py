@@ -14,7 +14,7 @@ Invariants:
 3. Only rooms that are open here, or about to be, are followed; the memory for each is bounded.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -45,6 +45,7 @@ from multichat.cluster.pipeline import Message
 from multichat.cluster.room_log import EngineLog, Load, Sent
 from multichat.errors import NotRead, StorageFailed
 from multichat.journal.base import PendingWrite
+from multichat.protocol.counts import counted
 from multichat.protocol.ids import message_id
 
 __all__ = ["AWAY", "LogConfig", "RoomLogs"]
@@ -60,6 +61,9 @@ _NOT_LOADED = "the room is not loaded"
 
 # How many rooms one request subscribes, or asks the tails of: the engine is busy for about 2 ms.
 _ROOMS_AT_ONCE = 500
+
+# The rooms that the log names when messages of more rooms are lost.
+_LOST_ROOMS = 5
 
 # Stands for the id of a message that was left out because a private message has its nonce.
 _PRIVATE = "-"
@@ -144,6 +148,7 @@ class RoomLogs:
         self._linked = trio.Event()  # replaced when the link is lost
         self._is_fenced = False
         self.complaint = ""  # what is wrong with the engine, for its operator
+        self._lost: Counter[str] = Counter()  # messages by room, until they are logged
         self._unreadable_since: float | None = None  # without an answer that is ours
         self._refused = ""  # why the engine has just refused a call that may be executed already
         self._away_since = 0.0
@@ -500,6 +505,22 @@ class RoomLogs:
     def _ask_for_tails(self, logs: Iterable[EngineLog]) -> None:
         self._to_ask.update(dict.fromkeys(logs))
         self._something_to_send.set()
+
+    def note_lost(self, room: str, messages: int) -> None:
+        """Count *messages* of *room* that this node has handed out, and the engine has lost."""
+        if messages:
+            self._lost[room] += messages
+
+    def take_lost(self) -> str:
+        """Return what the engine has lost since the last call, for the log; empty if nothing."""
+        if not self._lost:
+            return ""
+        rooms = [f"{count} in {room}" for room, count in self._lost.most_common(_LOST_ROOMS)]
+        if more := len(self._lost) - len(rooms):
+            rooms.append(f"the rest in {counted(more, 'other room')}")
+        total, self._lost = self._lost.total(), Counter()
+        messages = counted(total, "message")
+        return f"the newest data of the engine was lost: {messages}, {', '.join(rooms)}"
 
     def closed(self, log: EngineLog) -> None:
         """Stop following *log*; loads of it that wait are resolved, and have to load it again."""

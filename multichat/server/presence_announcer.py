@@ -222,7 +222,9 @@ class PresenceAnnouncer:
         clients: list[Client | RemoteClient] = [
             each.client for number, each in self._members.items() if number not in self._hidden
         ]
-        clients += self._remote.values()
+        if self._remote:
+            clients += self._remote.values()
+            clients.sort(key=lambda client: client.number)  # the same on all nodes
         return Members(self._room, [MemberName(each.number, each.name) for each in clients])
 
     def introduce(self, client: int, name: str) -> None:

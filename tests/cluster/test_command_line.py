@@ -128,7 +128,7 @@ async def test_a_primary_that_sentinels_know(engines: Engines, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("localhost:6379", "the address of a cluster is valkey://HOST:PORT, valkeys:// with TLS"),
+        ("localhost:6379", "valkey+sentinel://HOST:PORT/NAME with Sentinels"),
         ("http://localhost", "the address of a cluster is valkey://HOST:PORT, valkeys:// with TLS"),
         (f"valkey://{LOOPBACK}:1", "connection refused"),
         ("valkey://host.invalid", "host.invalid"),

@@ -11,7 +11,7 @@ from multichat.backend.base import Entry, Proposal
 from multichat.cluster.appends import AppendLimits
 from multichat.cluster.calls import trim
 from multichat.cluster.keys import NODES
-from multichat.cluster.room_logs import LogConfig
+from multichat.cluster.room_logs import LogConfig, RoomLogs
 from multichat.errors import StorageFailed
 from tests.support.processes import LOOPBACK, WAIT_SECONDS
 
@@ -668,3 +668,16 @@ async def test_kills_of_the_engine_under_load_lose_only_what_its_aof_may(
             assert here.lost == there.lost == 0
         else:
             assert len(missing) <= max(here.lost, there.lost)
+
+
+def test_what_an_engine_has_lost_is_summed_up_once() -> None:
+    logs = RoomLogs(LogConfig(node="a"))
+    assert logs.take_lost() == ""
+    for number, room in enumerate("abcdefg"):
+        logs.note_lost(room, number)
+    logs.note_lost("g", 1000)
+    assert logs.take_lost() == (
+        "the newest data of the engine was lost: 1021 messages, "
+        "1006 in g, 5 in f, 4 in e, 3 in d, 2 in c, the rest in 1 other room"
+    )
+    assert logs.take_lost() == ""

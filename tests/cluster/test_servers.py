@@ -129,7 +129,9 @@ def _loads(server: MemoryServer) -> bool:
 # --- What the engine loses, or has deleted --------------------------------------------------------
 
 
-async def test_members_are_told_what_an_engine_has_lost(engines: Engines) -> None:
+async def test_the_log_and_the_members_say_what_an_engine_has_lost(
+    engines: Engines, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = await engines.start()
     async with node(cluster_config(engine, "a")) as a:
         alice, bob = await join(a, name="alice"), await join(a, name="bob")
@@ -138,6 +140,10 @@ async def test_members_are_told_what_an_engine_has_lost(engines: Engines) -> Non
         await engine.start()
         notice = await hears(bob, "notice")
         assert "2 messages were lost in lobby" in notice["text"]
+        line = "The cluster: the newest data of the engine was lost: 2 messages, 2 in lobby"
+        with trio.fail_after(WAIT_SECONDS):
+            while line not in caplog.text:
+                await trio.sleep(0.05)
         await say_until_accepted(alice, "three")
         assert await texts(bob, "three") == ["three"]
 
