@@ -116,6 +116,20 @@ class PresenceChanges:
         self._missing_from_listing &= kept
         self._not_listed &= kept
 
+    def forget_one(self, client: int) -> None:
+        """Treat the change of *client* as announced, if it has one; like `forget` of all others."""
+        if client not in self._changed:
+            return
+        if client in self._names:
+            self._announced[client] = self._names[client]
+        else:
+            self._announced.pop(client, None)
+        del self._changed[client]
+        self._reasons.pop(client, None)
+        self._listed.pop(client, None)
+        self._missing_from_listing.discard(client)
+        self._not_listed.discard(client)
+
     def forget_join(self, client: int, name: str) -> None:
         """Treat as announced that *client*, if it is a member, has joined under that *name*."""
         if client in self._changed and client in self._names:

@@ -83,6 +83,7 @@ class PresenceAnnouncer:
         self._returned: dict[int, int] = {}  # to be announced to newcomers above that number
         # Arriving clients that joined while no member received presence, with their names then.
         self._passed_over: dict[int, str] = {}
+        self._is_unheard = False  # since all changes were passed over, or treated as announced
         if remote:  # they were there before anybody here
             for client in remote.values():
                 self._changes.enter(client.number, client.name)
@@ -121,7 +122,7 @@ class PresenceAnnouncer:
             self._came += 1
             self._newcomers[number] = self._came
         self._changes.enter(number, client.name)
-        self._tell_soon()
+        self._tell_soon(number)
 
     def arrived(self, client: int) -> None:
         """Note that *client* is not arriving any more: it is listed, and announced.
@@ -131,7 +132,7 @@ class PresenceAnnouncer:
         if (name := self._passed_over.pop(client, None)) is not None:
             self._changes.forget_join(client, name)
         if client in self._changes:
-            self._tell_soon()
+            self._tell_soon(client)
 
     def expect(self, absences: Mapping[int, Absence]) -> None:
         """Note who was a member before this room was open, and may come back."""
@@ -152,7 +153,10 @@ class PresenceAnnouncer:
 
         A member that leaves before it was announced is not mentioned.
         """
-        self.left_elsewhere(member.client.number, reason, away=away)
+        number, until = member.client.number, member.client.arriving_until
+        if number in self._passed_over and until <= trio.current_time():
+            self._changes.forget_join(number, self._passed_over.pop(number))
+        self.left_elsewhere(number, reason, away=away)
 
     def left_elsewhere(self, client: int, reason: str, *, away: bool) -> None:
         """Record that the member with that number has left, on any node; see `left`."""
@@ -164,7 +168,7 @@ class PresenceAnnouncer:
         else:
             self._forget_member(client)
             self._changes.leave(client, reason)
-            self._tell_soon()
+            self._tell_soon(client)
 
     def _be_away(self, client: int, away: "_Away") -> None:
         self._away[client] = away
@@ -193,7 +197,7 @@ class PresenceAnnouncer:
         if (away := self._away.pop(client, None)) is not None:
             self._forget_member(client)
             self._changes.leave(client, away.reason)
-            self._tell_soon()
+            self._tell_soon(client)
 
     def encode_who(self, to: Client, nonce: Nonce | None) -> bytes:
         """Return the encoded `Members`; from then on *to* gets a `Left` of each listed member."""
@@ -211,12 +215,11 @@ class PresenceAnnouncer:
     def _arriving(self) -> list[int]:
         """Return the clients with changes whose hello may follow, or is being carried out."""
         now = trio.current_time()
-        return [
-            number
-            for number in self._changes.changed
-            if (member := self._members.get(number)) is not None
-            and member.client.arriving_until > now
-        ]
+        return [each for each in self._changes.changed if self._is_arriving(each, now)]
+
+    def _is_arriving(self, client: int, now: float) -> bool:
+        member = self._members.get(client)
+        return member is not None and member.client.arriving_until > now
 
     def _list_members(self) -> Members:
         clients: list[Client | RemoteClient] = [
@@ -257,18 +260,32 @@ class PresenceAnnouncer:
             or any(members and not codec.is_text for codec, members in self._by_codec.items())
         )
 
-    def _tell_soon(self) -> None:
-        """Schedule an announcement; called after each change."""
-        self._settle_passed_over()
-        if not self._has_listeners():
+    def _tell_soon(self, changed: int) -> None:
+        """Schedule an announcement; called after each change, with the client that has *changed*.
+
+        While no member receives presence, only that client is looked at: all others were before.
+        """
+        if self._has_listeners():
+            self._is_unheard = False
+            self._settle_passed_over()
+            if not self._telling:
+                self._telling = True
+                self._start_soon(self._keep_telling)
+            return
+        self._returned.clear()
+        if self._is_unheard:
+            if self._is_arriving(changed, trio.current_time()):
+                self._passed_over[changed] = self._changes.name_of(changed) or ""
+            else:
+                self._passed_over.pop(changed, None)
+                self._changes.forget_one(changed)
+        else:
+            self._is_unheard = True
+            self._settle_passed_over()
             arriving = self._arriving()
             for client in arriving:
                 self._passed_over[client] = self._changes.name_of(client) or ""
             self._changes.forget(arriving)
-            self._returned.clear()
-        elif not self._telling:
-            self._telling = True
-            self._start_soon(self._keep_telling)
 
     async def _keep_telling(self) -> None:
         try:

@@ -83,6 +83,37 @@ def test_repeated_leaves_and_resumes_do_not_accumulate_tasks() -> None:
     run_on_mock_clock(main)
 
 
+class CountingMembers(dict[int, Member]):
+    """Members that count how often one is looked up."""
+
+    lookups = 0
+
+    def get(self, key: int, default: Any = None) -> Any:
+        self.lookups += 1
+        return super().get(key, default)
+
+
+async def test_while_nobody_receives_presence_each_client_that_comes_costs_the_same(
+    autojump_clock: MockClock,
+) -> None:
+    members = CountingMembers()
+    text: dict[int, Member] = {}
+    announcer = PresenceAnnouncer(
+        "lobby",
+        members,
+        {TEXT: text},
+        to_text=False,
+        away_seconds=AWAY_SECONDS,
+        start_soon=lambda _: None,
+    )
+    for number in range(1, 501):
+        text[number] = members[number] = member = make_member(number)
+        member.client.codec = TEXT
+        member.client.arriving_until = trio.current_time() + 1
+        announcer.entered(member)
+    assert members.lookups < 5 * len(members)
+
+
 async def test_a_new_name_of_a_client_that_is_away_is_announced(autojump_clock: MockClock) -> None:
     async with memory_server() as network, network.chat(name="bob") as bob:
         stream = network.connect()
