@@ -22,7 +22,7 @@
 -- Functions are atomic, but not transactional: each change validates before it writes.
 --
 -- Follows sessions.lua in one library, and uses it, and from library.lua: is_fenced, nonces_key,
--- load_nonces, remember_nonces, read_meta.
+-- end_generation, load_nonces, remember_nonces, read_meta.
 
 do
     local PREFIX = 'multichat:'
@@ -362,7 +362,7 @@ do
             call('ZADD', AWAY, text(held['until']), fold)
         end
         if not sessions.exists(entry.session) then
-            call('HDEL', GENERATIONS, text(client))
+            end_generation(text(client))
         elseif not sessions.is_away(entry.session) then  -- nobody has it: it ends in time
             sessions.leave(
                 entry.session, sessions.load(entry.session), entry.record.origin, time)

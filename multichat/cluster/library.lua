@@ -12,6 +12,7 @@
 --   log                 hash: era, primary, last_epoch, bytes, deleted
 --   nodes               hash: node -> run; a node that others have expired has none
 --   generations         hash: client -> generation
+--   generations:ended   sorted set: clients that have left for good, by when, in ms
 --   run:RUN             hash: last, the sequence, and the last answers by sequence modulo ANSWERS
 --   room:ROOM           hash: first, next, bytes, epoch, era
 --   log:ROOM            stream: a block of messages with the id LAST-COUNT, as one field
@@ -33,6 +34,7 @@ local DIGEST = '' -- of this text, written by `multichat.cluster.library`
 local P = 'multichat:'
 local LOG, NODES, GENERATIONS = P .. 'log', P .. 'nodes', P .. 'generations'
 local OLDEST, EMPTY = P .. 'oldest', P .. 'empty'
+local ENDED = P .. 'generations:ended'
 
 -- A node has at most this many calls in flight, so no older answer is asked for.
 local ANSWERS = 64
@@ -40,9 +42,9 @@ local ANSWERS = 64
 -- A node that is away for longer than this takes a new run.
 local RUN_MS = 3600000
 
--- As `multichat.protocol.fields.MAX_UNACCEPTED`; how many more are kept until those are forgotten
--- together; and after how many messages with nonces the time to keep them is prolonged.
-local NONCES, MORE_NONCES, PROLONG = 256, 64, 8
+-- As `multichat.protocol.fields.MAX_UNACCEPTED`; and how many more are kept until those are
+-- forgotten together.
+local NONCES, MORE_NONCES = 256, 64
 
 -- A larger packet is not pushed: nodes that have the room open read it.
 local PUSHED_BYTES = 16384
@@ -108,6 +110,16 @@ local function is_fenced(client, generation)
   return stored and tonumber(stored) > tonumber(generation)
 end
 
+-- Forgets the generation of *client*, which has left for good: if another node has had it before,
+-- only when the run of that node has surely ended, or had all answers.
+local function end_generation(client)
+  if tonumber(call('HGET', GENERATIONS, client) or 0) > 1 then
+    call('ZADD', ENDED, now_ms(), client)
+  else
+    call('HDEL', GENERATIONS, client)
+  end
+end
+
 -- Remembers *nonces* of *client*, with their *values*, and forgets the oldest above the limit.
 -- They are forgotten between *ms* and twice that after the last ones.
 local function remember_nonces(client, nonces, values, ms)
@@ -122,7 +134,7 @@ local function remember_nonces(client, nonces, values, ms)
   if length > NONCES + MORE_NONCES then
     in_pieces('HDEL', key, call('LPOP', order, length - NONCES))
   end
-  if length == count or length % PROLONG < count then
+  if call('PTTL', order) < ms then
     call('PEXPIRE', key, 2 * ms)
     call('PEXPIRE', order, 2 * ms)
   end

@@ -32,6 +32,9 @@ do
   -- Places that take as many of these take about as much: one session with few nonces is one.
   local UNIT = 2048
 
+  -- Longer than a node that is cut off keeps its run: its lease, 10 s, and until others notice.
+  local ENDED_MS = 60000
+
   local function text(number) return string.format('%.0f', number) end
 
   local function place_of(digest, session)
@@ -127,11 +130,22 @@ do
     local client = text(session.client)
     call('HDEL', SESSIONS, digest)
     forget_nonces(client)
-    if call('HEXISTS', CLIENTS, client) == 0 then call('HDEL', GENERATIONS, client) end
+    if call('HEXISTS', CLIENTS, client) == 0 then end_generation(client) end
+  end
+
+  -- Forgets at most *most* generations of clients that have left for good before *ms*.
+  local function forget_ended(ms, most)
+    for _, client in ipairs(call('ZRANGEBYSCORE', ENDED, '-inf', text(ms), 'LIMIT', 0, most)) do
+      call('ZREM', ENDED, client)
+      if call('HEXISTS', CLIENTS, client) == 0 and call('HEXISTS', AWAY, client) == 0 then
+        call('HDEL', GENERATIONS, client)
+      end
+    end
   end
 
   -- Ends at most *most* sessions whose time has ended, and as many of those above the limits.
   function sessions.purge(max_ms, max_count, max_bytes, ms, most)
+    forget_ended(ms - ENDED_MS, most)
     for _, digest in ipairs(call('ZRANGEBYSCORE', LEFT, '-inf', text(ms - max_ms), 'LIMIT', 0, most)) do
       sessions.finish(digest)
     end

@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from multichat.backend.events import BanRecord
+from multichat.cluster.calls import Block, Status
 from multichat.cluster.changes import (
     Account,
     AccountStored,
@@ -20,6 +21,7 @@ from multichat.cluster.changes import (
     DropBan,
     DropRoom,
     ForgetSession,
+    Gone,
     HoldRoom,
     Lost,
     NodeJoined,
@@ -42,6 +44,7 @@ from multichat.cluster.library import library_text
 from multichat.protocol.lookalikes import fold_name, lookalike_keys
 
 from .engine import Engine, EngineError
+from .functions import block, calling
 from .scripted_node import ScriptedNode, digest, events_of, record
 
 pytestmark = pytest.mark.process
@@ -339,6 +342,33 @@ async def test_a_session_is_resumed_after_its_client_has_gone(join: Join) -> Non
     assert await b.one(ForgetSession(digest("token"), 1, 2)) == ["ok"]
     assert await a.session("token") == _NO_SESSION
     assert await a.take_session("token", 2) == _NO_SESSION
+
+
+def _said(generation: int) -> Block:
+    return block("one", generation=generation, nonces=("n",))
+
+
+async def test_a_client_that_has_left_for_good_stays_fenced_on_the_node_where_it_was_first(
+    join: Join, engine: Engine
+) -> None:
+    a, b = await join("a"), await join("b")
+    await a.put(1)
+    await a.save_session(1, "token")
+    await b.take_session("token")
+    async with calling(engine, node="b", run=b.run) as caller:
+        assert [each.status for each in await caller.append(_said(2))] == [Status.APPENDED]
+    assert await b.change(ForgetSession(digest("token"), 1, 2), Gone(1, 2, "", -1)) == [["ok"]] * 2
+    # The node was cut off meanwhile, and what it had in flight arrives now.
+    async with calling(engine, node="a", run=a.run) as caller:
+        late = await caller.append(_said(1))
+    assert [each.status for each in late] == [Status.FENCED]
+    assert await a.put(1) == _FENCED
+    # Afterwards nothing is left of the client.
+    await b.renew()
+    assert await engine.call("HLEN", "multichat:generations") == 1
+    await engine.call("ZADD", "multichat:generations:ended", 1, 1)
+    await b.renew()
+    assert await engine.call("EXISTS", "multichat:generations", "multichat:generations:ended") == 0
 
 
 async def test_sessions_end_after_their_time_and_are_limited(join: Join) -> None:

@@ -277,6 +277,15 @@ async def test_nonces_are_bounded_and_end_with_the_session(caller: Caller) -> No
         assert 600_000 < await caller.command("PTTL", key) <= 1_200_000
 
 
+async def test_the_last_of_few_nonces_is_kept_as_long_as_that_of_many(caller: Caller) -> None:
+    keys = ("multichat:nonces:1", "multichat:nonce_order:1")
+    for number in range(3):
+        await caller.append(block("x", nonces=(number,)))
+        for key in keys:  # and then the client says nothing for long
+            assert 600_000 < await caller.command("PTTL", key) <= 1_200_000
+            await caller.command("PEXPIRE", key, 599_000)
+
+
 STORE = "  store(block, packet, number)\n"
 NOTE_STORED = (
     "  -- It is stored, whatever fails now.\n  note_stored(meta, number, packet, line, from)\n"
