@@ -75,5 +75,7 @@ class Watcher:
 
     def _take(self, events: Sequence[dict[str, Any]]) -> None:
         for event in events:
+            if event["type"] == "goodbye":  # a node that drains waits for its clients
+                raise Cut(f"goodbye {event['code']}")
             if (departure := Departure.of(event, trio.current_time())) is not None:
                 self.seen.append(departure)
