@@ -42,7 +42,8 @@ do
     local ROOMS = PREFIX .. 'rooms'              -- key of an open room → {name, keys, runs}
     local ROOM_KEYS = PREFIX .. 'rooms:keys'     -- lookalike key → keys of open rooms
     local BANS = PREFIX .. 'bans'                -- target → {number, ban}
-    local DIRECTS = PREFIX .. 'directs'          -- id → {from, run, claimed, client, nonce, check}
+    -- id → {from, run, claimed, client, nonce, check, message}, the last for another node
+    local DIRECTS = PREFIX .. 'directs'
     local DIRECT_NONCES = PREFIX .. 'directs:nonces'  -- `CLIENT NONCE` → id, of those in `directs`
     local LOG, COUNT = PREFIX .. 'directory:log', PREFIX .. 'directory:count'
     local CHANNEL = PREFIX .. 'directory'
@@ -92,11 +93,16 @@ do
         return string.format('%.0f', number)
     end
 
-    local function emit(actor, ...)
+    -- Append `stored` to the feed, with more fields, and push `pushed`.
+    local function append_event(stored, pushed, ...)
         local number = text(call('INCR', COUNT))
+        call('XADD', LOG, 'MAXLEN', '~', LOG_EVENTS, number .. '-0', 'e', stored, ...)
+        pcall(call, 'PUBLISH', CHANNEL, number .. ' ' .. pushed)  -- a hint: nodes read what they miss
+    end
+
+    local function emit(actor, ...)
         local event = pack({actor, {...}})
-        call('XADD', LOG, 'MAXLEN', '~', LOG_EVENTS, number .. '-0', 'e', event)
-        pcall(call, 'PUBLISH', CHANNEL, number .. ' ' .. event)  -- a hint: nodes read what they miss
+        append_event(event, event)
     end
 
     local function clients_of(run)
@@ -754,6 +760,26 @@ do
         emit('', 'direct-done', id, direct.from, fate)
     end
 
+    -- The feed has no texts of private messages, which could fill the engine's memory: they are pushed,
+    -- and are in `directs` until they are settled.
+    local function emit_direct(actor, id, to, node, message)
+        local function event(text_)
+            return pack({actor, {'direct', id, to, node, text_}})
+        end
+        append_event(event(''), event(message), 'direct', id)
+    end
+
+    -- Return an event of the feed as it was pushed, if it is not that of a message that is settled.
+    local function pushed_event(fields)
+        local direct = fields[4] and load(DIRECTS, fields[4])
+        if not (direct and direct.message) then
+            return fields[2]
+        end
+        local event = unpacked(fields[2])
+        event[2][5] = direct.message
+        return pack(event)
+    end
+
     -- What is known of a nonce whose message is not under way: nothing if it is new.
     local function known_direct(client, nonce, check)
         local value = call('HGET', nonces_key(text(client)), nonce)
@@ -793,13 +819,13 @@ do
         local is_here = entry.run == context.run
         save(DIRECTS, id, {
             from = context.node, run = entry.run, claimed = is_here,
-            client = client, nonce = nonce, check = check,
+            client = client, nonce = nonce, check = check, message = not is_here and message or nil,
         })
         if nonce ~= '' then
             call('HSET', DIRECT_NONCES, nonce_of(client, nonce), id)
         end
         if not is_here then
-            emit(context.node, 'direct', id, to, entry.node, message)
+            emit_direct(context.node, id, to, entry.node, message)
         end
         return {'ok', id, is_here}
     end
@@ -1059,7 +1085,7 @@ do
                     return redis.error_reply('GAP these events are kept no longer')
                 end
                 events[#events + 1] = number
-                events[#events + 1] = entry[2][2]
+                events[#events + 1] = pushed_event(entry[2])
             end
             if last < after or (last > after and #found == 0) then
                 return redis.error_reply('GAP these events are kept no longer')

@@ -33,7 +33,7 @@ from tests.support.processes import WAIT_SECONDS
 from tests.support.programs import join
 
 from .engine import Engine, Engines
-from .functions import mutated
+from .functions import calling, mutated
 from .running_backend import Node, cluster_config, run_node
 from .scripted_node import ScriptedNode
 
@@ -108,6 +108,29 @@ async def test_a_private_message_whose_sender_waits_no_longer_is_not_delivered(
     assert await a.one(WithdrawDirect("x")) == ["ok"]
     assert await b.one(ClaimDirect("x")) == ["refused", "withdrawn"]
     assert await a.one(_to_bob("y", nonce="7")) == ["ok", "y", False]  # it may be sent again
+
+
+async def test_the_feed_has_the_text_of_a_private_message_only_while_it_is_under_way(
+    start: Start,
+) -> None:
+    a, b = await start("a"), await start("b")
+    await b.put(2)
+    async with calling(b.engine) as caller:
+        await caller.subscribe_to("multichat:directory")
+        await a.one(_to_bob("x"))
+        assert b"hello" in (await caller.push())[2]
+    # A node that has missed the push reads it.
+    assert (await b.events())[-1].event == DirectSent("x", 2, "b", "hello")
+    await b.one(ClaimDirect("x"))
+    assert (await b.events())[-1].event == DirectSent("x", 2, "b", "hello")
+    before = await b.engine.call("MEMORY", "USAGE", "multichat:directory:log", "SAMPLES", 0)
+    await b.one(FinishDirect("x", True))
+    for number in range(100):
+        await a.one(SendDirect(f"{number}", 2, "x" * 10_000, 1, 1, "", ""))
+        await a.one(WithdrawDirect(f"{number}"))
+    after = await b.engine.call("MEMORY", "USAGE", "multichat:directory:log", "SAMPLES", 0)
+    assert after - before < 100_000
+    assert DirectSent("x", 2, "b", "") in [each.event for each in await b.events()]
 
 
 async def test_of_a_node_that_is_lost_what_it_had_claimed_is_unknown(start: Start) -> None:
