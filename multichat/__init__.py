@@ -208,7 +208,7 @@ __all__ = [
 # Imported when first asked for: `multichat --help` needs no trio, and the command's own entry
 # point has to be there before anything slow is imported, or Ctrl+C would meet a traceback.
 _HOMES = (
-    # What a client uses is first, and needs nothing else of the server.
+    # What a client uses is first; of the server, a client imports only `server.bans`.
     "client.connect",
     "client.timeouts",
     "client.chat",

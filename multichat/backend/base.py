@@ -296,9 +296,9 @@ class Backend(ABC):
     """The reason why a request that needs a decision is refused while `available` is False."""
 
     is_away: bool = True
-    """Whether the reason is, while `available` is False, that no connection can be made.
+    """Whether, while `available` is False, the storage cannot be reached or does not answer.
 
-    If not, there is one, but requests are refused: `refusal` says why.
+    If not, it refuses requests: `refusal` says why.
     """
 
     @property

@@ -1,6 +1,6 @@
-"""The commands `connect`, `send`, `who` and `history`: parse, build what is asked for, run.
+"""The commands `connect`, `send`, `who` and `history`: parse, build the configuration, run.
 
-No logic.
+No logic: that is in the module of each, such as `multichat.cli.send`.
 """
 
 import sys

@@ -462,7 +462,10 @@ class NodeJoined(_Event, frozen=True, tag="node-joined"):
 
 
 class NodeLost(_Event, frozen=True, tag="node-lost"):
-    """A node has left, if it is the actor, or its lease has ended; that of its clients follows."""
+    """A node has left, if it is the actor, or its lease has ended.
+
+    Events for the loss of its clients follow.
+    """
 
     node: str
 

@@ -354,7 +354,7 @@ class Directory:
             for each in waiting:
                 if isinstance(each, Decision):
                     each.fail(reason, is_sent=is_sent)
-                else:  # it may be claimed, which is not known here: tell the sender just that
+                else:  # this node may have claimed it, and does not deliver it: report that
                     self.answer_direct(each.request, delivered=False)
 
     async def serve(self, link: Link) -> None:

@@ -35,7 +35,8 @@ from multichat.protocol.messages import Directed, Nonce
 
 __all__ = ["Directs"]
 
-# How many reports are kept for that: more than a node makes in the seconds that an engine may lose.
+# The latest reports, which are kept to be repeated: more than a node makes in the seconds that an
+# engine may lose.
 _MAX_REPORTS = 5000
 
 _REPLACED = "the session was resumed on another server"
@@ -66,7 +67,7 @@ class _Direct:
 
 
 class Directs:
-    """The private messages that clients of this node have sent.
+    """The private messages that clients of this node have sent, and the reports of received ones.
 
     A message waits *wait_seconds* for the recipient's node to claim it, and then *claimed_seconds*
     for the result: by then that node has answered, or counts as dead.

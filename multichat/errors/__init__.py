@@ -17,6 +17,7 @@ The tree::
     │   ├── EmptyText           a message without text
     │   ├── InvalidName         not a valid name
     │   ├── NameTaken           the name is in use, or belongs to an account
+    │   ├── NameAssigned        the server's `authenticate` gave it another name
     │   ├── WrongPassphrase     no account has that name and passphrase
     │   ├── TooManyAttempts     too many logins are tried from there
     │   ├── LoginRequired       only accounts may speak

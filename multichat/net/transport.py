@@ -146,7 +146,7 @@ def has_unknown_issuer(error: BaseException) -> bool:
 
 
 def has_another_name(error: BaseException) -> bool:
-    """Return whether a TLS handshake failed with *error* because the certificate names others."""
+    """Return whether a TLS handshake failed with *error*: the certificate is for another name."""
     return getattr(error.__cause__, "verify_code", None) in _ANOTHER_NAME
 
 

@@ -225,9 +225,8 @@ class PresenceAnnouncer:
         clients: list[Client | RemoteClient] = [
             each.client for number, each in self._members.items() if number not in self._hidden
         ]
-        if self._remote:
-            clients += self._remote.values()
-            clients.sort(key=lambda client: client.number)  # the same on all nodes
+        clients += self._remote.values()
+        clients.sort(key=lambda client: client.number)  # so that all nodes list the same
         return Members(self._room, [MemberName(each.number, each.name) for each in clients])
 
     def introduce(self, client: int, name: str) -> None:

@@ -170,7 +170,8 @@ class Registry:
         if room:
             return room.presence.encode_who(to, nonce)
         if (remote := self.rooms.find_elsewhere(room_name)) is not None:
-            names = [MemberName(each.number, each.name) for each in remote.members.values()]
+            members = sorted(remote.members.items())
+            names = [MemberName(number, each.name) for number, each in members]
             return to.codec.encode(Members(remote.name, names, nonce=nonce))
         name = parse_room_name(room_name) if room is None else room.name
         person_in = ""

@@ -676,7 +676,7 @@ async def test_input_made_non_blocking_by_another_process_is_waited_for(tmp_path
         os.close(read)
 
 
-# By typer, from its own import on, it ends as a shell reports it.
+# Within typer, as while it imports a command's module, the status is 130, a shell's for Ctrl+C.
 @pytest.mark.parametrize(
     ("module", "status"), [("typer", 0), ("multichat.cli.commands", 130), ("multichat.cli.who", 0)]
 )

@@ -236,6 +236,21 @@ async def test_who_lists_a_room_that_only_other_nodes_have(autojump_clock: Clock
         del bob
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+async def test_who_lists_members_in_the_same_order_on_all_nodes(
+    is_shared: bool, autojump_clock: Clock
+) -> None:
+    async with two_nodes() as (one, two):
+        alice, bob = await join(one, name="alice"), await join(one, name="bob")
+        carol = await join(two, name="carol")
+        for each in (carol, bob, alice) if is_shared else (bob, alice):
+            await each.ask("join", room="den")
+        await settle()
+        listed = [(await each.ask("who", room="den"))["members"] for each in (alice, carol)]
+        assert listed[0] == listed[1] == sorted(listed[0], key=lambda member: member["client"])
+        assert len(listed[0]) == 2 + is_shared
+
+
 async def test_a_client_that_leaves_another_node_is_gone_for_all(autojump_clock: Clock) -> None:
     async with two_nodes() as (one, two):
         alice, bob = await join(one, name="alice"), await join(two, name="bob")

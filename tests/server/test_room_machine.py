@@ -327,7 +327,7 @@ class RoomMachine(RuleBasedStateMachine):
     def _learn_who_is_there(self, guest: Guest) -> None:
         room = guest.client.room
         guest.known_at = len(guest.events)
-        others = [other.client for other in room.members.values()]
+        others = sorted((each.client for each in room.members.values()), key=lambda it: it.number)
         names = [MemberName(other.number, other.name) for other in others]
         answer = guest.client.codec.encode(Members(room.name, names))
         assert room.presence.encode_who(guest.client, None) == answer

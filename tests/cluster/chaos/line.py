@@ -1,4 +1,4 @@
-"""Connections of the chaos: JSON lines, and what a client asks that comes for one answer.
+"""Connections of the chaos: JSON lines, and clients that connect for a few answers only.
 
 Imports nothing from multichat: the reference is docs/protocol.md.
 """
@@ -18,7 +18,7 @@ __all__ = ["EVERYTHING", "SILENT_SECONDS", "Cut", "Line", "probe", "replay"]
 # Silence after which a connection is given up: below `--away`, so that a client returns in time.
 SILENT_SECONDS = 3.0
 
-# A replay of so many messages is one of all.
+# A replay of this many messages is a replay of all.
 EVERYTHING = 2**31 - 1
 
 
