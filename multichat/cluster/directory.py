@@ -81,6 +81,9 @@ _MAX_BLOCK = 64
 # How many events are read at once: about 1 MiB.
 _PAGE = 2000
 
+# How many events are returned before a checkpoint.
+_RECEIVED_AT_ONCE = 16
+
 # Digits of an event's number.
 _MAX_DIGITS = 19
 
@@ -136,6 +139,7 @@ class Directory:
         self._rooms = HeldRooms()
         self._events: deque[Event] = deque()
         self._heard = trio.Event()
+        self._received = 0
         self._data = ""  # the id of the data that the replica follows
         self._numbers: deque[int] = deque()
         self._number_lock = trio.Lock()
@@ -157,7 +161,11 @@ class Directory:
     # --- Events -----------------------------------------------------------------------------------
 
     async def receive(self) -> Event:
-        """Return the next event."""
+        """Return the next event; if cancelled, it stays the next one."""
+        # A snapshot has thousands of events, which must not keep other tasks waiting.
+        self._received = (self._received + 1) % _RECEIVED_AT_ONCE
+        if not self._received:
+            await trio.lowlevel.checkpoint()
         while not self._events:
             self._heard = trio.Event()
             await self._heard.wait()
