@@ -21,8 +21,8 @@
 --
 -- Functions are atomic, but not transactional: each change validates before it writes.
 --
--- Follows sessions.lua in one library, and uses it, and from library.lua: is_fenced, nonces_key,
--- end_generation, load_nonces, remember_nonces, read_meta.
+-- Follows sessions.lua in one library, and uses it, and from library.lua: call, now_ms, is_fenced,
+-- nonces_key, end_generation, load_nonces, remember_nonces, read_meta.
 
 do
     local PREFIX = 'multichat:'
@@ -62,11 +62,7 @@ do
     local FENCED_SECONDS = 86400
     local LOST = 'connection lost'
 
-    -- While the library is loaded there is neither `redis.call` nor `cmsgpack`.
-    local function call(...)
-        return redis.call(...)
-    end
-
+    -- While the library is loaded there is no `cmsgpack`.
     local function pack(value)
         return cmsgpack.pack(value)
     end
@@ -82,11 +78,6 @@ do
 
     local function save(key, field, value)
         call('HSET', key, field, pack(value))
-    end
-
-    local function now()
-        local time = call('TIME')
-        return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
     end
 
     local function text(number)
@@ -353,7 +344,7 @@ do
         call('HDEL', CLIENTS, text(client))
         call('SREM', clients_of(entry.run), text(client))
         release_login(entry, client)
-        local fold, time = '', now()
+        local fold, time = '', now_ms()
         for _, each in ipairs(entry.names) do
             local held = load(NAMES, each)
             if keep >= 0 and held and held.name == entry.record.name then
@@ -936,7 +927,7 @@ do
             end
             call('HSET', NODES, node, run)
             call('SET', lease_of(node), run, 'PX', settings.lease)
-            call('SET', RENEWED, text(now()))
+            call('SET', RENEWED, text(now_ms()))
             if tonumber(call('HGET', answer_of(run), 'last') or '0') < tonumber(args[4]) then
                 call('HSET', answer_of(run), 'last', args[4])
             end
@@ -962,8 +953,8 @@ do
             -- If no node at all has renewed its lease for long, it was the engine that was away, and
             -- the others get as much time as this one had.
             local before = tonumber(call('GET', RENEWED) or '0')
-            local was_away = now() - before >= settings.lease / 2
-            call('SET', RENEWED, text(now()))
+            local was_away = now_ms() - before >= settings.lease / 2
+            call('SET', RENEWED, text(now_ms()))
             local nodes = call('HGETALL', NODES)
             for index = 1, #nodes, 2 do
                 if call('EXISTS', lease_of(nodes[index])) == 0 then
@@ -975,7 +966,7 @@ do
                 end
             end
             local again = sweep(settings, MAX_REMOVED, LOST)
-            purge(settings, now(), MAX_REMOVED)
+            purge(settings, now_ms(), MAX_REMOVED)
             return {tonumber(call('GET', COUNT) or '0'), again and 1 or 0}
         end,
         flags = {'allow-oom'},
@@ -1019,7 +1010,7 @@ do
             return redis.error_reply('ORDER the batches before this one were refused')
         end
         local context = {
-            node = node, run = run, settings = unpacked(args[4]), time = now(),
+            node = node, run = run, settings = unpacked(args[4]), time = now_ms(),
         }
         local results = {}
         for index, change in ipairs(unpacked(args[5])) do
