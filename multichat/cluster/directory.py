@@ -347,7 +347,7 @@ class Directory:
 
     @property
     def is_away(self) -> bool:
-        """Whether nobody waits for the engine: see `leave`."""
+        """Whether `leave` was called, and nothing waits for the engine."""
         return bool(self._away)
 
     def leave(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Applies what other nodes did, in order: one task of the server, one synchronous step an event."""
+"""Applies what other nodes did, in order: one task of the server, a synchronous step per event."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress

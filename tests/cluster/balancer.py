@@ -39,7 +39,7 @@ class Passage:
     ) -> None:
         self.client, self.server, self.target = client, server, target
         self.delay = 0.0  # seconds before each piece is passed, in both directions
-        self.piece = piece  # pieces have at most so many bytes
+        self.piece = piece  # pieces have at most this many bytes
         self.ended = trio.Event()
         self._open = trio.Event()
         self._open.set()

@@ -61,7 +61,7 @@ class Follower:
             self._changed.set()
 
     async def until(self, messages: int) -> list[str]:
-        """Wait until there are so many messages; return their texts."""
+        """Wait until there are that many messages; return their texts."""
         with trio.fail_after(WAIT_SECONDS):
             while len(self.said) < messages:
                 self._changed = trio.Event()

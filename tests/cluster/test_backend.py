@@ -558,8 +558,10 @@ async def test_with_a_full_engine_nodes_live_and_clients_leave(engines: Engines)
                 "HEXISTS", "multichat:clients", "1"
             ):
                 await trio.sleep(0.05)
-        await trio.sleep(1.5)  # longer than the lease
-        assert await engine.call("EXISTS", "multichat:lease:a") == 1
+        renewed = await engine.call("GET", "multichat:renewed")
+        with trio.fail_after(WAIT_SECONDS):
+            while await engine.call("GET", "multichat:renewed") == renewed:
+                await trio.sleep(0.05)
         await engine.call("CONFIG", "SET", "maxmemory", "0")
         await a.wait_for(AvailabilityChanged, lambda event: event.available)
         assert not any(isinstance(event, NodeFenced) for event in a.heard)

@@ -510,7 +510,7 @@ async def test_what_a_failover_lost_is_counted_and_numbers_are_given_again_in_a_
 
 
 async def test_without_a_lineage_an_old_id_would_name_another_message(engines: Engines) -> None:
-    """With one epoch for ever, the ids of lost messages are given again: a since skips new ones."""
+    """With one epoch forever, the ids of lost messages are given again: a since skips new ones."""
     library = mutated(
         ("if meta.epoch and meta.era == from.era then", "if meta.epoch then"),
     )

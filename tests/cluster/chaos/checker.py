@@ -25,7 +25,7 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """The server told that it cannot deliver so many messages of others."""
+    """The server said that it cannot deliver this many messages of others."""
 
     count: int
 

@@ -153,7 +153,7 @@ class _Settling(Protocol):
 async def settled(what: _Settling, seconds: float) -> list[str]:
     """Wait until nothing is missing in *what*, or nothing is decided for *seconds*.
 
-    Return what is missing then.  How long it takes depends on the machine; that it goes on, not.
+    Return what is missing then.  The whole time depends on the machine, so it has no limit.
     """
     decided, at = what.decided, trio.current_time()
     while missing := what.missing():
