@@ -7,10 +7,13 @@ not included.
 import heapq
 from collections.abc import AsyncIterator, Sequence
 
+import msgspec
+
 from multichat.cluster.calls import Packet, Tail, read, read_before
 from multichat.cluster.engine_session import EngineSession
 from multichat.errors import UnknownId
 from multichat.journal.base import slice_block
+from multichat.protocol.framing import clean, clean_lines
 from multichat.protocol.ids import message_number
 from multichat.protocol.messages import SaidBlock
 from multichat.protocol.names import fold_name
@@ -126,13 +129,24 @@ class EngineHistory:
             said = slice_block(packet.said, starts[room], self._tails[room].next)
             starts[room] = packet.header.end
             if said is not None:
-                yield said
+                yield _cleaned(said)
             await push(room, page)
 
     async def _page(self, room: str, start: int, stop: int, max_bytes: int) -> list[Packet]:
         if start >= stop:
             return []
         return await self._engine.call(read(room, start, stop, max_bytes=max_bytes))
+
+
+def _cleaned(said: SaidBlock) -> SaidBlock:
+    """Return *said* for a terminal: others than multichat may have written to the engine."""
+    return msgspec.structs.replace(
+        said,
+        time=clean(said.time),
+        room=clean(said.room),
+        name=clean(said.name),
+        text=clean_lines(said.text),
+    )
 
 
 async def open_history(engine: EngineSession) -> EngineHistory:

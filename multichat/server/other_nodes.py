@@ -1,9 +1,14 @@
-"""Applies what other nodes did, in order: one task of the server, a synchronous step per event."""
+"""Applies what other nodes did, in order: one task of the server, a synchronous step per event.
+
+Texts are cleaned, because others than multichat may have written to the backend.
+"""
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from logging import WARNING
+
+import msgspec
 
 from multichat.backend.base import Backend
 from multichat.backend.events import (
@@ -15,6 +20,7 @@ from multichat.backend.events import (
     BanRemoved,
     ClientGone,
     ClientPut,
+    ClientRecord,
     DirectReceived,
     DisconnectAsked,
     Event,
@@ -28,6 +34,7 @@ from multichat.backend.events import (
 from multichat.errors import NotDelivered
 from multichat.log import Log
 from multichat.protocol import messages
+from multichat.protocol.framing import clean, clean_lines
 from multichat.protocol.goodbyes import FENCED, GOODBYES, TAKEN_OVER
 from multichat.protocol.messages import Goodbye
 from multichat.server.ban_keeper import BanKeeper
@@ -62,7 +69,7 @@ class OtherNodes:
     def load(self) -> None:
         """Load the clients of other nodes and the bans from the backend, which is open."""
         for record in self._backend.clients:
-            self._registry.elsewhere.put(record)
+            self._registry.elsewhere.put(_cleaned(record))
         self._bans.load(self._backend.bans)
 
     async def follow(self) -> None:
@@ -80,9 +87,9 @@ class OtherNodes:
                     if record.generation <= own.generation:
                         return  # it has resumed here since
                     self._replace(own)
-                registry.elsewhere.put(record)
+                registry.elsewhere.put(_cleaned(record))
             case ClientGone(client, generation, reason, away):
-                registry.elsewhere.remove(client, generation, reason, away=away)
+                registry.elsewhere.remove(client, generation, clean(reason), away=away)
             case Replaced(client, generation):
                 own = registry.find(client)
                 if own is not None and own.generation <= generation:
@@ -104,7 +111,7 @@ class OtherNodes:
             case AccountChanged(key, name, hash_):
                 registry.logins.put_account(key, name, hash_)
             case TopicChanged(key, topic, client, name):
-                changed = messages.TopicChanged(key, topic, client, name)
+                changed = messages.TopicChanged(key, clean(topic), client, clean(name))
                 registry.rooms.put_topic(key, changed, registry.find(client))
             case BanAdded(ban):
                 self._bans.put(ban)
@@ -115,9 +122,9 @@ class OtherNodes:
             case DisconnectAsked(client, code, reason):
                 own = registry.find(client)
                 if own is not None and code in GOODBYES:
-                    registry.disconnect(own, Goodbye.of(code, reason))
+                    registry.disconnect(own, Goodbye.of(code, clean(reason)))
             case Announced(text):
-                self._tell_all(text)
+                self._tell_all(clean_lines(text))
             case DirectReceived():
                 self._start_soon(partial(self._deliver, event))
             case AvailabilityChanged(available, reason):
@@ -157,9 +164,25 @@ class OtherNodes:
         delivered = False
         try:
             if recipient is not None:
-                await deliver(recipient, received.message, self._config)
+                message = msgspec.structs.replace(
+                    received.message,
+                    name=clean(received.message.name),
+                    text=clean_lines(received.message.text),
+                )
+                await deliver(recipient, message, self._config)
                 delivered = True
         except NotDelivered:
             pass
         finally:
             self._backend.answer_direct(received, delivered=delivered)
+
+
+def _cleaned(record: ClientRecord) -> ClientRecord:
+    """Return *record* with clean texts; itself, if they are, as those of other nodes always are."""
+    texts = (record.name, record.account, record.address, record.origin, *record.rooms)
+    if all(clean(text) == text for text in texts):
+        return record
+    name, account, address, origin, *rooms = map(clean, texts)
+    return msgspec.structs.replace(
+        record, name=name, account=account, address=address, origin=origin, rooms=tuple(rooms)
+    )

@@ -26,6 +26,7 @@ from tests.support.processes import (
 from tests.support.sockets import open_client
 
 from .engine import Engine, EngineConfig, Engines, certificates
+from .functions import block, calling
 from .hostile import HostileEngine, encode
 from .links import config, peer
 
@@ -228,6 +229,16 @@ async def test_an_engine_that_has_rooms_is_refused_unless_stated(
     shown = (await run("history", engine.url))[1]
     assert "lobby: [alice] one" in shown
     assert "den: [alice] other" in shown
+
+
+async def test_the_history_of_an_engine_is_clean_whatever_is_in_it(engine: Engine) -> None:
+    async with calling(engine) as caller:
+        await caller.load()
+        await caller.append(block("one\x1b[2J\ntwo", name="al\x07ice"))
+    status, shown, _ = await run("history", engine.url)
+    assert status == 0
+    assert [line.partition("] ")[2] for line in shown.splitlines()] == ["one␛[2J", "two"]
+    assert "[al␇ice]" in shown
 
 
 async def test_nothing_is_imported_while_a_node_or_the_journals_server_runs(

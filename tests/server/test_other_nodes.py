@@ -11,7 +11,19 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
-from multichat.backend.events import BanAdded, BanRecord, BanRefused, NodeAdded, NodeRemoved
+from multichat.backend.events import (
+    Announced,
+    BanAdded,
+    BanRecord,
+    BanRefused,
+    ClientGone,
+    ClientPut,
+    ClientRecord,
+    DisconnectAsked,
+    NodeAdded,
+    NodeRemoved,
+    TopicChanged,
+)
 from multichat.backend.local import LocalBackend
 from multichat.errors import LocalProtocolError
 from multichat.journal.base import SavedSession, SessionRecord
@@ -908,3 +920,27 @@ async def test_nodes_that_come_and_go_are_logged(log: LogRecorder, autojump_cloc
         "[INFO] [server] [STATE] Node 5f has left the cluster",
         "[INFO] [server] [STATE] Node 6a was taken for dead: its lease has ended",
     ]
+
+
+async def test_texts_of_other_nodes_are_clean_for_clients_and_the_log(
+    log: LogRecorder, autojump_clock: Clock
+) -> None:
+    raw, clean = "a\x1b[2J\r\x9b", "a␛[2J␍\ufffd"
+    hub = Hub()
+    async with two_nodes(hub) as (one, _):
+        alice = await join(one, name="alice", rooms={"lobby": {}})
+        number = alice.welcome["client"]
+        record = ClientRecord(client=99, generation=1, name=raw, rooms=("lobby",))
+        hub.tell(ClientPut(record), only="one")
+        assert (await alice.hear("joined"))["name"] == clean
+        hub.tell(ClientGone(99, 1, raw, False), only="one")
+        left = await alice.hear("left")
+        assert (left["name"], left["reason"]) == (clean, clean)
+        hub.tell(Announced(raw), only="one")
+        assert (await alice.hear("notice"))["text"] == clean
+        hub.tell(TopicChanged("lobby", raw, 99, raw), only="one")
+        topic = await alice.hear("topic")
+        assert (topic["text"], topic["name"]) == (clean, clean)
+        hub.tell(DisconnectAsked(number, "kicked", raw), only="one")
+        assert (await alice.hear("goodbye"))["reason"] == clean
+    assert not [line for line in log.lines if "\x1b" in line or "\r" in line]
