@@ -152,7 +152,7 @@ class EngineLog(RoomLog):
             load.pending.resolve(reason)
 
     def release_loads(self) -> None:
-        """Resolve all loads: the log is closed, and who needs it loads it again."""
+        """Resolve all loads: the log is closed, and has to be loaded again."""
         loads, self.loads = self.loads, []
         for load in loads:
             load.pending.resolve()

@@ -42,7 +42,7 @@ class Unavailable(Exception):
 async def filtered(
     filters: Filters, client: Client, kind: type[Joining | Renaming], text: str
 ) -> str | None:
-    """Return the room or name that *client* asks for, as the filters leave it; None if rejected."""
+    """Return the room or name that *client* asks for, as filtered; None if a filter rejects it."""
     return await filters.apply_to_request(
         kind(client=client.number, name=client.name, room=client.room.name, text=text)
     )

@@ -115,13 +115,13 @@ class OpenRooms:
         return len(self._rooms)
 
     def _list(self) -> RoomList:
-        here = [RoomSize(room.name, len(room)) for room in self]
-        elsewhere = [
-            RoomSize(room.name, len(room.members))
-            for key, room in self._remote.items()
-            if room.members and not self._rooms.get(key)
-        ]
-        return RoomList(here + elsewhere)
+        sizes = {room.key: RoomSize(room.name, len(room)) for room in self}
+        for key, room in self._remote.items():
+            if room.members and key not in sizes:
+                sizes[key] = RoomSize(room.name, len(room.members))
+        if self._backend.is_shared:  # so that all nodes list the same
+            return RoomList([sizes[key] for key in sorted(sizes, key=lambda it: (it != LOBBY, it))])
+        return RoomList(list(sizes.values()))
 
     async def prepare(self, wanted: WantedRooms, grants: RoomGrants) -> None:
         """Load and claim what is needed to `open` the rooms *wanted* in the same step.

@@ -66,10 +66,11 @@ class LoadBalancers:
         *,
         of_page: bool = False,
     ) -> ProxyHeader | None:
-        """Read the header, and note in *arrival* whose connection it is, perhaps one *of_page*.
+        """Read the header, and note in *arrival* whose connection it is.
 
-        Counts it for that client.  Returns None if the balancer has closed it without a header, as
-        for a check of health; raises `AdmissionRefused`.
+        *of_page* tells that it is to the port of the web page.  Counts the connection for its
+        client.  Returns None if the balancer has closed it without a header, as for a health check;
+        raises `AdmissionRefused`.
         """
         seconds = self._config.handshake_seconds
         header: ProxyHeader | None = None

@@ -1,7 +1,7 @@
 """The clients on other nodes: a replica of what their nodes report, by number, name and room.
 
 Changes only in functions without `await`, when an event of another node is applied.  Holds no
-connections: who wants to send something to one of these clients asks the backend.
+connections: the backend sends to these clients.
 """
 
 from collections.abc import Iterator

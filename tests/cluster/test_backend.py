@@ -442,7 +442,7 @@ async def test_nodes_with_other_functions_of_the_same_version_never_share_an_eng
 async def test_a_node_that_reaches_its_engine_and_may_not_use_it_is_unavailable(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A connection that is made again and again is none: who waits must not wait for ever."""
+    """A connection that is made again and again is none: no caller must wait forever."""
 
     async def attempts() -> int:
         statistics = (await engine.info("commandstats"))["cmdstat_fcall_ro"]

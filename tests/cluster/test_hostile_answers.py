@@ -256,7 +256,7 @@ async def test_without_an_answer_that_is_ours_the_engine_is_away_and_that_is_log
         assert not gone.available
         assert "the engine's answer is not ours" in gone.reason
         await trio.sleep(100)
-        for _ in range(3):  # also who asks while it is connected in between
+        for _ in range(3):  # also a claim while it is connected in between
             with pytest.raises(StorageFailed):
                 await node.claim(1, "alice")
             await trio.sleep(0.7)

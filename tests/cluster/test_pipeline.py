@@ -67,7 +67,7 @@ def test_a_reply_to_a_subscription_is_an_error() -> None:
     pipeline.add("subscription", 1)
     with pytest.raises(BadReply, match="replies to a subscription"):
         list(pipeline.receive(b"+OK\r\n"))
-    assert pipeline.end() == ["subscription"]  # nobody waits for it for ever
+    assert pipeline.end() == ["subscription"]  # its caller does not wait forever
 
 
 def test_other_pushes_are_ignored() -> None:

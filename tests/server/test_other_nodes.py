@@ -263,6 +263,16 @@ async def test_who_lists_members_in_the_same_order_on_all_nodes(
         assert len(listed[0]) == 2 + is_shared
 
 
+async def test_rooms_are_listed_in_the_same_order_on_all_nodes(autojump_clock: Clock) -> None:
+    async with two_nodes() as (one, two):
+        alice = await join(one, name="alice", rooms={"zoo": {}, "lobby": {}})
+        bob = await join(two, name="bob", rooms={"attic": {}, "Lobster": {}, "lobby": {}})
+        await settle()
+        listed = [(await each.ask("rooms"))["rooms"] for each in (alice, bob)]
+        assert listed[0] == listed[1]
+        assert [each["room"] for each in listed[0]] == ["lobby", "attic", "Lobster", "zoo"]
+
+
 async def test_a_client_that_leaves_another_node_is_gone_for_all(autojump_clock: Clock) -> None:
     async with two_nodes() as (one, two):
         alice, bob = await join(one, name="alice"), await join(two, name="bob")
