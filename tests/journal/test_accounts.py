@@ -130,7 +130,7 @@ async def test_a_damaged_passphrase_leaves_its_name_reserved(
         connection.execute("UPDATE accounts SET hash = ? WHERE name = 'alice'", (hash_,))
     async with running(SqliteJournal(path)) as journal:
         assert {each.name: each.hash for each in journal.accounts} == {"Alice": "", "bob": HASH}
-    assert any("accounts without a readable passphrase" in line for line in log.lines)
+    assert any("1 account without a readable passphrase: " in line for line in log.lines)
 
 
 @pytest.mark.parametrize(

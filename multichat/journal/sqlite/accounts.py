@@ -76,8 +76,9 @@ def read_accounts_and_topics(connection: sqlite3.Connection) -> AccountsAndTopic
         places = counted(lost, "place")
         found.damaged.append(f"accounts cannot be read in {places}, their names are free")
     if locked:
-        text = "accounts without a readable passphrase; remove them and add them again"
-        found.damaged.append(f"{locked} {text}")
+        them = "it" if locked == 1 else "them"
+        text = f"without a readable passphrase: remove {them} and add {them} again"
+        found.damaged.append(f"{counted(locked, 'account')} {text}")
     if lost_topics:
         found.damaged.append(f"topics of rooms cannot be read in {counted(lost_topics, 'place')}")
     return found
