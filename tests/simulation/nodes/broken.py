@@ -126,7 +126,7 @@ deliver_no_private_message = edited(
     "deliver_no_private_message",
     OtherNodes,
     "_deliver",
-    "await deliver(recipient, received.message, self._config)",
+    "await deliver(recipient, message, self._config)",
     "pass",
 )
 tell_nobody_who_leaves = edited(
