@@ -52,6 +52,9 @@ do
     local LOG_EVENTS = 10000
     -- At most this many batches of a run are in flight, so no older answer is needed.
     local ANSWERS = 64
+    -- In an answer that is kept, for the nonces of a session, which may be 100 KB: a batch that is
+    -- repeated gets those that the session has by then.
+    local NONCES = false
     -- More client numbers than all nodes give in the seconds that an engine may lose.
     local SKIPPED = 100000
     -- One call removes at most this many clients, sessions or names: about 20 ms.
@@ -525,8 +528,7 @@ do
         if session == nil then
             return {'refused', 'unknown-session'}
         end
-        local nonces = load_nonces(text(session.client))
-        return {'ok', session.client, session.generation, session.record, nonces, age}
+        return {'ok', session.client, session.generation, session.record, NONCES, age}
     end
 
     -- Resume a session here, if it has that generation: the next one fences who had it.
@@ -547,7 +549,7 @@ do
         save(CLIENTS, text(client), entry)
         sessions.keep(digest, session)
         emit(context.node, 'taken', client, session.generation - 1, before and before.node or '')
-        return {'ok', client, session.generation, session.record, load_nonces(text(client))}
+        return {'ok', client, session.generation, session.record, NONCES}
     end
 
     changes['forget-session'] = function(context, digest, client, generation)
@@ -996,6 +998,16 @@ do
             or kind == 'drop-room'
     end
 
+    -- The reply with *results*, in which `NONCES` stands for those of a client.
+    local function reply_of(count, results)
+        for _, result in ipairs(results) do
+            if result[1] == 'ok' and result[5] == NONCES then
+                result[5] = load_nonces(text(result[2]))
+            end
+        end
+        return {count, pack(results)}
+    end
+
     local function change_all(args, is_full)
         local node, run, sequence = args[1], args[2], tonumber(args[3])
         local problem = invalid(node, run)
@@ -1005,7 +1017,10 @@ do
         local last = tonumber(call('HGET', answer_of(run), 'last') or '0')
         if sequence <= last then
             local answer = call('HGET', answer_of(run), text(sequence))
-            return answer and unpacked(answer) or redis.error_reply('FORGOTTEN an old answer')
+            if not answer then
+                return redis.error_reply('FORGOTTEN an old answer')
+            end
+            return reply_of(unpack(unpacked(answer)))
         elseif sequence > last + 1 then
             return redis.error_reply('ORDER the batches before this one were refused')
         end
@@ -1027,10 +1042,11 @@ do
             end
             results[index] = result
         end
-        local answer = {tonumber(call('GET', COUNT) or '0'), pack(results)}
-        call('HSET', answer_of(run), 'last', text(sequence), text(sequence), pack(answer))
+        local count = tonumber(call('GET', COUNT) or '0')
+        local answer = pack({count, results})
+        call('HSET', answer_of(run), 'last', text(sequence), text(sequence), answer)
         call('HDEL', answer_of(run), text(sequence - ANSWERS))
-        return answer
+        return reply_of(count, results)
     end
 
     -- NODE RUN SEQUENCE SETTINGS CHANGES: see above.  Returns the number of the last event and the

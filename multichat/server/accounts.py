@@ -30,6 +30,7 @@ from multichat.errors import (
     WrongPassphrase,
 )
 from multichat.journal.base import AccountRecord
+from multichat.protocol.framing import clean
 from multichat.protocol.lookalikes import NameIndex
 from multichat.protocol.names import fold_name, parse_person_name
 from multichat.server.config import Registration, ServerConfig
@@ -93,7 +94,7 @@ class Accounts:
     def load(self) -> None:
         """Load the accounts from the backend, which is open."""
         for record in self._backend.accounts:
-            self._put(Account(record.name, record.hash))
+            self._put(Account(clean(record.name), record.hash))
 
     @property
     def are_lasting(self) -> bool:

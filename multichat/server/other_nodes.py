@@ -109,7 +109,7 @@ class OtherNodes:
                 if own is not None and own.generation == generation:
                     registry.logins.lose(own, name, login=login)
             case AccountChanged(key, name, hash_):
-                registry.logins.put_account(key, name, hash_)
+                registry.logins.put_account(key, clean(name), hash_)
             case TopicChanged(key, topic, client, name):
                 changed = messages.TopicChanged(key, clean(topic), client, clean(name))
                 registry.rooms.put_topic(key, changed, registry.find(client))

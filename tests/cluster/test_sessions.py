@@ -8,6 +8,7 @@ from multichat.cluster.calls import Status, append
 from multichat.cluster.changes import (
     Gone,
     PutClient,
+    ReadSession,
     SaveSession,
     Settings,
     TakeSession,
@@ -33,23 +34,23 @@ class Visits:
 
     def __init__(self, engine: Engine, **limits: int) -> None:
         self._engine, self._calls = engine, 0
-        self._node = ScriptedNode(engine, "a", Settings(**limits))
+        self.node = ScriptedNode(engine, "a", Settings(**limits))
 
     async def open(self) -> None:
         await self._engine.call("FUNCTION", "LOAD", library_text())
-        await self._node.join()
+        await self.node.join()
 
     async def come(self, *clients: int, origin: str, nonces: Sequence[Nonce] = ()) -> None:
         """Connect them, and let each say something with each of these *nonces*."""
         for client in clients:
             session = SaveSession(digest(f"{client}"), client, 1, _RECORD, True)
-            await self._node.change(PutClient.of(record(client, origin=origin)), session)
+            await self.node.change(PutClient.of(record(client, origin=origin)), session)
             await self.say(client, nonces)
 
     async def leave(self, *clients: int) -> None:
         for client in clients:
             left = SaveSession(digest(f"{client}"), client, 1, _RECORD, False)
-            await self._node.change(left, Gone(client, 1, "", -1))
+            await self.node.change(left, Gone(client, 1, "", -1))
 
     async def visit(self, *clients: int, origin: str, nonces: Sequence[Nonce] = ()) -> None:
         await self.come(*clients, origin=origin, nonces=nonces)
@@ -63,7 +64,7 @@ class Visits:
         return {client for client, each in zip(clients, found, strict=True) if each is not None}
 
     async def resume(self, client: int) -> None:
-        assert (await self._node.one(TakeSession(digest(f"{client}"), 1)))[0] == "ok"
+        assert (await self.node.one(TakeSession(digest(f"{client}"), 1)))[0] == "ok"
 
     async def say(self, client: int, nonces: Sequence[Nonce]) -> None:
         """Append a message for each of *nonces*."""
@@ -71,7 +72,7 @@ class Visits:
             return
         self._calls += 1
         said = block("\n".join("x" for _ in nonces), client=client, nonces=tuple(nonces))
-        call = append(self._node.name, self._node.run, self._calls, [said], nonce_seconds=3600)
+        call = append(self.node.name, self.node.run, self._calls, [said], nonce_seconds=3600)
         [answer] = call.read(await self._engine.call(*call.words))
         assert answer.status == Status.APPENDED
 
@@ -158,6 +159,21 @@ async def test_the_longest_nonces_of_many_clients_do_not_fill_the_engine(engine:
     counted, used = await visits.counted(), await visits.used() - before
     assert counted <= most
     assert used < 1.1 * most + 200_000
+
+
+async def test_answers_that_are_kept_have_no_nonces_and_repeated_ones_have_them(
+    engine: Engine,
+) -> None:
+    visits = Visits(engine)
+    await visits.open()
+    await visits.visit(1, origin="192.0.2.1", nonces=_LONG)
+    node = visits.node
+    reads = [ReadSession(digest("1"))] * 20
+    results = await node.change(*reads, TakeSession(digest("1"), 1))
+    assert {len(result[4]) for result in results} == {2 * MAX_UNACCEPTED}  # each with its value
+    assert await node.repeat(*reads, TakeSession(digest("1"), 1)) == results
+    kept = f"multichat:run:{node.run}:answer"
+    assert await engine.call("MEMORY", "USAGE", kept, "SAMPLES", 0) < 10_000  # once they take 90 KB
 
 
 def test_sessions_take_at_most_a_quarter_of_an_engine_that_is_bounded() -> None:
