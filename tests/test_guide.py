@@ -254,7 +254,7 @@ def test_figures_of_the_guide_are_measured_ones() -> None:
     for ours, theirs in {
         "9.2 KiB for each idle client": "9.15 (9.15 … 9.17)",
         "2.7 KiB more over WebSocket": "2.7 KiB more than one over TCP",
-        "0.36 KiB for each additional room": "0.36 KiB of resident memory for each further room",
+        "0.44 KiB for each additional room": "0.44 KiB of resident memory for each further room",
         "17 million a second to rooms of 10": "17.0 M (",
         "54 million to rooms of 100": "54.5 M (",
         "median 1 ms, 99th percentile 1.8 ms": "1.01 / 1.83 /",

@@ -83,7 +83,13 @@ async def test_what_one_node_does_the_other_hears_and_a_later_one_knows(engine: 
         assert ClientGone(1, 1, "gone", False) in b.heard
         # Of what it did itself a node gets what all apply in one order: topics and bans.
         await a.wait_for(BanRemoved)
-        assert a.heard == [TopicChanged("lobby", "soup", 1, "alice"), BanAdded(ban)]
+        assert a.heard == [
+            NodeAdded("b"),
+            TopicChanged("lobby", "soup", 1, "alice"),
+            BanAdded(ban),
+            NodeAdded("c"),
+            NodeRemoved("c", in_order=True),
+        ]
 
 
 async def test_two_nodes_that_want_one_name_at_once_get_it_once(engine: Engine) -> None:

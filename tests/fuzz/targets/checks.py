@@ -105,7 +105,9 @@ def _assert_says(said: Any, value: Any) -> None:
             if field.encode_name in said:
                 _assert_says(said[field.encode_name], read)
             else:
-                assert_same(read, field.default, f"{field.name} was not said")
+                made = field.default_factory
+                default = field.default if made is msgspec.NODEFAULT else made()
+                assert_same(read, default, f"{field.name} was not said")
     elif isinstance(value, list):
         for one_said, one in zip(said, value, strict=True):
             _assert_says(one_said, one)
