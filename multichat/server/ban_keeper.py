@@ -4,6 +4,7 @@ They are saved in the operator's file, if there is one, and shared with the othe
 by the backend.
 """
 
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from logging import ERROR
@@ -19,7 +20,7 @@ from multichat.net import transport
 from multichat.protocol.messages import Goodbye
 from multichat.server import log_lines
 from multichat.server.ban_file import load_bans, save_bans
-from multichat.server.bans import Ban, Bans, changes_of, parse_target
+from multichat.server.bans import Ban, Bans, changes_of, merge_bans, parse_target
 from multichat.server.registry import Registry
 
 __all__ = ["BanKeeper"]
@@ -48,6 +49,7 @@ class BanKeeper:
         self._log, self._start_soon, self._clock = log, start_soon, clock
         self._file: Path | None = None
         self._in_file: list[Ban] = []  # without what somebody has changed there since
+        self._disk = threading.Lock()  # for worker threads: the file with what is known of it
         self._changed = self._saving = False
         self._refused: set[str] = set()  # bans of nodes that are not in force, as was logged
 
@@ -155,29 +157,35 @@ class BanKeeper:
             self._bans.add(ban, self._clock())
         self._file, self._in_file = path, found
 
-    def read_again(self) -> list[Ban]:
-        """Return the bans that are in the file now; blocks.  Raises as `keep_in` does.
+    def read_again(self) -> tuple[list[Ban], list[Ban]]:
+        """Return the bans that were in the file when it was read or saved last, and those now.
 
-        A file that is missing now is an error, unless it had no bans before.
+        Blocks.  Raises as `keep_in` does.  A file that is missing now is an error, unless it had no
+        bans before.
         """
-        return [] if self._file is None else load_bans(self._file, must_exist=bool(self._in_file))
+        with self._disk:
+            before = self._in_file
+            if self._file is None:
+                return before, []
+            return before, load_bans(self._file, must_exist=bool(before))
 
-    def merge(self, found: Sequence[Ban]) -> None:
-        """Put in force what somebody has changed in the file, which has exactly *found* now.
+    def merge(self, read: tuple[list[Ban], list[Ban]]) -> None:
+        """Put in force what somebody has changed in the file, as `read_again` has *read* it.
 
         Bans that were added there disconnect the clients that they cover, and those that were
-        removed there are lifted.  Those that are in force and not saved yet stay.  Raises
-        `TooManyBans`, and changes nothing then.
+        removed there are lifted.  Those that are in force and not saved yet stay, and those that
+        were saved since.  Raises `TooManyBans`, and changes nothing then.
         """
-        added, lifted = changes_of(self._in_file, found)
+        before, found = read
+        added, lifted = changes_of(before, found)
         self._change(added, lifted)
         if self._backend.is_shared:
             for ban in lifted:
                 self._backend.remove_ban(ban.subject)
             for ban in added:
                 self._share(ban)
-        self._in_file = list(found)
-        if set(self._bans.known()) != set(found):  # others were not saved yet
+        self._in_file = merge_bans(found, before, self._in_file)  # it may have been saved since
+        if set(self._bans.known()) != set(self._in_file):  # others were not saved yet
             self._save_soon()
 
     def _change(self, added: Sequence[Ban], lifted: Sequence[Ban]) -> None:
@@ -212,10 +220,7 @@ class BanKeeper:
             with trio.CancelScope(shield=True):  # bounded by the disk
                 while self._changed:
                     self._changed = False
-                    bans, before = self._bans.known(), self._in_file
-                    await trio.to_thread.run_sync(save_bans, file, bans, before)
-                    if self._in_file is before:  # else it was reloaded meanwhile
-                        self._in_file = bans
+                    await trio.to_thread.run_sync(self._write, file, self._bans.known())
         except (OSError, MultichatError) as error:
             reason = (
                 str(error) if isinstance(error, MultichatError) else transport.describe_error(error)
@@ -223,3 +228,11 @@ class BanKeeper:
             self._log.line("STATE", f"The bans are in force, but were not saved: {reason}", ERROR)
         finally:
             self._saving = False
+
+    def _write(self, file: Path, bans: list[Ban]) -> None:
+        """Save *bans*; blocks."""
+        with self._disk:
+            before = self._in_file
+            save_bans(file, bans, before)
+            if self._in_file is before:  # else it was reloaded meanwhile
+                self._in_file = bans

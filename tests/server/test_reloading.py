@@ -302,6 +302,36 @@ async def test_a_ban_of_the_console_and_an_edited_file_are_merged(tmp_path: Path
         assert [each.subject for each in server.bans] == ["192.0.2.1", "192.0.2.2"]
 
 
+@pytest.mark.parametrize("edited", [False, True])
+async def test_bans_that_are_saved_while_the_file_is_reloaded_stay_as_they_are(
+    edited: bool, tmp_path: Path, log: LogRecorder
+) -> None:
+    path = tmp_path / "bans"
+    path.write_text("192.0.2.1\n", "utf-8")
+    async with Server().open() as server:
+        server.keep_bans(path)
+        if edited:
+            path.write_text("192.0.2.1\n192.0.2.2\n", "utf-8")
+        read = server._ban_keeper.read_again()
+        server.ban(ban("192.0.2.3"))
+        server.unban("192.0.2.1")
+        await saved(path, *["192.0.2.2"] * edited, "192.0.2.3")
+        server._ban_keeper.merge(read)
+        wanted = {"192.0.2.3", *["192.0.2.2"] * edited}
+        assert {each.subject for each in server.bans} == wanted
+        await server.reload()
+        assert {each.subject for each in server.bans} == wanted
+        await saved(path, *["192.0.2.2"] * edited, "192.0.2.3")
+    assert [line.rpartition(" ")[2] for line in log.lines if "] Unbanned" in line] == ["192.0.2.1"]
+
+
+async def saved(path: Path, *lines: str) -> None:
+    """Wait until the file has exactly these *lines*."""
+    with trio.fail_after(60):
+        while path.read_text("utf-8").split() != list(lines):
+            await trio.sleep(0.01)
+
+
 async def test_a_ban_of_the_console_keeps_what_was_edited_and_not_reloaded_yet(
     tmp_path: Path,
 ) -> None:
