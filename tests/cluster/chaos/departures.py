@@ -1,7 +1,7 @@
-"""Who was told that a member has left, and whether that is allowed.  Pure.
+"""Departures that clients have received, and whether each is allowed.  Pure.
 
-A member that is away may return within `--away` seconds; until then nobody is told that it has
-left.  Imports nothing from multichat: the reference is docs/protocol.md.
+A member that is away may return within `--away` seconds; until then no client gets a `left` about
+it.  Imports nothing from multichat: the reference is docs/protocol.md.
 """
 
 import re
@@ -29,7 +29,7 @@ _STRAY_AFTER_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """Somebody was told at the time *at* that *name*, or *count* members, left *room*."""
+    """A client received at the time *at* that *name*, or *count* members, left *room*."""
 
     at: float
     room: str

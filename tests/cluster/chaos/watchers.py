@@ -1,4 +1,4 @@
-"""A client for each node that says nothing and sees who leaves, while the others are away.
+"""A silent client on each node, which records departures while the others are away.
 
 It connects to its node itself, so that faults of clients' connections do not hit it.  Imports
 nothing from multichat: the reference is docs/protocol.md.
