@@ -18,6 +18,7 @@ from multichat.log import Log
 from multichat.protocol.goodbyes import DRAINING
 from multichat.protocol.messages import Goodbye
 from multichat.server.admission import Admission
+from multichat.server.client import Client
 from multichat.server.config import DRAIN_SECONDS, MAX_DRAIN_SECONDS, ServerConfig
 from multichat.server.registry import Registry
 
@@ -94,10 +95,14 @@ class Ending:
         self._pause = min(seconds * _PAUSE_SHARE, self._config.timeouts.drain_pause)
         self.begun.set()
         self._admission.refuse(DRAINING)
-        count = len(self._registry)
-        clients = "1 client is" if count == 1 else f"{count} clients are"
-        self._log.line("stop", f"Draining: {clients} told to reconnect within {seconds:g} s")
+        if count := len(self._drained()):  # nobody is connected if the server has not started
+            clients = "1 client is" if count == 1 else f"{count} clients are"
+            self._log.line("stop", f"Draining: {clients} told to reconnect within {seconds:g} s")
         self._start_soon(self._drain)
+
+    def _drained(self) -> list[Client]:
+        """Return the clients that the drain disconnects: all but the bots in the server."""
+        return [each for each in self._registry.clients if not each.is_trusted]
 
     async def _drain(self) -> None:
         """Pause, send goodbyes to one client after another, and begin the shutdown.
@@ -115,7 +120,7 @@ class Ending:
         now = trio.current_time()
         first_at = now + self._pause
         due, rate = 1.0, 0.0  # goodbyes that are due, and how many become due each second
-        while clients := [each for each in self._registry.clients if not each.is_trusted]:
+        while clients := self._drained():
             ready = [each for each in clients if not each.lagging()]
             if now >= first_at and ready:
                 left = self.seconds_left

@@ -259,6 +259,30 @@ async def test_bots_stay_until_the_shutdown(autojump_clock: MockClock) -> None:
                 await network.server.start_bot(bot, name="late")
 
 
+async def test_a_drain_announces_only_the_clients_that_it_disconnects(log: LogRecorder) -> None:
+    for names in ([], ["bot"]):
+        async with memory_server() as network:
+            for name in names:
+                await network.server.start_bot(_idle, name=name)
+            network.server.drain(9)
+            with trio.fail_after(5):
+                await ended(network.server)
+    assert not [line for line in log.lines if "Draining" in line]
+    async with memory_server() as network:
+        await network.server.start_bot(_idle, name="bot")
+        await network.join()
+        network.server.drain(9)
+        network.server.shutdown()
+    announced = [line for line in log.lines if "Draining" in line]
+    assert announced == [
+        "[INFO] [server] [stop] Draining: 1 client is told to reconnect within 9 s"
+    ]
+
+
+async def _idle(_: multichat.Chat) -> None:
+    await trio.sleep_forever()
+
+
 async def test_a_second_drain_changes_nothing_and_a_shutdown_ends_it(
     autojump_clock: MockClock,
 ) -> None:
