@@ -121,7 +121,7 @@ async def _read_header(stream: trio.abc.Stream, *, of_page: bool) -> ProxyHeader
 
 
 # What the operator can do.
-_PAST_BALANCER = "if this is no load balancer, --proxy must not have its address (--proxy)"
+_PAST_BALANCER = "if this is no load balancer, remove its address from --proxy"
 _OF_PAGE = "if it is a health check, or HTTP without such a header, give its address to --web-proxy"
 
 

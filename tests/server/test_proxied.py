@@ -223,7 +223,8 @@ async def test_bytes_that_are_no_header_are_refused_with_one_line(
         assert line.startswith(f"[Server] goodbye: {words}")
     [line] = [line for line in log.lines if "Refused" in line]
     assert words.partition(":")[0] in line
-    assert line.endswith("(--proxy)")
+    assert line.endswith(": if this is no load balancer, remove its address from --proxy")
+    assert line.count("--proxy") == 1
 
 
 async def test_tls_without_a_header_is_closed_with_one_line_in_the_log(log: LogRecorder) -> None:
@@ -294,7 +295,7 @@ async def test_a_request_without_a_header_is_refused(log: LogRecorder) -> None:
     [line] = [line for line in log.lines if "Refused" in line]
     assert "no PROXY header: if it is a health check, or HTTP without such a header, " in line
     assert "give its address to --web-proxy; if this is no load balancer" in line
-    assert line.endswith("(--proxy)")
+    assert line.endswith("remove its address from --proxy")
 
 
 async def test_a_proxy_of_the_page_at_the_same_address_sends_no_header() -> None:
