@@ -26,6 +26,7 @@ from multichat.net.transport import (
     describe_error,
     eager_fileno,
     has_ended,
+    is_reset,
     send_all,
     unsent_bytes,
 )
@@ -69,6 +70,10 @@ class SendQueue:
     *budget* is shared by all send queues of a server and counts the bytes that wait.  *on_waiting*
     is called once, synchronously, when bytes have to wait for the first time: it starts the task
     that calls `run`.  *on_empty* is called, synchronously, whenever the queue has become empty.
+
+    `failure` is the reason when a write has failed, else empty.  `was_reset` tells that the peer
+    did not close the connection before: the kernel reports that to the first call only, and a
+    reader that comes later sees the end of input.
     """
 
     __slots__ = (
@@ -91,6 +96,7 @@ class SendQueue:
         "drained",
         "failure",
         "waiting_bytes",
+        "was_reset",
     )
 
     def __init__(
@@ -106,6 +112,7 @@ class SendQueue:
         self.waiting_bytes = 0
         self.drained = False
         self.failure = ""
+        self.was_reset = False
         self._budget = budget or MemoryBudget()
         self._stream = stream
         self._fileno = eager_fileno(stream)
@@ -151,7 +158,10 @@ class SendQueue:
                 # cache is cold, either would be measurable.
                 try:
                     taken = write(self._fileno(), data)
-                except OSError:  # full, or broken: then the next write by `run` reports the error
+                except BlockingIOError:
+                    taken = 0
+                except OSError as error:  # the next write by `run` fails, too
+                    self._note_failure(error)
                     taken = 0
                 if taken == len(data):
                     self._missed = None
@@ -297,9 +307,9 @@ class SendQueue:
 
         If it is called after `close`, and nothing ever had to wait, it writes only the last words.
 
-        Sets `drained` when everything was written, or `failure` to the reason when the stream
-        broke; in both cases the queue is closed.  It is also closed on cancellation: then half a
-        line may have been sent, and the stream MUST NOT be written to again.
+        Sets `drained` when everything was written, or `failure` when the stream broke; in both
+        cases the queue is closed.  It is also closed on cancellation: then half a line may have
+        been sent, and the stream MUST NOT be written to again.
         """
         try:
             if not self._closed:
@@ -312,9 +322,7 @@ class SendQueue:
                 await send_all(self._stream, self._last_words)
             self.drained = True
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            # Not the error itself: its traceback refers to this object, and the reference cycle
-            # would keep the queue of a client that left in memory until a garbage collection.
-            self.failure = describe_error(error)
+            self._note_failure(error)
         finally:
             self.close()
             self.forget()
@@ -323,6 +331,14 @@ class SendQueue:
             if self._receive is not None:
                 self._receive.close()
             self.waiting_bytes = 0
+
+    def _note_failure(self, error: BaseException) -> None:
+        """Note why the stream broke: the first error says it, after that all writes fail alike."""
+        if not self.failure:
+            # Not the error itself: its traceback refers to this object, and the reference cycle
+            # would keep the queue of a client that left in memory until a garbage collection.
+            self.failure = describe_error(error)
+            self.was_reset = is_reset(error)
 
     async def _write_what_comes(
         self, receive: trio.MemoryReceiveChannel[bytes | memoryview]

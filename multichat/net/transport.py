@@ -39,6 +39,7 @@ __all__ = [
     "is_disconnected",
     "is_not_tls",
     "is_private",
+    "is_reset",
     "keep_alive",
     "peek",
     "peer_address",
@@ -110,6 +111,18 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError):
         return "connection broken"
     return str(error)
+
+
+def is_reset(error: BaseException) -> bool:
+    """Return whether *error*, of a write, means a reset, timeout or the like of the connection.
+
+    False if the peer had closed the connection before, which is EPIPE on Linux, or if we had.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__
+    closed = (None, errno.EPIPE, errno.EBADF, errno.ENOTSOCK)  # the last on Windows
+    return cause is not None and cause.errno not in closed
 
 
 def _tls_reason(error: ssl.SSLError) -> str:

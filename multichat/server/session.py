@@ -315,6 +315,8 @@ class Session:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._registry.leave(self.client, transport.describe_error(error), code="lost")
         else:
+            if self._send_queue.was_reset:  # a write has taken the error; reading saw the end
+                self._registry.leave(self.client, self._send_queue.failure, code="lost")
             self._registry.leave(self.client, code="closed")
 
     async def _read_requests(self) -> None:

@@ -1,6 +1,8 @@
 """What a server counts: how clients leave, what lagging clients missed, the loop, and readiness."""
 
 import json
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +13,15 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from multichat import Server, ServerConfig, Slow
 from multichat.journal.memory import MemoryJournal
 from multichat.net.fair_share import Shares
+from multichat.net.transport import has_ended
 from multichat.net.turns import Meter, Turns
 from multichat.server.config import ReplayLimits
 from multichat.server.loop_watch import LoopWatch, WatchTimes
 from multichat.server.refusals import DISCONNECT_CODES
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from tests.support.journals import HeldJournal
+from tests.support.log import LogRecorder
+from tests.support.sockets import tcp_pair
 
 pytestmark = pytest.mark.unit
 
@@ -89,6 +94,34 @@ async def test_clients_that_leave_are_counted_by_code(
         counted = {code: count for code, count in statistics.disconnects.items() if count}
         assert counted == {code: codes.count(code) for code in codes}
         assert sum(counted.values()) == statistics.clients_ever - statistics.clients
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("reset", "code"), [(True, "lost"), (False, "closed")])
+async def test_a_connection_to_which_the_server_writes_is_lost_only_if_it_was_reset(
+    reset: bool, code: str, log: LogRecorder
+) -> None:
+    async with memory_server() as network:
+        ours, theirs = await tcp_pair()
+        network.accept(ours)
+        client = ScriptedClient(theirs)
+        await client.send("/ping")
+        assert await client.line() == "[Server] pong"
+        if reset:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.socket.close()
+        while not has_ended(ours):  # does not wait: the server writes before it can read
+            pass
+        [member] = network.server._registry.clients
+        for _ in range(2):
+            member.send_queue.try_send(b"hello\n")
+        with trio.fail_after(60):
+            while not network.server.statistics().disconnects[code]:
+                await trio.sleep(0.01)
+        counted = network.server.statistics().disconnects
+        assert sum(counted.values()) == counted[code] == 1
+    [line] = [line for line in log.lines if "disconnected" in line]
+    assert line.endswith("disconnected (connection reset)" if reset else "Client 1 disconnected")
 
 
 async def test_a_client_that_is_too_slow_is_counted_as_such(autojump_clock: MockClock) -> None:
