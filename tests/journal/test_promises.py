@@ -96,7 +96,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "journal/test_full_journal_disk::test_a_server_starts_on_a_full_disk_without_retention",
         "journal/test_full_journal_disk::test_a_burst_on_a_small_disk_is_stored_within_the_retention_limits",
     ),
-    "somebody opens 100,000 rooms": (
+    "a client opens 100,000 rooms": (
         "journal/test_retention::test_new_rooms_are_refused_before_others_lose_messages",
     ),
     "a client resumes from before messages that were deleted": (
