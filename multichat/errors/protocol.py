@@ -1,6 +1,7 @@
 """Misuse of the protocol: by our caller, or by the peer, which gets an error.  Pure."""
 
 import math
+from typing import Self
 
 from multichat.errors.base import MultichatError, Remedy
 
@@ -346,13 +347,20 @@ class NonceReused(RemoteProtocolError):
 
 
 class StorageFailed(RemoteProtocolError):
-    """The journal cannot store the message, so it was not published."""
+    """The journal or the engine cannot store *what* was to be stored, so it was not published.
+
+    While messages cannot be stored, names and rooms cannot be decided either.
+    """
 
     code = "storage-failed"
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"messages cannot be stored now: {reason}")
+    def __init__(self, reason: str, what: str = "messages") -> None:
+        super().__init__(f"{what} cannot be stored now: {reason}")
         self.reason = reason
+
+    def about(self, what: str) -> Self:
+        """Return the same error for *what*, such as "the topic"."""
+        return type(self)(self.reason, what)
 
 
 class NotRead(RemoteProtocolError):

@@ -25,6 +25,7 @@ from multichat.backend.base import Backend
 from multichat.errors import (
     NameTaken,
     RegistrationClosed,
+    StorageFailed,
     TooManyAttempts,
     TooManyRegistrations,
     WrongPassphrase,
@@ -220,7 +221,7 @@ class Accounts:
         Raises `StorageFailed`.
         """
         while (account := self.find(name)) is not None:
-            await self._backend.save_account(account.key, None, former=account.record)
+            await self._store(account.key, None, account.record)
             if self.find(name) is account:  # else it was stored again, with another passphrase
                 self._discard(account)
                 break
@@ -268,10 +269,18 @@ class Accounts:
         replaced = None if former is None else former.record
         decided = self._unstored[account] = trio.Event()
         try:
-            await self._backend.save_account(account.key, account.record, former=replaced)
+            await self._store(account.key, account.record, replaced)
         finally:
             del self._unstored[account]
             decided.set()
+
+    async def _store(
+        self, key: str, record: AccountRecord | None, former: AccountRecord | None
+    ) -> None:
+        try:
+            await self._backend.save_account(key, record, former=former)
+        except StorageFailed as error:
+            raise error.about("the account" if record else "the removal of the account") from None
 
     def put(self, key: str, name: str, hash_: str) -> None:
         """Note the account *key* as another node has stored it; removed if *name* is empty."""

@@ -316,7 +316,10 @@ class OpenRooms:
             raise InvalidRequest(f"too many rooms have a topic (limit: {MAX_TOPICS})")
         number, name = (0, SERVER_NAME) if by is None else (by.number, by.name)
         with trio.CancelScope(shield=True):  # it may be stored: the room must have it, too
-            await self._backend.save_topic(key, topic, number, name)
+            try:
+                await self._backend.save_topic(key, topic, number, name)
+            except StorageFailed as error:
+                raise error.about("the topic") from None
         changed = TopicChanged(room.name, topic, number, name)
         if not self._backend.is_shared:  # otherwise it comes in the order of those of all nodes
             self.put_topic(key, changed, by)

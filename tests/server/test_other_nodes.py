@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -25,7 +26,7 @@ from multichat.backend.events import (
     TopicChanged,
 )
 from multichat.backend.local import LocalBackend
-from multichat.errors import LocalProtocolError
+from multichat.errors import LocalProtocolError, StorageFailed
 from multichat.journal.base import SavedSession, SessionRecord
 from multichat.journal.memory import MemoryJournal
 from multichat.server.bans import Ban
@@ -751,6 +752,25 @@ async def test_without_the_engine_a_name_and_a_private_message_are_refused_in_th
             (await alice.ask("direct", to="bob", text="psst"))["text"],
         ]
         assert told == [f"messages cannot be stored now: {AWAY}"] * 3
+
+
+async def test_without_the_engine_an_operator_is_told_what_was_not_stored(
+    autojump_clock: Clock,
+) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (one, _):
+        await join(one, name="alice")
+        admin = one.server.admin
+        await admin.account(f"add bob {SECRET}")
+        hub.nodes["one"].become(available=False)
+        for act, what in (
+            (partial(admin.topic, "lobby tea"), "the topic"),
+            (partial(admin.account, f"add carol {SECRET}"), "the account"),
+            (partial(admin.account, "remove bob"), "the removal of the account"),
+        ):
+            with pytest.raises(StorageFailed) as failed:
+                await act()
+            assert str(failed.value) == f"{what} cannot be stored now: {AWAY}"
 
 
 async def test_a_session_that_changes_after_it_was_found_is_taken_as_it_is(
