@@ -507,6 +507,9 @@ do
         end
         local session = {client = client, generation = generation, record = record, origin = ''}
         local entry = load(CLIENTS, text(client))
+        if entry and entry.ended then  -- its node does not know it yet
+            return {'ok'}
+        end
         call('HSET', GENERATIONS, text(client), text(generation))
         if connected then
             sessions.keep(digest, session)
@@ -708,14 +711,22 @@ do
         return {'ok'}
     end
 
-    -- Disconnect a client on another node; if it may not return, its session ends now.
+    -- Disconnect a client on whichever node it is; if it may not return, its session ends now, and is
+    -- not stored again.  So does that of a client which has just lost its connection.
     function changes.disconnect(context, client, code, reason, returns)
         local entry = load(CLIENTS, text(client))
         if entry == nil then
+            local digest = not returns and sessions.away_of(text(client))
+            if digest then
+                sessions.finish(digest)
+                return {'ok'}
+            end
             return {'refused', 'unknown-client'}
         end
         if not returns then
             sessions.finish(entry.session)
+            entry.ended = true
+            save(CLIENTS, text(client), entry)
         end
         emit(context.node, 'disconnect', client, entry.node, code, reason)
         return {'ok'}

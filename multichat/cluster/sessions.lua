@@ -116,6 +116,9 @@ do
     end
   end
 
+  -- The digest of the session that *client* has left, if it has.
+  function sessions.away_of(client) return call('HGET', AWAY, client) end
+
   function sessions.is_away(digest) return call('ZSCORE', LEFT, digest) and true end
 
   function sessions.exists(digest)

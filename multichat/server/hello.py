@@ -164,30 +164,43 @@ class HelloHandler:
                 leaving = tuple(key for key in self._client.rooms_alone() if key not in kept)
                 wanted = WantedRooms(names=[LOBBY, *passed], former=former, leaving=leaving)
                 await registry.rooms.prepare(wanted, self._client.grants)
-                if stored is not None and send_queue.peer_has_ended:
+                if stored is None:
+                    await self._claim_rest(name, login, None, wanted, size)
+                    return None
+                if send_queue.peer_has_ended:
                     # A node that was frozen reads what a client sent long ago, which is connected
                     # elsewhere by now: it would be replaced by a connection that it has closed.
                     raise Unavailable
-                if stored is None or await registry.session_store.take(stored):
-                    break
+                with registry.resumptions.taking(self._client, stored.client):
+                    if await registry.session_store.take(stored):
+                        try:
+                            await self._claim_rest(name, login, stored, wanted, size)
+                        except BaseException:
+                            registry.put_back(stored, self._client)
+                            raise
+                        return stored
                 stored = await self._find_session(hello.session or "", size)
-            try:
-                account = login if isinstance(login, Account) else None
-                while True:
-                    await self._claim_names(name, account, stored)
-                    await registry.rooms.prepare(wanted, self._client.grants)
-                    if send_queue.has_room(size):
-                        break
-                    # It may wait without limit: until then other nodes have it as it is.
-                    registry.settle_claims(self._client)
-                    await send_queue.wait_for_space()
-            except BaseException:
-                if stored is not None:
-                    registry.put_back(stored)
-                raise
         except StorageFailed:
             raise Unavailable from None
-        return stored
+
+    async def _claim_rest(
+        self,
+        name: str | None,
+        login: Account | RemoteProtocolError | None,
+        stored: StoredSession | None,
+        wanted: WantedRooms,
+        size: int,
+    ) -> None:
+        """Claim the names and the rooms, once the session is taken; see `_claim_all`."""
+        account = login if isinstance(login, Account) else None
+        while True:
+            await self._claim_names(name, account, stored)
+            await self._registry.rooms.prepare(wanted, self._client.grants)
+            if self._client.send_queue.has_room(size):
+                return
+            # It may wait without limit: until then other nodes have it as it is.
+            self._registry.settle_claims(self._client)
+            await self._client.send_queue.wait_for_space()
 
     async def _claim_names(
         self, name: str | None, login: Account | None, stored: StoredSession | None

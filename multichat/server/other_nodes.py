@@ -120,9 +120,8 @@ class OtherNodes:
             case BanRefused(target, limit):
                 self._tell_operators(self._bans.take_back(target, limit))
             case DisconnectAsked(client, code, reason):
-                own = registry.find(client)
-                if own is not None and code in GOODBYES:
-                    registry.disconnect(own, Goodbye.of(code, clean(reason)))
+                if code in GOODBYES:
+                    registry.kick(client, Goodbye.of(code, clean(reason)))
             case Announced(text):
                 self._tell_all(clean_lines(text))
             case DirectReceived():

@@ -50,6 +50,7 @@ from multichat.server.passphrases import Hasher
 from multichat.server.refusals import DISCONNECT_CODES
 from multichat.server.remote_clients import RemoteClient, RemoteClients
 from multichat.server.reports import Reports
+from multichat.server.resumptions import Resumptions
 from multichat.server.room import Room
 from multichat.server.room_claims import RoomGrants
 from multichat.server.session_store import SessionStore
@@ -121,6 +122,7 @@ class Registry:
         )
         self._reports = Reports(backend, self._names, self._is_here, start_soon)
         self.claims = Claims(backend)
+        self.resumptions = Resumptions(backend, self.session_store, config.away_seconds)
         self.logins = Logins(self.accounts, self._names, self.claims, self._renamed, start_soon)
         self.rooms = OpenRooms(config, start_soon, backend, self.disconnect)
         self.elsewhere = RemoteClients(self._names, self.rooms)
@@ -245,16 +247,14 @@ class Registry:
         """Whether there may be other nodes."""
         return self._backend.is_shared
 
-    def put_back(self, session: StoredSession) -> None:
-        """Give *session* back, which was taken for a client that has disconnected meanwhile."""
+    def put_back(self, session: StoredSession, taker: Client) -> None:
+        """Give *session* back, which was taken for *taker*, which has disconnected meanwhile."""
         holder = self._clients.get(session.client)
         if holder is not None and holder.stored_session is session:  # it keeps it
             holder.generation = session.generation
             self._reports.put(holder)
-            return
-        self.session_store.put_back(session)
-        away = self._config.away_seconds
-        self._backend.remove_client(session.client, session.generation, "", keep_seconds=away)
+        else:
+            self.resumptions.put_back(session, taker)
 
     def settle_claims(self, client: Client) -> None:
         """Give back what *client* has claimed and does not use."""
@@ -273,6 +273,13 @@ class Registry:
     def _join(self, client: Client, room: Room, *, resuming: bool = False) -> None:
         self.rooms.join(client, room, resuming=resuming)
         self._join_hook.joined(client)
+
+    def kick(self, number: int, goodbye: Goodbye) -> None:
+        """Disconnect client *number*, if it is here or resumes its session; see `disconnect`."""
+        for taker in self.resumptions.end(number, goodbye.reason):
+            self.disconnect(taker, goodbye)
+        if (client := self._clients.get(number)) is not None:
+            self.disconnect(client, goodbye)
 
     def disconnect(self, client: Client, goodbye: Goodbye) -> None:
         """Disconnect *client* with this *goodbye*.

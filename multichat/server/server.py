@@ -423,10 +423,11 @@ class Server:
         Raises `UnknownClient` if it is not connected.
         """
         goodbye = Goodbye.of("kicked", clean(reason) or "kicked")
-        if self._registry.find_elsewhere(client) is not None:
+        if self._registry.find_elsewhere(client) is None:
+            self._client(client)
+        self._registry.kick(client, goodbye)
+        if self._backend.is_shared:  # it may be on another node by now
             self._backend.disconnect(client, goodbye.code, goodbye.reason)
-        else:
-            self._registry.disconnect(self._client(client), goodbye)
 
     def _client(self, number: int) -> Client:
         client = self._registry.find(number)

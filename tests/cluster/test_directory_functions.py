@@ -528,7 +528,21 @@ async def test_a_kick_reaches_the_client_on_its_node_and_ends_its_session(join: 
     assert await b.one(kick) == ["ok"]
     assert (await a.events())[-1].event == Disconnect(1, "a", "kicked", "enough")
     assert await b.session("token") == _NO_SESSION
+    assert await a.save_session(1, "token") == ["ok"]  # the node does not know it yet
+    assert await b.session("token") == _NO_SESSION
     assert await a.gone(1, reason="kicked") == ["ok"]
+
+
+async def test_a_kick_ends_the_session_of_a_client_that_has_just_disconnected(join: Join) -> None:
+    a, b = await join("a"), await join("b")
+    await a.put(1)
+    await a.save_session(1, "token")
+    await a.save_session(1, "token", connected=False)
+    await a.gone(1, keep=5000)
+    kick = DisconnectClient(1, "kicked", "enough", False)
+    assert await b.one(kick) == ["ok"]
+    assert await b.session("token") == _NO_SESSION
+    assert await b.one(kick) == ["refused", "unknown-client"]
 
 
 # Reading ------------------------------------------------------------------------------------------

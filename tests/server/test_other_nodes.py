@@ -35,7 +35,7 @@ from multichat.server.passphrases import Hasher
 from multichat.server.session_store import SessionStore
 from multichat.testing import MemoryServer
 from tests.support import nodes
-from tests.support.hub import AWAY, Hub
+from tests.support.hub import AWAY, Hub, HubBackend
 from tests.support.log import LogRecorder
 from tests.support.nodes import nodes_on
 from tests.support.programs import JsonClient, join
@@ -425,6 +425,69 @@ async def test_a_session_that_is_taken_and_not_resumed_can_be_taken_again(
         assert again.welcome["resumed"]
         assert again.welcome["name"] == "alice"
         await again.say("hello")
+
+
+class TakesSlowly(HubBackend):
+    """A node that gets the answer when it takes a session once *goes_on* is set."""
+
+    def __init__(self, hub: Hub, name: str) -> None:
+        super().__init__(hub, name)
+        self.taken, self.goes_on = trio.Event(), trio.Event()
+
+    async def take_session(self, digest: bytes, generation: int) -> SavedSession | None:
+        taken = await super().take_session(digest, generation)
+        self.taken.set()
+        await self.goes_on.wait()
+        return taken
+
+
+@pytest.mark.parametrize("kicks_at", ["one", "two"])
+async def test_a_client_that_is_kicked_while_it_resumes_elsewhere_is_disconnected_for_good(
+    kicks_at: str, autojump_clock: Clock
+) -> None:
+    hub = Hub()
+    slow = hub.nodes["two"] = TakesSlowly(hub, "two")
+    async with nodes_on(
+        hub.node("one"), slow, hub.node("three"), config=CONFIG, seconds=_VIRTUAL_SECONDS
+    ) as (one, two, three):
+        alice, bob, carol = await join(one, name="alice"), await join(two), await join(three)
+        await events_of(bob), await events_of(carol)
+        number, session = alice.welcome["client"], alice.welcome["session"]
+        hub.nodes["one"].hold()  # it does not hear that the session is taken
+        again = await two.join()
+        await again.send(f'/json {{"session": "{session}"}}')
+        await slow.taken.wait()
+        server = one.server if kicks_at == "one" else two.server
+        server.kick(number, "kicked: enough")
+        await trio.sleep(0.1)
+        slow.goes_on.set()
+        assert await again.rest() == ["[Server] goodbye: kicked: enough"]
+        hub.nodes["one"].release()
+        assert (await alice.hear("goodbye"))["code"] == (
+            "kicked" if kicks_at == "one" else "replaced"
+        )
+        await trio.sleep(CONFIG.away_seconds)
+        for each in bob, carol:
+            assert [(e["type"], e["client"]) for e in await events_of(each)] == [("left", number)]
+            assert "alice" not in await names_in(each)
+        third = await join(one, session=session)
+        assert not third.welcome["resumed"]
+
+
+async def test_a_client_that_is_kicked_when_it_has_just_lost_its_connection_cannot_resume(
+    autojump_clock: Clock,
+) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (one, two):
+        alice, bob = await join(one, name="alice"), await join(two)
+        await events_of(bob)
+        hub.nodes["two"].hold()
+        await alice.reset()
+        await trio.sleep(0.1)
+        two.server.kick(alice.welcome["client"])  # as far as that node knows, it is there
+        hub.nodes["two"].release()
+        again = await join(two, session=alice.welcome["session"])
+        assert not again.welcome["resumed"]
 
 
 async def test_who_is_cancelled_while_a_session_is_taken_knows_whether_it_was() -> None:

@@ -221,7 +221,17 @@ class Hub:
         else:
             held.until = trio.current_time() + keep_seconds
             held.record = msgspec.structs.replace(held.record, account="", rooms=())
-        self.tell(ClientGone(client, generation, reason, keep_seconds is not None), but=node)
+        # Also to that node: it may have been about to resume a client of another one.
+        self.tell(ClientGone(client, generation, reason, keep_seconds is not None))
+
+    def disconnect(self, client: int, code: str, reason: str) -> None:
+        """End the session of a client, and have its node disconnect it."""
+        for digest, record in list(self.sessions.items()):
+            if record.client == client:
+                del self.sessions[digest]
+        held = self.clients.get(client)
+        if held is not None and held.until == math.inf:
+            self.tell(DisconnectAsked(client, code, reason), only=held.node)
 
     def fail_over(self, key: str, next_: int) -> None:
         """Lose the messages of a room from number *next_* on, and go on in a new epoch."""
@@ -401,6 +411,8 @@ class HubBackend(Backend):
             held = hub.clients.get(record.client)
             if held is not None and held.node != self.name:
                 hub.tell(Replaced(record.client, generation), only=held.node)
+            if held is not None:
+                held.node, held.until = self.name, math.inf
             saved = self._saved(digest)
         await self._reply()
         return saved
@@ -449,7 +461,7 @@ class HubBackend(Backend):
         self._hub.tell(BanRemoved(target))
 
     def disconnect(self, client: int, code: str, reason: str) -> None:
-        self._hub.tell(DisconnectAsked(client, code, reason), but=self.name)
+        self._hub.disconnect(client, code, reason)
 
     def announce(self, text: str) -> None:
         self._hub.tell(Announced(text), but=self.name)
