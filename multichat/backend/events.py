@@ -199,10 +199,16 @@ class DirectReceived(_Event, frozen=True, tag=True):
 
 
 class AvailabilityChanged(_Event, frozen=True, tag=True):
-    """`Backend.available` has changed; *reason* says why it is False."""
+    """`Backend.available` has changed; *reason* says why it is False, for the log.
+
+    *refusal* and *is_away* are those of the backend in that moment, for the clients: when the event
+    is applied, the backend may be available again, or refuse for another reason.
+    """
 
     available: bool
     reason: str = ""
+    refusal: str = ""
+    is_away: bool = True
 
 
 Event: TypeAlias = (

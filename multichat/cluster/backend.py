@@ -365,17 +365,17 @@ class ValkeyBackend(Backend):
             await trio.sleep(_WATCH_SECONDS)
             now = trio.current_time()
             self._complain()
-            trouble = self._trouble(now)
-            if not trouble.reason:
+            reason, told, since = self._trouble(now)
+            if not reason:
                 self._back()
-            elif now - trouble.since >= self._config.unavailable_seconds:
-                self.refusal, self.is_away = trouble.told, trouble.told == AWAY
+            elif now - since >= self._config.unavailable_seconds:
+                self.refusal, self.is_away = told, told == AWAY
                 if self._available:
                     self._available = False
                     self._changed.set()
-                    self._directory.tell(AvailabilityChanged(False, trouble.reason))
+                    self._directory.tell(AvailabilityChanged(False, reason, told, self.is_away))
                 if not self._directory.is_away:  # a link may have been prepared since then
-                    self._directory.leave(trouble.told)
+                    self._directory.leave(told)
 
     def _trouble(self, now: float) -> _Trouble:
         """Return what is wrong with the engine; its reason is empty if nothing is."""
@@ -402,7 +402,7 @@ class ValkeyBackend(Backend):
 
     def _back(self) -> None:
         if not self._available:
-            self._available = self.is_away = True
+            self._available = True
             self._changed.set()
             self._directory.resume()
             self._tell_reconnected()

@@ -126,13 +126,12 @@ class OtherNodes:
                 self._tell_all(clean_lines(text))
             case DirectReceived():
                 self._start_soon(partial(self._deliver, event))
-            case AvailabilityChanged(available, reason):
-                if available:
-                    self._log.line("STATE", "Messages are accepted again")
-                else:
-                    self._log.line("STATE", f"Messages are not accepted: {reason}", WARNING)
-                    refused = f"messages are not accepted now: {self._backend.refusal}"
-                    self._tell_all(_AWAY if self._backend.is_away else refused)
+            case AvailabilityChanged(available=True):
+                self._log.line("STATE", "Messages are accepted again")
+            case AvailabilityChanged(_, reason, refusal, is_away):
+                self._log.line("STATE", f"Messages are not accepted: {reason}", WARNING)
+                refused = f"messages are not accepted now: {refusal}"
+                self._tell_all(_AWAY if is_away else refused)
 
     def _replace(self, client: Client) -> None:
         """Disconnect *client*, whose session was resumed on another node."""

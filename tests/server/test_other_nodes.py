@@ -734,6 +734,21 @@ async def test_clients_read_whether_the_storage_is_away_or_full(autojump_clock: 
         )
 
 
+async def test_an_outage_that_is_over_when_it_is_told_is_told_with_its_reason(
+    autojump_clock: Clock, log: LogRecorder
+) -> None:
+    hub = Hub()
+    async with two_nodes(hub) as (server, _):
+        one, alice = hub.nodes["one"], await join(server)
+        one.is_away, one.refusal = False, "the engine of the cluster is full"
+        one.become(available=False)
+        one.is_away, one.refusal = True, ""
+        one.become(available=True)
+        notice = await alice.hear("notice")
+        assert notice["text"] == "messages are not accepted now: the engine of the cluster is full"
+    assert "[INFO] [server] [STATE] Messages are accepted again" in log.lines
+
+
 @pytest.mark.parametrize("first", ["nothing", "text", "hello"])
 async def test_a_new_client_is_told_in_its_protocol_that_the_storage_is_away(
     first: str, autojump_clock: Clock

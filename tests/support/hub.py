@@ -297,7 +297,8 @@ class HubBackend(Backend):
     def become(self, *, available: bool) -> None:
         """Change whether anything can be decided here."""
         self._available = available
-        self.events.append(AvailabilityChanged(available, "" if available else AWAY))
+        why = () if available else (AWAY, self.refusal, self.is_away)
+        self.events.append(AvailabilityChanged(available, *why))
         self.wake()
 
     def wake(self) -> None:
