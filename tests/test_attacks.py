@@ -137,7 +137,7 @@ async def test_readers_on_slow_links_get_the_history_during_a_flood(
     assert not trouble
 
 
-async def test_a_flood_of_private_messages_disconnects_nobody(tmp_path: Path) -> None:
+async def test_a_flood_of_private_messages_disconnects_no_client(tmp_path: Path) -> None:
     trouble = await private_messages(tmp_path, link=8 * MBIT, seconds=LINK_SECONDS, show=print_line)
     assert not trouble
 

@@ -109,7 +109,7 @@ def test_whether_other_users_can_read_a_file(mode: int, readable: bool, tmp_path
     assert is_readable_by_others(file) is readable
 
 
-def test_a_file_that_is_not_there_is_read_by_nobody(tmp_path: Path) -> None:
+def test_a_missing_file_is_not_readable_by_others(tmp_path: Path) -> None:
     assert not is_readable_by_others(tmp_path / "file")
     assert not is_readable_by_others(Path(os.devnull, "file"))
 

@@ -174,7 +174,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return monkeypatch.undo
 
 
-def test_an_input_that_takes_for_ever_is_a_failure_and_tried_once(
+def test_an_input_that_never_ends_is_a_failure_and_tried_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tried: list[bytes] = []

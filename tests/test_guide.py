@@ -52,9 +52,9 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "The log": (f"{SERVICE}::test_logrotate_takes_no_line_from_the_log",),
         "Restart it": (
             f"{SERVICE}::test_a_restart_ends_and_begins_in_order",
-            "test_operation::test_nobody_notices_what_an_operator_does",
-            "test_operation::test_nobody_notices_what_an_operator_does_under_systemd",
-            "server/test_authentication::test_a_new_password_locks_nobody_out_who_has_a_session",
+            "test_operation::test_operations_lose_no_message_and_no_client",
+            "test_operation::test_operations_under_systemd_lose_no_message_and_no_client",
+            "server/test_authentication::test_a_new_password_does_not_lock_out_clients_with_a_session",
             f"{SERVICE}::test_a_drain_may_take_longer_than_systemd_would_wait",
             "test_units::test_the_service_may_stop_for_as_long_as_the_server_takes",
         ),
@@ -62,7 +62,7 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             f"{SERVICE}::test_a_backup_is_restored_as_the_guide_says",
             "journal/test_restore::test_after_a_restore_lost_ids_are_unknown_and_older_ones_still_resume",
             "journal/test_restore::test_a_terminal_client_reports_possible_loss_after_a_restore",
-            "journal/test_restore::test_what_a_backup_lacks_is_as_if_it_had_never_been",
+            "journal/test_restore::test_a_session_a_room_and_an_account_newer_than_a_restored_backup_are_unknown",
         ),
         "Upgrade, and go back": (
             "journal/test_sqlite::test_an_older_file_is_migrated_step_by_step",
@@ -88,7 +88,7 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "server/test_proxied::test_limits_count_for_the_clients_address_and_not_for_the_balancers",
             "server/test_proxied::test_bans_are_about_the_clients_address",
             "server/test_proxied::test_only_a_header_that_says_tls_makes_a_connection_private",
-            "server/test_proxied::test_tls_to_the_server_begins_behind_the_header",
+            "server/test_proxied::test_tls_to_the_server_begins_after_the_header",
             "server/test_proxied::test_a_check_of_health_is_no_client",
             "server/test_proxied::test_the_time_for_the_header_is_limited",
             "server/test_proxied::test_a_proxy_of_the_page_at_the_same_address_sends_no_header",
@@ -201,7 +201,7 @@ def test_the_tests_of_each_section_exist(page: str) -> None:
         assert re.search(rf"^(?:async )?def {name}\(", source, re.MULTILINE), named
 
 
-def test_commands_are_run_or_said_to_be_not() -> None:
+def test_each_command_is_run_or_marked_as_not_run() -> None:
     """Each block of commands of the guide is one that a test runs, or its section says so."""
     used = (TESTS / "test_service.py").read_text("utf-8")
     used += (TESTS / "support" / "services.py").read_text("utf-8")

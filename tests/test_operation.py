@@ -12,12 +12,12 @@ from .support.processes import program
 pytestmark = pytest.mark.process
 
 
-async def test_nobody_notices_what_an_operator_does(tmp_path: Path, short_path: Path) -> None:
+async def test_operations_lose_no_message_and_no_client(tmp_path: Path, short_path: Path) -> None:
     async with supervised(tmp_path, short_path, *SETTINGS) as service:
         await operate(service, tmp_path)
 
 
-async def test_nobody_notices_what_an_operator_does_under_systemd(
+async def test_operations_under_systemd_lose_no_message_and_no_client(
     tmp_path: Path, port: int, web_port: int
 ) -> None:
     program("logrotate")

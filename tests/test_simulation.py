@@ -254,7 +254,7 @@ def test_a_disconnected_client_does_nothing_more(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [97, 106])
-def test_a_client_that_is_too_far_behind_is_told_on_a_separate_line(seed: int) -> None:
+def test_the_goodbye_for_a_client_that_is_too_far_behind_is_a_separate_line(seed: int) -> None:
     """Regression: the rest of a partly written batch was discarded with the queue."""
     assert simulate(make_plan(seed)).violations == []
 

@@ -105,7 +105,7 @@ def test_ci_installs_the_programs_that_the_tests_need() -> None:
     assert needed - everywhere <= listed
 
 
-def test_a_process_that_nobody_reaps_has_ended() -> None:
+def test_a_process_that_is_not_reaped_counts_as_ended() -> None:
     process = subprocess.Popen(["/bin/true"])
     assert os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT) is not None
     assert Path(f"/proc/{process.pid}").exists()

@@ -391,7 +391,7 @@ print(listener.accept()[0].recv(100), flush=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-async def test_a_socket_of_a_stranger_gets_nothing_unless_nobody_else_could_have_made_it(
+async def test_ctl_sends_nothing_to_a_socket_that_another_user_may_have_made(
     path: Path, tmp_path: Path
 ) -> None:
     os.chown(path.parent, 65534, 65534)

@@ -225,7 +225,7 @@ async def test_without_a_drain_sigterm_shuts_down_as_sigint_does(tmp_path: Path)
 
 
 @pytest.mark.parametrize("later", [None, signal.SIGTERM, signal.SIGINT])
-async def test_a_drain_by_ctl_goes_on_after_sigterm_and_ends_with_sigint(
+async def test_a_drain_by_ctl_continues_after_sigterm_and_ends_with_sigint(
     later: signal.Signals | None, tmp_path: Path
 ) -> None:
     admin = tmp_path / "admin.sock"

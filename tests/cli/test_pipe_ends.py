@@ -256,7 +256,7 @@ async def test_messages_for_a_room_that_cannot_be_joined_are_an_error(
         assert "secret" not in server.out
 
 
-async def test_a_line_that_is_read_after_a_join_was_refused_is_not_said_elsewhere(
+async def test_a_line_that_is_read_after_a_refused_join_is_not_sent_to_another_room(
     tmp_path: Path,
 ) -> None:
     async with (
@@ -274,7 +274,7 @@ async def test_a_line_that_is_read_after_a_join_was_refused_is_not_said_elsewher
         assert "secret" not in server.out
 
 
-async def test_a_private_message_to_nobody_is_an_error(tmp_path: Path) -> None:
+async def test_a_private_message_to_an_unknown_client_is_an_error(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, connect(tmp_path, server) as one:
         error = "nobody here is called 'bob'; 1 line was not accepted, the first is line 2"
         await fails(one, "hello\n/msg bob psst\n", error)

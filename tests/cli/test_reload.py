@@ -545,7 +545,9 @@ async def test_sighups_while_it_stops_change_nothing(files: Files, tmp_path: Pat
         assert server.err == ""
 
 
-async def test_without_files_nothing_is_reloaded_and_nobody_leaves(tmp_path: Path) -> None:
+async def test_without_files_nothing_is_reloaded_and_no_client_is_disconnected(
+    tmp_path: Path,
+) -> None:
     async with serve(tmp_path) as server, tcp(server) as stream:
         await server.wait_for("Client 1 connected")
         assert await reload(server) == ["[INFO] [server] [reload] Reloaded: nothing"]

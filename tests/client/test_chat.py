@@ -545,7 +545,7 @@ async def test_a_bot_in_the_server_is_a_client_like_others(
     assert not any("[ERROR]" in line for line in log.lines)
 
 
-async def test_a_bot_that_crashes_is_logged_and_ends_nobody_else(
+async def test_a_bot_that_crashes_is_logged_and_ends_nothing_else(
     log: LogRecorder, autojump_clock: MockClock
 ) -> None:
     async def broken(chat: Chat) -> None:
@@ -678,7 +678,7 @@ async def test_the_time_of_a_message_is_aware(autojump_clock: MockClock) -> None
 
 
 @pytest.mark.parametrize("timestamp", ["", "yesterday", "2025-01-15", "9" * 99])
-def test_a_timestamp_that_is_no_time_is_none(timestamp: str) -> None:
+def test_an_invalid_timestamp_is_none(timestamp: str) -> None:
     assert Said(timestamp=timestamp, name="bob", text="hi").time is None
 
 

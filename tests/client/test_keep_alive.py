@@ -326,7 +326,7 @@ async def test_keeping_a_name_ends_with_the_conversation(autojump_clock: MockClo
         await trio.aclose_forcefully(server.stream)
 
 
-async def test_keeping_a_name_goes_on_while_the_program_does_not_receive(
+async def test_keeping_a_name_continues_while_the_program_does_not_receive(
     autojump_clock: MockClock,
 ) -> None:
     async with scripted_server() as (chat, server), trio.open_nursery() as nursery:

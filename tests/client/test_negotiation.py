@@ -261,7 +261,7 @@ async def test_a_passphrase_is_not_sent_before_a_server_of_ours_has_answered(
         await server.stream.aclose()
 
 
-async def test_a_passphrase_goes_to_a_server_of_ours_also_behind_chat_and_a_password() -> None:
+async def test_a_passphrase_is_sent_to_our_server_after_chat_and_a_password_too() -> None:
     for config in ServerConfig(), ServerConfig(password="sesame"):
         async with memory_server(config) as network:
             secret = config.password

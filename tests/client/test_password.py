@@ -92,7 +92,7 @@ async def test_a_wrong_password_is_refused(plain: bool, autojump_clock: MockCloc
         assert network.server.members == []
 
 
-async def test_a_client_without_a_password_is_told_that_one_is_required(
+async def test_the_error_of_a_client_without_a_password_says_that_one_is_required(
     autojump_clock: MockClock,
 ) -> None:
     async with asking() as network:

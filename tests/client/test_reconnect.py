@@ -524,7 +524,7 @@ async def test_a_full_server_is_retried(autojump_clock: MockClock) -> None:
         assert pauses == sorted(pauses)  # longer each time, as without a server
 
 
-async def test_a_certificate_that_is_not_accepted_is_told_once_and_tried_again(
+async def test_a_certificate_that_is_not_accepted_is_reported_once_and_retried(
     autojump_clock: MockClock,
 ) -> None:
     """Whether it has another authority now, or is that of a hotel's network."""
@@ -931,7 +931,7 @@ async def test_a_waiting_client_retries_after_connections_without_a_welcome(
             assert await numbers(chat, 1) == [2]
 
 
-async def test_a_client_that_waited_for_its_server_is_told_of_no_lost_connection(
+async def test_a_client_that_waited_for_its_server_reports_no_lost_connection(
     autojump_clock: MockClock,
 ) -> None:
     network = Network()

@@ -161,7 +161,7 @@ async def test_the_delivery_timeout_covers_everything_after_the_end_of_input(
             await send(endpoint, endpoint.options, None, input_fd=fd)
 
 
-async def test_a_bridge_whose_input_goes_on_outlives_a_server_that_is_down_for_long(
+async def test_a_bridge_with_continuing_input_outlives_a_server_that_is_down_for_long(
     autojump_clock: MockClock,
 ) -> None:
     timeouts = ClientTimeouts(progress=SECONDS, blocked=SECONDS)

@@ -127,7 +127,7 @@ async def test_a_message_is_for_the_room_that_was_current_when_it_was_said(
         assert chat.rooms == ("lobby",)
 
 
-async def test_a_room_that_cannot_be_entered_again_is_an_error_and_the_others_go_on(
+async def test_a_room_that_cannot_be_entered_again_is_an_error_and_the_others_continue(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation(rooms=("ops", "den")) as (chat, network, peer):
@@ -389,7 +389,7 @@ async def test_a_room_that_is_refused_is_asked_for_until_it_is_left(
         assert set((await (await network.peer()).welcome())["rooms"]) == {"tea"}
 
 
-async def test_a_client_that_is_put_out_of_its_only_room_goes_on(autojump_clock: MockClock) -> None:
+async def test_a_client_that_loses_its_only_room_continues(autojump_clock: MockClock) -> None:
     async with conversation() as (chat, network, peer):
         await peer.tell("left", client=7, name="x", reason="", members=0, room="lobby")
         await peer.tell("joined", client=7, name="x", room="den", members=1)  # nobody asked for it

@@ -25,7 +25,7 @@ def tags(call: AppendsCall[int] | None) -> list[int]:
     return [tag for _, tag in call.entries]
 
 
-def test_what_is_added_at_once_is_one_call() -> None:
+def test_blocks_that_are_appended_together_are_one_call() -> None:
     made = appends()
     for number in range(3):
         made.add(block(), number)

@@ -291,7 +291,7 @@ async def test_a_node_that_ends_tells_the_others_at_once(engine: Engine) -> None
         ]
 
 
-async def test_the_connection_breaks_and_the_node_goes_on_as_if_nothing_was(
+async def test_a_node_continues_after_its_connection_breaks(
     engine: Engine,
 ) -> None:
     async with (
@@ -315,7 +315,7 @@ async def test_the_connection_breaks_and_the_node_goes_on_as_if_nothing_was(
 
 
 @pytest.mark.parametrize("aof", ["always", None])
-async def test_an_engine_that_is_killed_is_told_the_whole_again(
+async def test_a_restarted_engine_gets_the_whole_state_again(
     engines: Engines, aof: str | None
 ) -> None:
     engine = await engines.start(EngineConfig(aof=aof))
@@ -361,7 +361,7 @@ async def test_a_frozen_engine_makes_the_node_unavailable_until_it_wakes(engine:
         await a.claim(2, "carol")
 
 
-async def test_all_who_look_for_a_session_while_the_engine_is_away_go_on(engine: Engine) -> None:
+async def test_lookups_of_a_session_during_an_outage_continue_after_it(engine: Engine) -> None:
     found: list[SavedSession | None] = []
 
     async def find(node: Node) -> None:
@@ -378,7 +378,7 @@ async def test_all_who_look_for_a_session_while_the_engine_is_away_go_on(engine:
     assert found == [None] * 3
 
 
-async def test_a_node_that_was_taken_for_dead_is_told_which_clients_were_resumed(
+async def test_a_node_that_was_considered_dead_learns_which_clients_were_resumed(
     engine: Engine,
 ) -> None:
     async with (
@@ -526,7 +526,7 @@ async def test_a_ban_that_is_one_too_many_is_refused_to_the_node_that_gave_it(
         assert not any(isinstance(each, BanAdded | BanRefused) for each in (*a.heard, *b.heard))
 
 
-async def test_an_error_of_the_engine_that_nobody_foresaw_is_logged_once(
+async def test_an_unexpected_error_of_the_engine_is_logged_once(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with run_node(cluster_config(engine, "a")) as a:

@@ -37,7 +37,7 @@ def test_a_faultless_run_has_no_violations() -> None:
     assert found(*heard(0, 1, 2)) == []
 
 
-def test_a_message_that_was_told_as_missed_is_no_violation() -> None:
+def test_a_message_that_was_reported_as_missed_is_no_violation() -> None:
     assert found(*heard(0), Missed(1), *heard(2)) == []
 
 
@@ -85,7 +85,7 @@ def test_the_order_of_a_sender_is_compared() -> None:
     assert found(*heard(0, 1, 2), alice=alice) == []
 
 
-def test_a_message_that_was_deleted_before_anybody_was_told_of_it_may_be_told_as_missed() -> None:
+def test_a_message_that_was_deleted_before_its_delivery_may_be_reported_as_missed() -> None:
     alice = Record("alice", said=[f"room alice {number}" for number in range(3)])
     alice.unsure = set(alice.said)
     bob = *heard(0), Missed(1), *heard(2)
@@ -111,7 +111,7 @@ def test_a_message_that_was_sent_again_comes_before_all_that_were_said_later(
     assert (violations == []) is is_right, violations
 
 
-def test_what_is_not_kept_any_more_is_known_by_what_was_told_of_it() -> None:
+def test_deleted_messages_are_checked_by_what_members_received() -> None:
     assert found(*heard(0, 1, 2), history=(2,), retained=True) == []
     assert found(Missed(1), *heard(1, 2), history=(2,), retained=True) == []
     assert "was not told" in found(*heard(1, 2), history=(2,), retained=True)[0]
@@ -134,7 +134,7 @@ def found_directs(
     ("heard", "fate"),
     [(["hi"], "accepted"), ([], "refused"), ([], "unknown"), (["hi"], "unknown")],
 )
-def test_a_private_message_whose_fate_is_told_as_it_is_is_no_violation(
+def test_a_private_message_with_its_true_outcome_is_no_violation(
     heard: list[str], fate: Fate
 ) -> None:
     assert found_directs(*heard, fate=fate) == []
@@ -174,7 +174,7 @@ def departures_found(*departures: Departure, strays: Sequence[float] = ()) -> li
     return check_departures(departures, [ALICE, BOB], strays)
 
 
-def test_a_member_that_was_away_for_long_may_be_told_to_have_left() -> None:
+def test_a_member_that_was_away_for_long_may_be_announced_as_left() -> None:
     assert departures_found(Departure(25.1, "room", "alice")) == []
     assert departures_found(Departure(25.1, "room", "alice-17"), Departure(26, "room")) == []
 
@@ -193,7 +193,7 @@ def test_a_member_that_was_away_for_long_may_be_told_to_have_left() -> None:
     ],
     ids=str,
 )
-def test_a_member_that_returns_in_time_is_never_told_to_have_left(departure: Departure) -> None:
+def test_a_member_that_returns_in_time_is_never_announced_as_left(departure: Departure) -> None:
     [violation] = departures_found(departure, departure)
     assert violation == f"2 were told at {departure.at:.1f}: {departure}"
 

@@ -117,7 +117,7 @@ async def test_a_frozen_engine_is_lost_and_found(engine: Engine) -> None:
         assert await link.call("GET", "n") == b"1"
 
 
-async def test_a_changed_password_is_told_and_a_new_one_is_tried_again(engines: Engines) -> None:
+async def test_a_changed_password_is_reported_and_a_new_one_is_tried(engines: Engines) -> None:
     engine = await engines.start(EngineConfig(password="first"))
     connection = Connection(config(engine))
     async with connection.open():

@@ -281,7 +281,7 @@ async def test_clients_of_the_balancer_talk_across_nodes_and_survive_the_end_of_
                     pass
 
 
-async def test_a_node_that_drains_gets_nobody_new_and_its_clients_stay_until_their_goodbye(
+async def test_a_node_that_drains_gets_no_new_client_and_keeps_the_others_until_their_goodbye(
     tmp_path: Path,
 ) -> None:
     async with deployed(tmp_path, Kind.REDIS) as services:
@@ -343,7 +343,7 @@ async def readiness(page: int) -> int:
         return int((await check.line()).split()[1])
 
 
-async def test_while_the_engine_is_away_the_balancer_disconnects_nobody(tmp_path: Path) -> None:
+async def test_while_the_engine_is_away_the_balancer_disconnects_no_client(tmp_path: Path) -> None:
     """No node is ready, for longer than the balancer waits for one that does not answer."""
     async with deployed(tmp_path, Kind.REDIS) as services:
         port = services.ports.chat

@@ -133,7 +133,7 @@ async def test_the_feed_has_the_text_of_a_private_message_only_while_it_is_under
     assert DirectSent("x", 2, "b", "") in [each.event for each in await b.events()]
 
 
-async def test_of_a_node_that_is_lost_what_it_had_claimed_is_unknown(start: Start) -> None:
+async def test_messages_that_a_lost_node_had_claimed_are_unknown(start: Start) -> None:
     a, b = await start("a"), await start("b", lease=1)
     await b.put(2)
     await a.change(_to_bob("x", nonce="7"), _to_bob("y", nonce="8"), _to_bob("z"))
@@ -181,7 +181,7 @@ async def test_what_was_not_delivered_may_be_sent_again_with_its_nonce(start: St
     assert await a.one(_to_bob("y", nonce="7")) == ["ok", "y", False]
 
 
-async def test_the_nonce_of_a_message_to_a_room_is_none_of_a_private_one(start: Start) -> None:
+async def test_the_nonce_of_a_room_message_is_refused_for_a_private_one(start: Start) -> None:
     a = await start("a")
     await a.put(2)
     await a.engine.call("HSET", "multichat:nonces:1", "7", "0a0b0c0d 0000000000a 4 lobby")
@@ -368,7 +368,7 @@ async def _heard_after_a_resume(engine: Engine, *, on_own_node: bool) -> list[st
 
 
 @pytest.mark.parametrize("on_own_node", [True, False])
-async def test_a_sender_who_resumes_elsewhere_at_once_is_heard_once(
+async def test_a_sender_that_resumes_elsewhere_at_once_is_delivered_once(
     engine: Engine, on_own_node: bool
 ) -> None:
     for _ in range(10):  # the first one may or may not be under way

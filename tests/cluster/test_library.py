@@ -492,7 +492,7 @@ async def test_old_messages_are_deleted_and_numbers_continue(caller: Caller) -> 
     assert await caller.command("ZCARD", "multichat:oldest") == 1
 
 
-async def test_rooms_without_messages_are_forgotten_once_nobody_has_them_open(
+async def test_rooms_without_messages_are_forgotten_once_they_are_closed(
     engine: Engine, caller: Caller
 ) -> None:
     await caller.begin_era("p1")
@@ -582,7 +582,7 @@ async def test_a_step_of_deleting_is_bounded(caller: Caller) -> None:
     assert await tail_of(caller) == (40, 50)
 
 
-async def test_nodes_are_told_what_was_deleted(caller: Caller) -> None:
+async def test_nodes_learn_which_messages_were_deleted(caller: Caller) -> None:
     await caller.append(block("a"), block("b"))
     await caller.subscribe("lobby")
     await caller.call(trim("0", max_messages=1))

@@ -153,7 +153,7 @@ async def test_what_waits_to_be_sent_is_bounded_and_calls_wait_for_room(engine: 
         assert await link.call("STRLEN", "a") == 200_000
 
 
-async def test_messages_that_nobody_takes_are_dropped_and_counted(engine: Engine) -> None:
+async def test_messages_that_are_not_received_are_dropped_and_counted(engine: Engine) -> None:
     limits = LinkLimits(messages=10, message_bytes=1000)
     async with linked(engine, limits=limits) as link, linked(engine) as other:
         await link.subscribe("a").reply()
@@ -317,7 +317,7 @@ async def test_tls_and_plain_are_told_apart(engines: Engines) -> None:
     assert "its certificate is not accepted" in wrong_name.reason
 
 
-async def test_nobody_there(engine: Engine) -> None:
+async def test_a_port_without_a_server(engine: Engine) -> None:
     engine.kill()
     error = await refusal(engine, Login())
     assert error.reason == "connection refused"

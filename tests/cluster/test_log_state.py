@@ -143,7 +143,7 @@ def test_what_a_failover_lost_is_counted_before_a_new_epoch_has_begun() -> None:
     assert state.number_of(message_id("e2", 7)) == 7
 
 
-def test_what_a_failover_lost_is_counted_after_others_have_said_more_than_that() -> None:
+def test_messages_lost_in_a_failover_are_counted_even_if_the_log_is_longer_again() -> None:
     state = state_at(10)
     state.reconnected()
     state.tail(tail(20, ("e1", 0), ("e2", 7)))

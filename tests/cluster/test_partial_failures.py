@@ -35,7 +35,7 @@ async def _stored(engine: Engine) -> list[str]:
 
 
 @pytest.mark.parametrize("fault", _FAULTS)
-async def test_a_message_that_was_stored_is_never_told_as_failed(
+async def test_a_message_that_was_stored_is_never_reported_as_failed(
     engine: Engine, fault: str
 ) -> None:
     async with calling(engine) as caller:
@@ -49,7 +49,7 @@ async def test_a_message_that_was_stored_is_never_told_as_failed(
         assert await _stored(engine) == ["0", "1", "2"]
 
 
-async def test_if_a_failure_ended_the_call_a_stored_message_would_be_told_as_failed(
+async def test_if_a_failure_ended_the_call_a_stored_message_would_be_reported_as_failed(
     engine: Engine,
 ) -> None:
     count = "('HINCRBY', LOG, 'bytes', from.bytes)"
@@ -63,7 +63,7 @@ async def test_if_a_failure_ended_the_call_a_stored_message_would_be_told_as_fai
 
 
 @pytest.mark.parametrize("fault", ["denied", "deleted"])
-async def test_a_room_whose_numbers_are_behind_its_stream_goes_on(
+async def test_a_room_whose_numbers_are_behind_its_stream_continues(
     engine: Engine, fault: str
 ) -> None:
     async with calling(engine) as caller:

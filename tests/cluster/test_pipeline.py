@@ -57,7 +57,7 @@ def test_a_refused_subscription_is_answered_by_the_error() -> None:
         (b">3\r\n$7\r\nmessage\r\n$1\r\na\r\n:1\r\n", "invalid message"),
     ],
 )
-def test_what_nobody_has_asked_for_is_an_error(data: bytes, reason: str) -> None:
+def test_an_answer_without_a_request_is_an_error(data: bytes, reason: str) -> None:
     with pytest.raises(BadReply, match=reason):
         list(Pipeline[str]().receive(data))
 

@@ -24,7 +24,7 @@ async def wait_status(port: int, status: int) -> bytes:
         return answer.body
 
 
-async def test_a_node_is_not_ready_while_its_engine_hangs_and_disconnects_nobody(
+async def test_a_node_is_not_ready_while_its_engine_hangs_and_disconnects_no_client(
     engine: Engine, tmp_path: Path
 ) -> None:
     async with serve(tmp_path, "--cluster", engine.url, "--metrics", "0", "--web", "0") as node:

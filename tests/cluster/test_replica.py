@@ -224,7 +224,7 @@ def _heard(*feed: Fed) -> list[Update]:
     return [update for n, fed in enumerate(feed, 1) for update in replica.apply(n, fed) or []]
 
 
-def test_what_concerns_one_node_is_heard_only_there() -> None:
+def test_events_for_one_node_reach_only_that_node() -> None:
     message = Directed(client=1, name="alice", text="hello")
     for node, heard in (("us", True), ("b", False)):
         updates = _heard(
@@ -244,7 +244,7 @@ def test_what_concerns_one_node_is_heard_only_there() -> None:
         assert updates == (expected if heard else [])
 
 
-def test_nodes_that_come_and_go_are_heard_of_by_the_others() -> None:
+def test_nodes_learn_of_others_that_join_and_leave() -> None:
     updates = _heard(
         Fed("us", NodeJoined("us")),
         Fed("b", NodeJoined("b")),
@@ -255,7 +255,7 @@ def test_nodes_that_come_and_go_are_heard_of_by_the_others() -> None:
     assert updates == [NodeAdded("b"), NodeRemoved("b", True), NodeRemoved("c", False)]
 
 
-def test_a_client_of_another_node_that_is_resumed_here_is_none_of_others_any_more() -> None:
+def test_a_client_of_another_node_that_is_resumed_here_belongs_to_no_other_node() -> None:
     elsewhere = ClientRecord(client=1, generation=1)
     here = ClientRecord(client=1, generation=2)
     replica = Replica("us")

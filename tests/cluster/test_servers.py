@@ -154,7 +154,7 @@ async def say_until_accepted(client: JsonClient, text: str) -> None:
             await trio.sleep(0.05)
 
 
-async def test_members_are_told_what_was_deleted_before_their_node_had_it(
+async def test_messages_deleted_before_a_node_had_them_are_missed(
     engine: Engine,
 ) -> None:
     """The node's connection is held while others speak, and retention deletes the first of that."""

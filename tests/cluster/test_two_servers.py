@@ -83,7 +83,7 @@ async def test_a_name_belongs_to_one_client_of_both(engine: Engine) -> None:
         await _names_in(other, {"al", "alice"})
 
 
-async def test_a_client_resumes_on_the_other_and_nobody_sees_it(engine: Engine) -> None:
+async def test_a_resume_on_the_other_node_is_not_announced(engine: Engine) -> None:
     async with _two_servers(engine) as (one, two):
         alice = await join(one, name="alice", rooms={"den": {}, "attic": {}})
         bob, carol = await join(one, name="bob", room="den"), await join(two, room="den")
@@ -106,7 +106,7 @@ async def test_a_client_resumes_on_the_other_and_nobody_sees_it(engine: Engine) 
         assert await _events_of(bob) == []
 
 
-async def test_clients_of_a_node_that_ends_resume_together_and_see_nobody_leave(
+async def test_clients_of_a_node_that_ends_resume_together_without_announcements(
     engine: Engine,
 ) -> None:
     config = replace(_CONFIG, away_seconds=300.0)  # whatever the speed of the machine
@@ -135,7 +135,7 @@ async def test_clients_of_a_node_that_ends_resume_together_and_see_nobody_leave(
 @pytest.mark.parametrize(
     "nonce", ["x" * 128, "😀" * 128, "short", 7], ids=["long", "wide", "short", "number"]
 )
-async def test_what_is_sent_again_after_a_resume_on_the_other_is_said_once(
+async def test_a_message_sent_again_after_a_resume_on_the_other_is_published_once(
     engine: Engine, nonce: str | int
 ) -> None:
     """Also with a nonce that is too long for the engine, which has its digest."""
@@ -189,7 +189,9 @@ async def test_a_nonce_that_only_the_engine_still_knows_is_refused_for_another_m
         assert heard == ["hello", *["more"] * MAX_UNACCEPTED, "new"]
 
 
-async def test_who_quits_after_a_resume_on_the_other_has_no_session_left(engine: Engine) -> None:
+async def test_a_client_that_quits_after_a_resume_on_the_other_has_no_session_left(
+    engine: Engine,
+) -> None:
     async with _two_servers(engine) as (one, two):
         watcher = await join(one)
         alice = await join(two)
@@ -312,7 +314,7 @@ async def test_private_messages_and_operators_reach_clients_of_the_other(engine:
         assert (await join(two, name="carol")).welcome["name"] != "carol"
 
 
-async def test_a_message_to_somebody_who_has_just_gone_is_not_delivered(engine: Engine) -> None:
+async def test_a_message_to_a_client_that_has_just_left_is_not_delivered(engine: Engine) -> None:
     async with _two_servers(engine) as (one, two):
         alice, bob = await join(one, name="alice"), await join(two, name="bob")
         await _names_in(alice, {"alice", "bob"})

@@ -73,7 +73,7 @@ async def say_ten(path: Path, room: str = "den") -> tuple[dict[str, Any], list[s
     return welcome, ids
 
 
-async def test_a_damaged_message_is_missed_in_its_place(
+async def test_a_damaged_message_is_replaced_by_missed(
     tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
     path = tmp_path / "chat.db"

@@ -306,7 +306,7 @@ async def test_the_command_shows_what_is_beside_a_damaged_page(
 
 
 @pytest.mark.parametrize("retention", [{"max_messages": 3}, {"max_age_seconds": 3600.0}])
-async def test_messages_are_deleted_behind_damage(
+async def test_messages_after_damage_are_deleted(
     whole: Whole,
     retention: dict[str, float],
     tmp_path: Path,

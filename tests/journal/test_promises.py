@@ -109,7 +109,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "server/test_replay_turns::test_a_replay_is_charged_to_its_own_client",
     ),
     "a message is damaged": (
-        "journal/test_damage::test_a_damaged_message_is_missed_in_its_place",
+        "journal/test_damage::test_a_damaged_message_is_replaced_by_missed",
         "journal/test_damage::test_a_damaged_message_costs_only_itself",
         "journal/test_damage::test_damaged_text_is_cleaned_before_it_is_shown",
         "journal/test_damage::test_history_shows_the_messages_that_can_be_read",
@@ -135,7 +135,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     ),
     "whole pages of the file are damaged": (
         "journal/test_damaged_pages::test_other_rooms_work_whichever_page_is_damaged",
-        "journal/test_damaged_pages::test_messages_are_deleted_behind_damage",
+        "journal/test_damaged_pages::test_messages_after_damage_are_deleted",
         "journal/test_sqlite::test_messages_around_a_damaged_page_can_be_read",
         "journal/test_damaged_pages::test_messages_beside_a_damaged_page_are_read",
         "journal/test_damaged_pages::test_a_start_is_refused_only_if_no_room_can_store_messages",

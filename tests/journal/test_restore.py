@@ -132,7 +132,9 @@ async def test_nothing_is_reported_missing_from_a_backup_of_a_running_server(
     assert [each for each in caplog.records if each.levelno >= WARNING] == []
 
 
-async def test_what_a_backup_lacks_is_as_if_it_had_never_been(tmp_path: Path) -> None:
+async def test_a_session_a_room_and_an_account_newer_than_a_restored_backup_are_unknown(
+    tmp_path: Path,
+) -> None:
     """A session, a room and an account that began after the backup; docs/service.md has a table."""
     path, backup = tmp_path / "chat.db", tmp_path / "backup.db"
     async with serve(tmp_path, "--journal", str(path)) as server:

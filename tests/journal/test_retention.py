@@ -321,7 +321,7 @@ async def test_messages_since_the_start_are_never_older_than_the_server(tmp_path
     "column", ["room", "first", "messages", "bytes", "time", "shown", "client", "name", "text"]
 )
 @pytest.mark.parametrize("value", ["NULL", "x'ff'", "-1"])
-async def test_retention_continues_behind_a_damaged_row(
+async def test_retention_continues_after_a_damaged_row(
     tmp_path: Path, column: str, value: str
 ) -> None:
     path = tmp_path / "chat.db"

@@ -211,7 +211,7 @@ async def test_an_unfinished_transaction_at_the_end_of_the_wal_is_not_reported(
     assert warnings(caplog) == []
 
 
-async def test_old_transactions_behind_the_end_of_a_restarted_wal_are_not_reported(
+async def test_old_transactions_after_the_end_of_a_restarted_wal_are_not_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """These are from before a checkpoint, or were rolled back."""

@@ -167,7 +167,7 @@ def test_a_single_long_turn_of_an_active_client_has_no_lasting_effect(loop: Loop
     assert sum(each.count(since) for each in talkers) >= 0.5 * 0.5 * UNDISTURBED
 
 
-def test_long_turns_have_all_of_the_time_while_nobody_takes_short_ones(loop: Loop) -> None:
+def test_long_turns_get_all_the_time_while_there_are_no_short_ones(loop: Loop) -> None:
     flooders = [loop.client(repeat(5 * MS)) for _ in range(3)]
     loop.run(3.0)
     assert sum(each.used(0.0, math.inf) for each in flooders) >= 0.99 * 3.0
@@ -288,7 +288,7 @@ def test_a_client_alone_is_not_paused_for_its_own_short_turns(loop: Loop) -> Non
     assert max(alone.waits) > 2 * MS  # the same client, paused for others
 
 
-def test_a_flood_that_disturbed_nobody_is_not_paused_for_that_later(loop: Loop) -> None:
+def test_a_flood_without_competition_is_not_paused_for_it_later(loop: Loop) -> None:
     flood = loop.client(repeat(2 * MS))
     loop.run(10.0)
     pair(loop)
@@ -331,7 +331,7 @@ def forever(script: list[float]) -> Callable[[], Iterator[float]]:
 
 @settings(max_examples=30)
 @given(st.lists(scripts, min_size=2, max_size=12))
-def test_a_short_turn_waits_for_at_most_one_long_one_and_nobody_for_ever(
+def test_a_short_turn_waits_for_at_most_one_long_one_and_every_turn_comes(
     clients: list[tuple[list[float], float, bool, str]],
 ) -> None:
     loop = Loop()

@@ -53,7 +53,7 @@ async def test_batches_are_written_in_order_and_the_goodbye_last() -> None:
     assert await read_until_eof(theirs) == b"a\nb\nbye\n"
 
 
-async def test_a_client_that_missed_nothing_is_told_nothing() -> None:
+async def test_a_client_that_missed_nothing_gets_no_notice() -> None:
     send_queue = send_queue_on(trio.testing.memory_stream_pair()[0])
     send_queue.miss(0, "lobby")  # it was behind its own messages only
     assert send_queue.take_missed() == b""

@@ -528,7 +528,9 @@ async def test_a_client_without_tls_is_answered_in_plain_text(
         assert line.endswith(": the client does not use TLS, which this port requires")
 
 
-async def test_nc_is_told_that_it_needs_tls(certificates: Certificates, tmp_path: Path) -> None:
+async def test_nc_gets_a_line_that_says_to_use_tls(
+    certificates: Certificates, tmp_path: Path
+) -> None:
     async with serve_tls(tmp_path, certificates) as server:
         async with Command(tmp_path, program("nc"), LOOPBACK, str(server.port)) as nc:
             await nc.type("hello?\n")
@@ -587,7 +589,7 @@ async def test_an_aborted_handshake_is_one_log_line(
 
 @pytest.mark.parametrize("name", ["connect", "connect --json", "connect --wait", "send", "who"])
 @pytest.mark.parametrize("password", [None, "secret"])
-async def test_a_tls_client_of_a_plain_server_is_told_to_leave_out_tls(
+async def test_the_error_of_a_tls_client_on_a_plain_server_says_to_omit_tls(
     name: str, password: str | None, certificates: Certificates, tmp_path: Path
 ) -> None:
     file = tmp_path / "password"
@@ -676,7 +678,7 @@ async def test_old_tls_versions_are_refused(certificates: Certificates, log: Log
 # --- Many at the door ----------------------------------------------------------------------------
 
 
-async def test_a_flood_of_half_open_handshakes_locks_nobody_out(
+async def test_a_flood_of_half_open_handshakes_does_not_lock_out_an_honest_client(
     certificates: Certificates, tmp_path: Path
 ) -> None:
     count = MAX_PENDING + 50

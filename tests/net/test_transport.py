@@ -218,7 +218,7 @@ async def test_hanging_up_on_a_peer_that_stays_takes_a_second(
         await theirs.send_all(b"x")
 
 
-async def test_a_peer_that_goes_on_sending_is_read_a_few_times_only(
+async def test_a_peer_that_keeps_sending_is_read_only_a_few_times(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     ours, theirs = trio.testing.memory_stream_pair()

@@ -193,7 +193,7 @@ async def test_of_servers_that_start_at_once_one_has_the_socket(path: Path) -> N
         path.unlink()
 
 
-async def test_a_lock_that_somebody_keeps_does_not_prevent_the_start(
+async def test_a_lock_that_another_process_keeps_does_not_prevent_the_start(
     path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     folder = os.open(path.parent, os.O_RDONLY)

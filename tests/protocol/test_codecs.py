@@ -631,7 +631,7 @@ def test_a_json_line_is_decoded_as_a_request(lines: list[str], requests: list[Re
     ],
     ids=shortened,
 )
-def test_an_invalid_request_is_answered_and_affects_nobody_else(line: str) -> None:
+def test_an_invalid_request_is_answered_and_affects_no_other_client(line: str) -> None:
     around = '{"type":"say","text":"before"}', '{"type":"say","text":"after"}'
     before, refused, after = JSON.parse_requests(f"{around[0]}\n{line}\n{around[1]}")
     assert (before, after) == (SayBlock("before"), SayBlock("after"))

@@ -285,7 +285,7 @@ def said_block(messages: Sequence[str], *, act: bool = False) -> SaidBlock:
 
 
 @given(st.lists(said_texts, min_size=1, max_size=5), st.booleans())
-def test_each_message_that_is_said_is_a_websocket_message(texts: list[str], act: bool) -> None:
+def test_each_chat_message_is_a_websocket_message(texts: list[str], act: bool) -> None:
     for plain, framed in zip(LINES, WEBSOCKET, strict=True):
         lines = plain.encode_said(said_block(texts, act=act)).decode().splitlines()
         assert received(framed.encode_said(said_block(texts, act=act))) == lines
@@ -303,7 +303,7 @@ def test_messages_of_any_length_are_framed(codecs: Codecs) -> None:
 
 
 @given(st.lists(said_texts, min_size=1, max_size=5))
-def test_with_the_subprotocol_what_is_said_at_once_is_one_message(texts: list[str]) -> None:
+def test_with_the_subprotocol_lines_sent_together_are_one_message(texts: list[str]) -> None:
     for plain, framed in zip(LINES, WEBSOCKET_LINES, strict=True):
         lines = plain.encode_said(said_block(texts)).decode()
         assert received(framed.encode_said(said_block(texts))) == [lines[:-1]]

@@ -348,7 +348,7 @@ class HeldJournal(MemoryJournal):
 
 @pytest.mark.parametrize("failure", ["", "the disk is full"])
 @pytest.mark.parametrize("change", ["register", "passphrase"])
-async def test_nobody_logs_in_with_what_is_not_stored(change: str, failure: str) -> None:
+async def test_a_login_fails_if_the_account_could_not_be_stored(change: str, failure: str) -> None:
     journal = HeldJournal()
     accounts = Accounts(CONFIG, LocalBackend(journal))
     refused: list[RemoteProtocolError] = []

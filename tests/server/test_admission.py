@@ -237,7 +237,7 @@ PIPELINES = {
 
 
 @pytest.mark.parametrize("kind", PIPELINES)
-async def test_input_behind_the_password_is_processed_wherever_it_was_split(
+async def test_input_after_the_password_is_processed_wherever_it_was_split(
     kind: str, log: LogRecorder
 ) -> None:
     said, answers = PIPELINES[kind]
@@ -514,7 +514,7 @@ class Crowd:
 
 
 @pytest.mark.parametrize("attackers", [50, 250])
-async def test_guesses_from_many_addresses_are_limited_and_lock_nobody_out(
+async def test_guesses_from_many_addresses_are_limited_and_lock_out_no_honest_client(
     attackers: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     """*attackers* try without pausing, each time from another address."""

@@ -194,7 +194,9 @@ async def test_a_function_that_fails_refuses_the_client_with_one_log_line(
         assert not traced
 
 
-async def test_a_slow_decision_delays_nobody_else(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_slow_decision_delays_no_other_client(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     calls = 0
 
     async def first_is_slow(_: AdmissionRequest) -> bool:
@@ -257,7 +259,7 @@ async def test_a_client_whose_name_is_taken_gets_it_with_its_session(
         assert (welcome["client"], welcome["name"], welcome["resumed"]) == (1, "alice", True)
 
 
-async def test_nobody_resumes_the_session_of_another_name(
+async def test_a_session_of_another_name_cannot_be_resumed(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(authenticate=by_token) as network:
@@ -296,7 +298,7 @@ async def after_a_change_of_the_password() -> AsyncIterator[
         yield network, client, session
 
 
-async def test_a_new_password_locks_nobody_out_who_has_a_session(
+async def test_a_new_password_does_not_lock_out_clients_with_a_session(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with after_a_change_of_the_password() as (network, client, session):
@@ -400,7 +402,7 @@ async def test_a_resumed_session_is_not_a_join(autojump_clock: trio.testing.Mock
     assert joined == [1]
 
 
-async def test_a_join_function_that_fails_or_hangs_delays_nobody(
+async def test_a_join_function_that_fails_or_hangs_delays_no_client(
     log: LogRecorder, autojump_clock: trio.testing.MockClock
 ) -> None:
     async def fail(member: MemberInfo) -> None:

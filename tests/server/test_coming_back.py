@@ -66,7 +66,7 @@ async def _reset(clients: Sequence[JsonClient]) -> None:
     await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_clients_that_lose_the_connection_at_once_see_nobody_leave(
+async def test_clients_that_lose_the_connection_at_once_and_resume_are_not_announced(
     autojump_clock: Clock,
 ) -> None:
     async with memory_server(_CONFIG) as server:
@@ -77,7 +77,9 @@ async def test_clients_that_lose_the_connection_at_once_see_nobody_leave(
             assert await _heard(each) == []
 
 
-async def test_who_does_not_come_back_leaves_for_those_who_do(autojump_clock: Clock) -> None:
+async def test_a_client_that_does_not_return_leaves_for_those_that_do(
+    autojump_clock: Clock,
+) -> None:
     async with memory_server(_CONFIG) as server:
         clients = await _come(server)
         await _reset(clients)
@@ -106,7 +108,7 @@ async def _kill(server: MemoryServer, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("end", [_end, _kill])
-async def test_clients_that_resume_after_a_restart_see_nobody_leave(
+async def test_clients_that_resume_after_a_restart_are_not_announced(
     end: Callable[[MemoryServer, Path], Awaitable[Path]], tmp_path: Path
 ) -> None:
     config = replace(_CONFIG, away_seconds=300.0)  # the journal's threads need real time
@@ -162,7 +164,7 @@ async def test_whose_session_is_old_has_left_before_the_restart(autojump_clock: 
         assert await _heard(back) == [("joined", "bob")] * 2
 
 
-async def test_who_comes_while_another_is_away_is_told_when_that_is_back(
+async def test_a_member_that_entered_while_another_was_away_gets_joined_at_its_return(
     autojump_clock: Clock,
 ) -> None:
     async with memory_server(_CONFIG) as server:
@@ -204,7 +206,7 @@ async def test_a_client_that_says_hello_is_no_other_client_before(autojump_clock
         assert events == []
 
 
-async def test_a_client_whose_hello_takes_for_ever_is_listed_and_announced(
+async def test_a_client_whose_hello_never_ends_is_listed_and_announced(
     autojump_clock: Clock,
 ) -> None:
     hub = Hub()
@@ -245,7 +247,7 @@ def _names(members: Mapping[str, Any]) -> list[str]:
     return sorted(each["name"] for each in members["members"])
 
 
-async def test_clients_of_a_node_that_ends_see_nobody_leave_on_another(
+async def test_clients_of_a_node_that_ends_resume_on_another_without_announcements(
     autojump_clock: Clock,
 ) -> None:
     hub = Hub()

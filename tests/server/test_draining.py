@@ -157,7 +157,9 @@ async def test_clients_chat_until_their_goodbye(autojump_clock: MockClock) -> No
         assert network.server.statistics().messages == 2
 
 
-async def test_a_new_client_is_told_to_try_again(autojump_clock: MockClock) -> None:
+async def test_a_new_client_gets_a_goodbye_that_allows_it_to_reconnect(
+    autojump_clock: MockClock,
+) -> None:
     async with memory_server() as network:
         await network.join()
         network.server.drain(9)
@@ -349,7 +351,9 @@ async def test_listeners_are_closed_first_and_the_page_last() -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize("begins", ["drain", "shutdown"])
-async def test_an_abort_says_goodbye_to_who_reads_and_waits_for_nobody(begins: str) -> None:
+async def test_an_abort_sends_a_goodbye_to_clients_that_read_and_waits_for_none(
+    begins: str,
+) -> None:
     config = ServerConfig(grace_seconds=600, send_queue_batches=1, slow=Slow.DROP)
     async with trio.open_nursery() as nursery:
         server = Server(config)

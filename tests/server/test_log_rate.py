@@ -70,7 +70,7 @@ async def test_a_flood_is_logged_up_to_the_rate_and_the_rest_counted_once_a_seco
         ]
 
 
-async def test_a_flood_that_goes_on_is_logged_at_the_rate_and_others_are_logged_whole(
+async def test_a_lasting_flood_is_logged_at_the_rate_and_other_clients_completely(
     log: LogRecorder, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with memory_server() as network:

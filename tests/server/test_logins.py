@@ -110,7 +110,7 @@ async def test_a_registered_name_and_its_lookalikes_are_refused_to_others(name: 
         await refused_everywhere(net, name)
 
 
-async def test_nobody_from_the_same_address_takes_the_name_over_in_the_away_time() -> None:
+async def test_only_a_login_gets_the_name_of_an_account_that_is_away() -> None:
     """Without an account somebody from there is taken for the same person."""
     async with network(away_seconds=60) as net:
         alice, bob = await registered(net), await join(net, name="bob")
@@ -137,7 +137,7 @@ async def test_a_session_that_had_the_name_before_it_was_registered_does_not_get
         assert (await back.hear("error"))["code"] == "name-taken"
 
 
-async def test_a_registered_name_that_its_owner_gives_up_goes_to_nobody_else() -> None:
+async def test_a_registered_name_that_its_owner_gives_up_stays_reserved() -> None:
     async with network() as net:
         alice = await registered(net)
         others = [await join(net) for _ in range(5)]
@@ -157,7 +157,7 @@ async def test_a_registered_name_that_its_owner_gives_up_goes_to_nobody_else() -
         assert "alice" in await members_of(alice)
 
 
-async def test_while_a_name_is_being_registered_nobody_else_can_have_it() -> None:
+async def test_a_name_that_is_being_registered_cannot_be_taken() -> None:
     async with network() as net:
         alice, bob = await join(net, name="alice"), await join(net, name="bob")
         await alice.send(
@@ -374,7 +374,7 @@ async def test_a_bot_of_the_program_needs_no_login() -> None:
         assert (await alice.hear("said"))["text"] == "hello"
 
 
-async def test_where_registration_is_closed_nobody_registers() -> None:
+async def test_where_registration_is_closed_register_is_refused() -> None:
     async with network(registration=Registration.CLOSED) as net:
         alice = await join(net, name="alice")
         assert (await alice.ask("register", passphrase=RIGHT))["code"] == "registration-closed"
@@ -453,7 +453,7 @@ async def test_words_of_one_field_of_an_operators_request_never_count_as_another
         assert (await bob.ask("ping"))["type"] == "pong"
 
 
-async def test_a_mistyped_duration_of_a_ban_is_not_for_ever() -> None:
+async def test_a_mistyped_duration_does_not_make_a_ban_permanent() -> None:
     async with network(operators=("boss",)) as net:
         await net.server.admin.account(f"add boss {RIGHT}")
         boss = await join(net, login={"name": "boss", "passphrase": RIGHT})

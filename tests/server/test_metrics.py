@@ -255,7 +255,7 @@ async def test_the_figures_are_what_the_clients_have_counted(tmp_path: Path) -> 
 
 
 @pytest.mark.process
-async def test_missed_messages_are_those_that_the_clients_were_told_of(tmp_path: Path) -> None:
+async def test_missed_messages_are_those_that_were_reported_to_clients(tmp_path: Path) -> None:
     options = ("--metrics", "0", "--slow", "drop", "--log-rate", "1", "--send-queue", "2")
     async with (
         serve(tmp_path, *options) as server,
@@ -538,7 +538,7 @@ async def test_the_web_port_has_health_and_no_metrics(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-async def test_connections_that_send_nothing_keep_nobody_from_asking() -> None:
+async def test_connections_that_send_nothing_do_not_block_other_requests() -> None:
     config = ServerConfig(handshake_seconds=3600)
     async with port_of_metrics(config) as (_, port), AsyncExitStack() as stack:
         idle = []

@@ -144,7 +144,7 @@ async def test_a_message_of_a_sender_that_goes_before_it_is_decided_is_delivered
         assert await carol.history() == ["before", "hi"]
 
 
-async def test_messages_that_the_storage_has_lost_are_told_and_the_room_goes_on(
+async def test_messages_that_the_storage_has_lost_are_missed_and_the_room_continues(
     autojump_clock: Clock,
 ) -> None:
     hub = Hub()
@@ -182,7 +182,7 @@ async def test_a_message_that_the_storage_has_lost_before_it_was_delivered_is_re
         del two
 
 
-async def test_a_block_of_which_the_log_has_some_messages_is_said_once(
+async def test_a_block_that_is_partly_in_the_log_is_published_once(
     autojump_clock: Clock,
 ) -> None:
     """The nonces that a session has here may be fewer than the log knows."""
@@ -229,7 +229,7 @@ async def test_members_on_other_nodes_are_counted_listed_and_announced(
         assert {(each["room"], each["members"]) for each in listed} >= {("den", 1), ("attic", 1)}
 
 
-async def test_a_rename_is_told_once_to_a_client_that_shares_several_rooms(
+async def test_a_client_that_shares_several_rooms_gets_one_event_for_a_rename(
     autojump_clock: Clock,
 ) -> None:
     async with two_nodes() as (one, two):
@@ -344,7 +344,7 @@ async def test_a_claim_that_is_refused_leaves_the_former_name(autojump_clock: Cl
 # --- Sessions -------------------------------------------------------------------------------------
 
 
-async def test_a_client_resumes_on_another_node_and_nobody_sees_it(autojump_clock: Clock) -> None:
+async def test_a_resume_on_another_node_is_not_announced(autojump_clock: Clock) -> None:
     async with two_nodes() as (one, two):
         alice = await join(one, name="alice", rooms={"den": {}, "attic": {}})
         bob, carol = await join(one, name="bob", room="den"), await join(two, room="den")
@@ -609,7 +609,7 @@ async def test_operators_reach_clients_of_other_nodes(autojump_clock: Clock) -> 
         assert (await dave.ask("name", name="carol"))["type"] == "renamed"
 
 
-async def test_a_ban_that_the_backend_refuses_is_taken_back_and_its_operators_are_told(
+async def test_a_ban_that_the_backend_refuses_is_undone_and_reported_to_operators(
     log: LogRecorder, autojump_clock: Clock
 ) -> None:
     hub, config = Hub(), replace(CONFIG, operators=("boss",))
@@ -687,7 +687,7 @@ async def test_the_topic_of_a_room_that_only_other_nodes_have_is_shown_and_set(
             await one.server.admin.topic("attic")
 
 
-async def test_an_operator_is_told_that_an_announcement_reaches_the_other_nodes_too(
+async def test_the_answer_to_announce_says_that_it_reaches_other_nodes(
     autojump_clock: Clock,
 ) -> None:
     async with two_nodes() as (one, two):
@@ -750,7 +750,7 @@ async def test_an_outage_that_is_over_when_it_is_told_is_told_with_its_reason(
 
 
 @pytest.mark.parametrize("first", ["nothing", "text", "hello"])
-async def test_a_new_client_is_told_in_its_protocol_that_the_storage_is_away(
+async def test_a_new_client_gets_unavailable_in_its_protocol_while_the_storage_is_away(
     first: str, autojump_clock: Clock
 ) -> None:
     hub = Hub()
@@ -776,7 +776,7 @@ async def test_a_new_client_is_told_in_its_protocol_that_the_storage_is_away(
         assert await tcp.rest() == []
 
 
-async def test_a_client_whose_hello_cannot_be_carried_out_is_told_in_json(
+async def test_a_client_whose_hello_cannot_be_carried_out_gets_the_error_in_json(
     autojump_clock: Clock,
 ) -> None:
     hub = Hub()
@@ -788,7 +788,7 @@ async def test_a_client_whose_hello_cannot_be_carried_out_is_told_in_json(
         assert (goodbye["code"], goodbye["reconnect"]) == ("unavailable", True)
 
 
-async def test_while_the_storage_is_away_nothing_is_decided_and_nobody_disconnected(
+async def test_while_the_storage_is_away_requests_fail_and_no_client_is_disconnected(
     autojump_clock: Clock,
 ) -> None:
     hub = Hub()
@@ -865,7 +865,7 @@ async def test_a_session_that_changes_after_it_was_found_is_taken_as_it_is(
     assert (found.name, found.rooms) == ("al", ("lobby", "den"))
 
 
-async def test_clients_of_a_node_that_drains_go_on_on_another_one(autojump_clock: Clock) -> None:
+async def test_clients_of_a_node_that_drains_continue_on_another_one(autojump_clock: Clock) -> None:
     async with two_nodes() as (one, two):
         alice, bob = await join(one, name="alice"), await join(two, name="bob")
         first = await alice.ask("say", text="before")
@@ -992,7 +992,7 @@ async def test_a_client_that_takes_no_answer_is_for_other_nodes_what_it_is(
         assert 0 < carried_out < 8
 
 
-async def test_who_moves_from_a_room_alone_needs_no_place_for_another(
+async def test_the_only_member_of_a_room_can_move_when_there_are_too_many_rooms(
     autojump_clock: Clock,
 ) -> None:
     async with two_nodes(Hub(), replace(CONFIG, max_rooms=3)) as (one, two):

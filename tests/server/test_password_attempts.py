@@ -169,7 +169,7 @@ def test_one_wrong_password_does_not_keep_out_others_at_the_address() -> None:
     assert sum(right for _, _, right in attempts.made) == 29
 
 
-def test_a_rejected_attempt_delays_nobody() -> None:
+def test_a_rejected_attempt_delays_no_other_client() -> None:
     attempts = Attempts()
     for _ in range(4):
         attempts.seconds(HERE)

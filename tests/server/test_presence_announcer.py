@@ -93,7 +93,7 @@ class CountingMembers(dict[int, Member]):
         return super().get(key, default)
 
 
-async def test_while_nobody_receives_presence_each_client_that_comes_costs_the_same(
+async def test_while_no_client_receives_presence_each_new_client_costs_the_same(
     autojump_clock: MockClock,
 ) -> None:
     members = CountingMembers()
@@ -141,7 +141,9 @@ class RecordingQueue:
 
 
 @pytest.mark.parametrize("count", [3, MAX_TOLD_ONE_BY_ONE])
-async def test_each_newcomer_is_told_of_those_who_were_away_when_it_came(count: int) -> None:
+async def test_a_new_member_gets_joined_for_members_that_were_away_when_it_entered(
+    count: int,
+) -> None:
     members: dict[int, Member] = {}
     queues: dict[int, RecordingQueue] = defaultdict(RecordingQueue)
     announcer = PresenceAnnouncer(

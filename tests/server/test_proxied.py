@@ -170,7 +170,7 @@ async def test_only_a_header_that_says_tls_makes_a_connection_private(
         assert ("passphrases are accepted over TLS only" in answers[1]) is not private
 
 
-async def test_tls_to_the_server_begins_behind_the_header(tmp_path: Path) -> None:
+async def test_tls_to_the_server_begins_after_the_header(tmp_path: Path) -> None:
     ca = trustme.CA()
     ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     ca.issue_cert("chat.example").configure_cert(ours)
@@ -319,7 +319,7 @@ async def test_a_proxy_of_the_page_behind_the_balancer_is_believed() -> None:
         assert (await ask(port, v1("10.0.0.8") + page)).status == 200
 
 
-async def test_nothing_is_said_by_a_connection_that_was_reset_before_it_was_accepted(
+async def test_messages_of_a_connection_that_was_reset_before_it_was_accepted_are_not_published(
     log: LogRecorder,
 ) -> None:
     """It has no address any more, so no ban and no limit would apply."""

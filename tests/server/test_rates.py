@@ -100,7 +100,7 @@ async def test_every_request_counts_for_the_rate(autojump_clock: trio.testing.Mo
         assert trio.current_time() - started == pytest.approx(6)
 
 
-async def test_a_rate_limited_client_delays_nobody_and_can_be_kicked(
+async def test_a_rate_limited_client_delays_no_other_and_can_be_kicked(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(ServerConfig(rate=1, burst=1)) as server:

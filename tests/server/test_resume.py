@@ -475,7 +475,7 @@ async def test_among_addresses_with_one_session_each_the_oldest_is_evicted() -> 
     assert known == set(range(200 - len(known), 200))
 
 
-async def test_sessions_with_full_windows_from_one_address_evict_nobody_else() -> None:
+async def test_sessions_with_full_windows_from_one_address_do_not_evict_others() -> None:
     max_bytes = 1_000_000
     visits = Visits(max_bytes=max_bytes)
     talkers, quiet = set(range(257)), set(range(300, 400))

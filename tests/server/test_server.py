@@ -174,7 +174,7 @@ async def test_a_full_server_rejects_clients_until_there_is_a_free_place(
     assert "[INFO] [server] [STATE] Refused a client: the server is full (limit: 1)" in log.lines
 
 
-async def test_rejecting_a_client_that_does_not_read_delays_nobody(
+async def test_rejecting_a_client_that_does_not_read_delays_no_other_client(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(ServerConfig(max_clients=1)) as network:
@@ -292,7 +292,7 @@ async def test_at_shutdown_a_lagging_client_gets_the_rest_and_then_the_goodbye(
             ]
 
 
-async def test_at_shutdown_a_client_that_lags_for_too_long_is_told_how_much_it_missed(
+async def test_at_shutdown_a_client_that_lags_too_long_gets_the_number_of_missed_messages(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     config = ServerConfig(send_queue_batches=1, grace_seconds=4)
@@ -332,7 +332,7 @@ async def test_at_shutdown_a_client_that_can_come_back_for_the_rest_has_missed_n
         assert [event["text"] for event in told if event["type"] == "said"] == ["0", "1"]
 
 
-async def test_nobody_joins_a_server_that_is_closing() -> None:
+async def test_a_server_that_is_closing_admits_no_client() -> None:
     async with memory_server() as network:
         await network.server.close()
         late = await network.join()
@@ -464,7 +464,7 @@ async def test_a_server_starts_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.process
-async def test_a_server_that_fails_to_start_serves_nobody(log: LogRecorder) -> None:
+async def test_a_server_that_fails_to_start_accepts_no_client(log: LogRecorder) -> None:
     with pytest.raises(ListenFailed, match=r"cannot listen on no-such-host\.invalid port \d+: "):
         await multichat.serve(0, host=[LOOPBACK, "no-such-host.invalid"])
     assert log.lines == []

@@ -79,7 +79,7 @@ async def test_enter_replays_the_messages_after_since_or_the_last_ones() -> None
         assert await carol.said() == ("kitchen", "5")
 
 
-async def test_an_unknown_since_is_an_error_behind_the_answer() -> None:
+async def test_an_unknown_since_is_an_error_after_the_answer() -> None:
     async with memory_server() as network:
         alice = await join(network)
         await alice.send({"type": "enter", "room": "kitchen", "since": "no id"})
@@ -481,7 +481,7 @@ async def test_a_session_keeps_its_rooms_in_a_journal(tmp_path: Path) -> None:
         assert len((await again.ask("history", room="a"))["messages"]) == 2
 
 
-async def test_a_room_that_cannot_be_entered_is_an_error_behind_the_welcome() -> None:
+async def test_a_room_that_cannot_be_entered_is_an_error_after_the_welcome() -> None:
     async with memory_server(ServerConfig(max_rooms=3)) as network:
         await join(network)
         alice = await join(network, rooms={"a": {}, "no room": {}, "b": {}, "c": {}, "lobby": {}})
@@ -495,7 +495,7 @@ async def test_a_room_that_cannot_be_entered_is_an_error_behind_the_welcome() ->
         assert (await alice.ask("say", text="x"))["type"] == "accepted"
 
 
-async def test_messages_for_a_refused_current_room_are_said_nowhere() -> None:
+async def test_messages_for_a_refused_current_room_are_not_published() -> None:
     async with memory_server(ServerConfig(max_rooms=2)) as network:
         bob = await join(network)
         alice = await join(network, rooms={"a": {}, "b": {}}, since="1")

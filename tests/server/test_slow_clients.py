@@ -157,7 +157,7 @@ async def test_full_members_share_one_wait(
         assert await say_all(sender, ["3"]) == 0
 
 
-async def test_a_trickling_reader_cannot_slow_a_room_down_for_ever(
+async def test_a_trickling_reader_cannot_slow_a_room_down_forever(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(config(Slow.WAIT)) as network, trio.open_nursery() as nursery:
@@ -252,7 +252,7 @@ async def test_a_room_is_as_fast_as_its_fastest_reader_and_no_slower(
     assert all(each == [f"[Client 1] {text}" for text in texts] for each in read.values())
 
 
-async def test_a_room_whose_only_readers_take_nothing_goes_on_after_a_bounded_wait(
+async def test_a_room_whose_only_readers_take_nothing_continues_after_a_bounded_wait(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(config(Slow.WAIT)) as network:

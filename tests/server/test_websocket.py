@@ -101,7 +101,7 @@ async def test_a_message_may_have_several_lines(autojump_clock: MockClock) -> No
         assert await other.lines(3) == ["[Client 1] one", "[Client 1] two", "[Client 1] three"]
 
 
-async def test_bytes_behind_the_upgrade_are_the_first_message(autojump_clock: MockClock) -> None:
+async def test_bytes_after_the_upgrade_are_the_first_message(autojump_clock: MockClock) -> None:
     early = frame(TEXT, b"/json {}") + frame(PING, b"?") + frame(TEXT, b'{"type":"who"}')[:-3]
     async with memory_server() as network:
         web = await join_websocket(network, early=early)

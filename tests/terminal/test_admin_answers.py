@@ -56,7 +56,7 @@ def test_the_statistics_of_a_busy_server_fit_a_narrow_terminal() -> None:
     ]
 
 
-def test_an_answer_looks_the_same_behind_json() -> None:
+def test_an_answer_looks_the_same_after_json() -> None:
     through_json = msgspec.json.decode(msgspec.json.encode(BUSY))
     for columns in (60, None):
         direct = format_answer("/stats", (), BUSY, columns=columns)

@@ -215,7 +215,7 @@ async def test_a_redirected_log_leaves_the_terminal_alone(
     assert "\x1b" not in log.read_text("utf-8")
 
 
-async def test_a_blocked_terminal_delays_nobody(tmp_path: Path) -> None:
+async def test_a_blocked_terminal_does_not_delay_the_server(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     log = tmp_path / "log"
     argv = [MULTICHAT, "serve", "0", "--host", LOOPBACK, "--log-rate", "0"]

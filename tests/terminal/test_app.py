@@ -417,7 +417,7 @@ async def test_the_specifications_own_client_writes_its_log_on_a_terminal(
         await terminal.wait_for("t", "[INFO] [client] [TX] Hello back!")
 
 
-async def test_words_behind_quit_do_not_leave(terminal: Terminal, tmp_path: Path) -> None:
+async def test_quit_followed_by_words_does_not_leave(terminal: Terminal, tmp_path: Path) -> None:
     async with serve(tmp_path) as server:
         await terminal.open("t", MULTICHAT, "connect", LOOPBACK, str(server.port))
         await terminal.wait_for("t", "1 here")

@@ -261,7 +261,7 @@ def test_a_room_that_cannot_be_entered_again_is_left() -> None:
 
 
 @pytest.mark.parametrize("code", ["unknown-id", "storage-failed"])
-def test_a_room_of_which_messages_are_missing_is_kept_with_what_is_unread(code: str) -> None:
+def test_a_room_with_missing_messages_keeps_its_unread_count(code: str) -> None:
     chat = begun("lobby", "kitchen", "lobby")
     take(chat, said("kitchen", 1, "alice"))
     chat.chat = OurChat(1, "alice", welcome("lobby", "kitchen", "lobby"))

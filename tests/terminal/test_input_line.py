@@ -237,7 +237,7 @@ def test_a_pasted_line_is_never_a_command(keyboard: Keyboard) -> None:
 
 
 @pytest.mark.parametrize("command", ["/msg bob ", " /msg bob ", "/me reads "])
-def test_lines_pasted_behind_a_command_belong_to_it(command: str, keyboard: Keyboard) -> None:
+def test_lines_pasted_after_a_command_belong_to_it(command: str, keyboard: Keyboard) -> None:
     keyboard.type(command)
     keyboard.paste("a secret\r\nof two lines\n")
     assert keyboard.text == f"{command}a secret␊of two lines"
@@ -269,7 +269,7 @@ def test_a_disguised_reply_that_is_run_has_a_recipient(keyboard: Keyboard) -> No
     assert keyboard.sent() == ["/msg 7 a secret"]
 
 
-def test_a_reply_to_nobody_is_left_as_it_is(keyboard: Keyboard) -> None:
+def test_a_reply_without_a_private_message_is_left_as_it_is(keyboard: Keyboard) -> None:
     keyboard.set_last_sender(None)
     keyboard.type("/r hi")
     keyboard.press("enter")

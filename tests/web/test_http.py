@@ -188,7 +188,7 @@ def test_a_line_of_the_chat_is_not_http() -> None:
             read(line)
 
 
-def test_bytes_behind_the_head_are_kept() -> None:
+def test_bytes_after_the_head_are_kept() -> None:
     reader = read(get() + b"\x81\x85")
     reader.feed(b"abc")
     assert reader.rest == b"\x81\x85abc"

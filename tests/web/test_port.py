@@ -98,7 +98,7 @@ async def test_each_connection_answers_one_request() -> None:
         assert data.count(b"HTTP/1.1") == 1
 
 
-async def test_health_is_told_to_anybody() -> None:
+async def test_health_is_answered_for_any_client() -> None:
     async with memory_server() as server:
         assert (await ask(server, http("/healthz", host="10-0-0-7.pods"))).body == b"ok\n"
         server.server.shutdown()
@@ -122,7 +122,7 @@ async def test_health_is_told_to_anybody() -> None:
         (http("/rooms/lobby/messages", method="POST", body=b"x"), 404),
     ],
 )
-async def test_what_is_refused_is_told_why_in_one_line(
+async def test_a_refused_request_is_answered_with_one_line(
     data: bytes, status: int, log: LogRecorder
 ) -> None:
     async with memory_server() as server:
@@ -133,7 +133,7 @@ async def test_what_is_refused_is_told_why_in_one_line(
     assert not any("crash" in line or "Traceback" in line for line in log.lines)
 
 
-async def test_a_chat_client_on_the_web_port_is_told_so() -> None:
+async def test_a_chat_client_on_the_web_port_gets_a_line_that_says_so() -> None:
     async with memory_server() as server:
         data = await raw(server, b'/json {"name":"alice"}\n')
         assert data == (

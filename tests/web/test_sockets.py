@@ -115,7 +115,7 @@ async def test_a_forwarded_address_counts_from_a_trusted_proxy_only() -> None:
         assert (await ask(server, forwarded("203.0.113.8"))).status == 403
 
 
-async def test_clients_behind_a_proxy_are_limited_each_by_its_own_address() -> None:
+async def test_each_client_behind_a_proxy_is_limited_by_its_own_address() -> None:
     config = ServerConfig(max_clients_per_address=1, web=WebConfig(proxies=(LOOPBACK,)))
     async with running(config) as server:
         streams = [await trio.open_tcp_stream(LOOPBACK, web_port(server)) for _ in range(3)]

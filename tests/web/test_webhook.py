@@ -170,7 +170,7 @@ def refused(answer: Answer, status: int, code: str) -> str:
     return str(answer.json["text"])
 
 
-async def test_a_posted_message_is_heard_logged_and_kept(log: LogRecorder) -> None:
+async def test_a_posted_message_is_delivered_logged_and_stored(log: LogRecorder) -> None:
     async with memory_server(hooked()) as server:
         listener = await server.join()
         program = await server.join()
@@ -228,12 +228,12 @@ async def test_without_a_right_token_nothing_is_read_or_said(log: LogRecorder) -
 
 
 @pytest.mark.parametrize("name", ["Server", "admin", "a b", "Client 7", "", "12", "аdmin"])
-async def test_a_name_that_nobody_may_have_is_refused(name: str) -> None:
+async def test_a_name_that_no_client_may_have_is_refused(name: str) -> None:
     async with memory_server(hooked()) as server:
         refused(await ask(server, posting(said(name, "x"), json=True)), 409, "invalid-name")
 
 
-async def test_a_name_that_is_somebodys_is_refused() -> None:
+async def test_the_name_of_a_client_or_account_is_refused() -> None:
     async with memory_server(hooked()) as server:
         alice = await server.join()
         await alice.send("/name alice", "/register correct horse battery")
@@ -253,7 +253,7 @@ async def test_a_name_that_is_somebodys_is_refused() -> None:
         refused(await ask(server, posting(said("alice", "x"), json=True)), 409, "name-taken")
 
 
-async def test_the_webhooks_own_name_is_nobodys() -> None:
+async def test_no_client_can_take_the_webhooks_own_name() -> None:
     async with memory_server(hooked()) as server:
         client = await server.join()
         await client.send("/name webhook", "/name WEBH00K")
@@ -285,7 +285,7 @@ async def test_filters_change_and_reject_posted_messages() -> None:
         assert await listener.line() == "[webhook] YES"
 
 
-async def test_a_message_that_is_posted_again_is_said_once() -> None:
+async def test_a_message_that_is_posted_again_is_published_once() -> None:
     async with memory_server(hooked()) as server:
         listener = await server.join()
         body = said("ci", "hi", nonce="n-1")
@@ -332,7 +332,7 @@ async def test_a_message_whose_token_was_right_is_completed_when_tokens_change()
         assert await listener.line() == "[webhook] hello"
 
 
-async def test_a_message_that_is_posted_twice_at_once_is_said_once() -> None:
+async def test_a_message_that_is_posted_twice_at_once_is_published_once() -> None:
     async def slowly(message: Message) -> Filtered:
         await trio.testing.wait_all_tasks_blocked()
         return message
@@ -353,7 +353,7 @@ async def test_a_message_that_is_posted_twice_at_once_is_said_once() -> None:
         assert await listener.lines(2) == ["[ci] hi", "[Server] pong"]
 
 
-async def test_above_the_rate_a_script_is_told_when_to_come_again(
+async def test_above_the_rate_the_answer_says_when_to_retry(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(hooked(rate=0.1, burst=2)) as server:
@@ -428,7 +428,7 @@ async def test_a_body_above_the_limit_is_refused_before_it_came() -> None:
         refused(await ask(server, posting(b"x" * 101)), 413, "line-too-long")
 
 
-async def test_a_client_that_waits_is_told_to_continue_only_with_a_right_token() -> None:
+async def test_a_client_that_waits_gets_continue_only_with_a_right_token() -> None:
     async with memory_server(hooked()) as server:
         async with web_connection(server) as stream:
             await stream.send_all(posting(b"", "Content-Length: 2", "Expect: 100-continue"))
@@ -439,7 +439,7 @@ async def test_a_client_that_waits_is_told_to_continue_only_with_a_right_token()
         assert (await ask(server, wrong)).status == 401
 
 
-async def test_a_body_that_never_comes_ends_in_time(
+async def test_a_body_that_never_comes_is_a_timeout(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(hooked()) as server:

@@ -168,7 +168,7 @@ class SqliteJournal(Journal):
         try:
             self._open = True
             task_status.started()
-            await self._write_for_ever()
+            await self._write_until_cancelled()
         finally:
             self._open = False
             with trio.CancelScope(shield=True):
@@ -201,7 +201,7 @@ class SqliteJournal(Journal):
                 return
             await trio.sleep(_RETRY_PAUSE_SECONDS)
 
-    async def _write_for_ever(self) -> None:
+    async def _write_until_cancelled(self) -> None:
         tidy_at = watch_at = trio.current_time()
         while True:
             with trio.move_on_at(min(tidy_at, watch_at)):

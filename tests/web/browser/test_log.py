@@ -77,7 +77,7 @@ def test_history_comes_on_scrolling_up_and_nothing_jumps(server: WebServer, visi
         )
 
 
-def test_whoever_reads_is_not_moved_by_what_others_write(server: WebServer, visit: Visit) -> None:
+def test_new_messages_do_not_scroll_a_reader(server: WebServer, visit: Visit) -> None:
     with Line(server.port).named("carol") as carol:
         fill(server, 150)
         alice = visit().join("alice").online()
@@ -124,7 +124,7 @@ def test_scrolling_up_counts_before_the_browser_has_told_of_it(
     page.wait_for_selector("#newest")
 
 
-def test_whoever_reads_is_not_moved_by_a_lost_connection(visit: Visit, tmp_path: Path) -> None:
+def test_a_lost_connection_does_not_scroll_a_reader(visit: Visit, tmp_path: Path) -> None:
     with WebServer(tmp_path) as server, Switch(server.web) as switch, Line(server.port) as bob:
         bob.say(*(f"message {number}" for number in range(150)), "/ping done")
         bob.hears("pong done")

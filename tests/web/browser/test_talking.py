@@ -229,7 +229,7 @@ def test_long_lines_are_counted_and_not_lost(server: WebServer, visit: Visit) ->
     alice.hears("é" * 30_000)
 
 
-def test_mentions_notify_whoever_does_not_look(server: WebServer, visit: Visit) -> None:
+def test_mentions_notify_a_user_who_is_not_looking(server: WebServer, visit: Visit) -> None:
     alice = visit(permissions=["notifications"])
     alice.page.add_init_script(
         """window.notified = [];
@@ -281,7 +281,7 @@ def test_what_was_wrong_with_a_line_goes_with_the_next_one(server: WebServer, vi
     assert not alice.page.is_visible("#told")
 
 
-def test_only_the_dialog_asks_whoever_comes_to_join(server: WebServer, visit: Visit) -> None:
+def test_only_the_dialog_asks_a_new_visitor_to_join(server: WebServer, visit: Visit) -> None:
     page = visit().open().page
     page.wait_for_selector("#join-dialog[open]")
     page.wait_for_selector("#banner", state="hidden")
@@ -289,7 +289,9 @@ def test_only_the_dialog_asks_whoever_comes_to_join(server: WebServer, visit: Vi
     assert not page.is_visible("#banner")
 
 
-def test_a_script_is_heard_and_nobody_can_answer_it(visit: Visit, tmp_path: Path) -> None:
+def test_messages_of_the_webhook_are_shown_without_a_button_to_answer(
+    visit: Visit, tmp_path: Path
+) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text(f"{TOKEN}\n", "utf-8")
     tokens.chmod(0o600)
