@@ -313,11 +313,9 @@ class ValkeyBackend(Backend):
         self._scope = trio.CancelScope()
         self._rooms.connected(link, self._directory.run)
         if is_first:
-            reply = await link.call("HLEN", NODES)
             with reading_answer():
-                nodes = index(reply)
-            text = f"This is node {self.node} of a cluster, which has {nodes} now"
-            self._log.line("start", text)
+                nodes = index(await link.call("HLEN", NODES))
+            self._log.line("start", f"This is node {self.node} of a cluster, which has {nodes} now")
         nursery.start_soon(self._serve, link, self._scope)
         if not is_first:
             self._reconnected_to = str(link.engine)
@@ -365,6 +363,8 @@ class ValkeyBackend(Backend):
             await trio.sleep(_WATCH_SECONDS)
             now = trio.current_time()
             self._complain()
+            if self._rooms.take_refused():
+                self._directory.test()
             reason, told, since = self._trouble(now)
             if not reason:
                 self._back()

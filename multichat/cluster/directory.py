@@ -90,6 +90,9 @@ _MAX_DIGITS = 19
 # The most calls in a row that renew the lease: each may remove some clients of nodes that are lost.
 _MAX_RENEWALS = 1000
 
+# Changes nothing: tests whether the engine accepts changes.
+_TEST = ReadSession("")
+
 # Pause before a refused call is repeated, for example while the engine's memory is full.
 _REFUSED_SECONDS = 0.5
 
@@ -237,6 +240,11 @@ class Directory:
         self._rooms.ask(change)
         self._batches.add(change, waiting)
         self._flush()
+
+    def test(self) -> None:
+        """Test whether the engine accepts changes; `refused` is set if it refuses them."""
+        if not self._away and not len(self._batches):  # otherwise their answers say it
+            self._add(_TEST)
 
     async def give_client_number(self) -> int:
         """Return a client number that no node has ever used; raises `StorageFailed`."""
@@ -464,9 +472,8 @@ class Directory:
                     owed.append(change)
         for change in owed:
             self._batches.add(change)
-        # The rest is part of the complete state.  This one tests whether the engine accepts again.
-        self._owes_whole = True
-        self._batches.add(ReadSession(""))
+        self._owes_whole = True  # the rest is part of the complete state
+        self._batches.add(_TEST)
 
     def _answered(self, batch: Batch[_Waiting], results: list[list[Any]]) -> None:
         for (change, waiting), result in zip(batch.changes, results, strict=True):

@@ -151,6 +151,7 @@ class RoomLogs:
         self._lost: Counter[str] = Counter()  # messages by room, until they are logged
         self._unreadable_since: float | None = None  # without an answer that is ours
         self._refused = ""  # why the engine has just refused a call that may be executed already
+        self._was_refused = False  # whether it has refused messages, until `take_refused`
         self._away_since = 0.0
         self._logs: dict[str, EngineLog] = {}
         self._awaited: deque[_Awaited] = deque()
@@ -453,6 +454,7 @@ class RoomLogs:
                 if "Function not found" in error.text and self._link is not None:
                     self._link.end("the engine has lost its functions")  # the next one loads them
                     return
+                self._was_refused = True
                 reason = error.meaning.told
                 if self._appends.may_be_done(purpose) and error.code not in _NEVER_DONE:
                     self._appends.repeat(purpose)
@@ -510,6 +512,11 @@ class RoomLogs:
         """Count *messages* of *room* that this node has handed out, and the engine has lost."""
         if messages:
             self._lost[room] += messages
+
+    def take_refused(self) -> bool:
+        """Return whether the engine has refused messages since the last call."""
+        was_refused, self._was_refused = self._was_refused, False
+        return was_refused
 
     def take_lost(self) -> str:
         """Return what the engine has lost since the last call, for the log; empty if nothing."""

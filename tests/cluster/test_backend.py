@@ -44,6 +44,7 @@ from tests.support.processes import LOOPBACK, WAIT_SECONDS
 from .engine import Engine, EngineConfig, EngineError, Engines
 from .functions import mutated
 from .links import linked
+from .nodes import draft
 from .running_backend import Node, cluster_config, run_node
 from .scripted_node import ScriptedNode, record
 
@@ -539,6 +540,23 @@ async def test_an_unexpected_error_of_the_engine_is_logged_once(
                 await trio.sleep(0.05)
         await trio.sleep(0.5)
         assert caplog.text.count("The cluster: the engine says: WRONGTYPE") == 1
+
+
+async def test_a_node_that_only_sends_messages_notices_a_full_engine(engine: Engine) -> None:
+    async with run_node(cluster_config(engine, "a")) as a:
+        if (loading := a.backend.load_room("lobby")) is not None:
+            await loading.wait()
+        log = a.backend.room("lobby")
+        await engine.call("CONFIG", "SET", "maxmemory", "1mb")  # it has more than that
+        refused = log.propose(draft("hello"), (), b"").pending
+        assert refused is not None
+        with pytest.raises(StorageFailed, match="the engine of the cluster is full"):
+            await refused.wait()
+        changed = await a.wait_for(AvailabilityChanged, lambda event: not event.available)
+        assert changed.reason.startswith("the engine's memory is full: raise its maxmemory")
+        assert a.backend.fault == "the engine of the cluster is full"
+        await engine.call("CONFIG", "SET", "maxmemory", "0")
+        await a.wait_for(AvailabilityChanged, lambda event: event.available)
 
 
 async def test_with_a_full_engine_nodes_live_and_clients_leave(engines: Engines) -> None:
