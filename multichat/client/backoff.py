@@ -1,6 +1,6 @@
-"""When a client tries again to connect: exponential backoff, and what a goodbye says about it.
+"""When a client tries to connect again: exponential backoff, and the delay that a goodbye asks for.
 
-Without I/O: the time and the randomness are given.
+Pure: the time and the randomness are parameters.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ __all__ = ["Delays", "backoff"]
 # The longest time that a server may ask us to wait before we reconnect.
 _MAX_AFTER_SECONDS = 300.0
 
-# Clients of a server that has drained come back over this time, and not in one moment.
+# Clients of a drained server return spread over this time, and not all at once.
 _SPREAD_SECONDS = 1.0
 
 
@@ -33,15 +33,15 @@ def backoff(timeouts: ClientTimeouts, random: Callable[[], float] = random) -> I
 class Delays:
     """The delays of one chat before its attempts to reconnect.
 
-    After a goodbye with `after` the next attempt waits for that time.  One that says `draining` is
-    different, because another node may be there at once, and an attempt at a server that has closed
-    its listeners costs it nothing: then attempts go on as usual, and *after* says when the server
-    may be back, at which there is one, with jitter, however long the backoff has become.
+    After a goodbye with `after` the next attempt waits for that time.  Not so after `draining`:
+    another node may accept the client at once, and attempts cost a server nothing once it has
+    closed its listeners.  Then attempts follow the usual backoff, and *after* says when the server
+    may be back: at that time there is an attempt, with jitter, however long the backoff has become.
     """
 
     def __init__(self, timeouts: ClientTimeouts, random: Callable[[], float] = random) -> None:
         self._timeouts, self._random = timeouts, random
-        self._back_at: float | None = None  # when a server that drains may be back
+        self._back_at: float | None = None  # when a draining server may be back
         self.reset()
 
     def reset(self) -> None:
@@ -50,7 +50,10 @@ class Delays:
         self._back_at = None
 
     def lost(self, now: float, goodbye: Goodbye | None) -> float:
-        """Return the seconds until the first attempt after a connection, which *goodbye* ended."""
+        """Return the seconds until the first attempt after a connection that *goodbye* ended.
+
+        None means that it ended without a goodbye.
+        """
         if goodbye is None or goodbye.after is None:
             return self.failed(now)
         after = min(goodbye.after, _MAX_AFTER_SECONDS)

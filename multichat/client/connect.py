@@ -116,8 +116,8 @@ def client_tls(authority: Path | None = None) -> ssl.SSLContext:
 class Endpoint:
     """The address of a server: *host* and *port*, or the Unix socket at *unix*.
 
-    With *tls_ca*, a PEM file, the certificates in it are those that *tls* trusts.  They are read
-    again for each connection, so that a client that runs for long follows a change of them.
+    *tls* trusts the certificates in *tls_ca*, a PEM file, if that is given.  They are read again
+    for each connection, so that a long-running client notices when they are replaced.
     """
 
     host: str = ""
@@ -182,8 +182,8 @@ async def open_chat(
     """Open a chat over *stream*, which is closed at the end.
 
     Requests JSON, a *name* and a *room*; the block begins when the server has answered.  The chat
-    is in *rooms*, too, with *room* or else the last of them as the current one.  With *login* it
-    logs in to an account, and without *name* has the name of that.  If the server answers in text,
+    also enters *rooms*; the current room is *room* or else the last of them.  With *login* it logs
+    in to an account, and without *name* it uses the account's name.  If the server answers in text,
     the chat uses the text protocol, without name, rooms and account; if it does not answer within
     `ClientTimeouts.answer` seconds, raises `NoJson`.  With *plain*, the chat uses the text protocol
     from the start and sends no hello.  The *password* is sent only to a server that requires one.
@@ -192,7 +192,7 @@ async def open_chat(
     Raises `Refused` if the server does not admit us (it is full, we are banned, the required
     password is missing or wrong, …), or refuses the name, a room or the login; `NotPrivate` for a
     *login* over a stream that others can read; `LocalProtocolError` if *replay* is negative, or
-    *rooms* is no list of names.  With *plain* the block begins before the server has answered,
+    *rooms* is not a list of names.  With *plain* the block begins before the server has answered,
     unless it asks for the password: a goodbye is then an event.
 
     *redial* returns a new stream to the same server, which is also closed here: with it the chat

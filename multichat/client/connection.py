@@ -31,7 +31,7 @@ _READ_BYTES = 64 * 1024
 
 _WATCH_SECONDS = 0.5
 
-# The longest time that a server may say it stops reading for.
+# The longest time for which a server may announce that it stops reading.
 MAX_WAIT_SECONDS = 3600.0
 
 
@@ -64,9 +64,9 @@ class Connection:
     Inside of `open` one task runs `write_queued` and one calls `receive` until the connection is
     *over*; any task may call the rest.  *changed* is notified of whatever happens.
 
-    *over* says that nothing more will come, *ended* that this is because the peer has sent its end
-    of input.  *received_at* is when something came last, *receiving* says that we wait for more.
-    *stuck_seconds* is for how long the server may leave messages of ours unacknowledged.
+    *over* says that nothing more will be received, *ended* that this is because the peer has sent
+    its end of input.  *received_at* is the time of the last input, *receiving* says that we wait
+    for more.  *stuck_seconds* is how long the server may leave messages of ours unacknowledged.
     *finishing* says that `finish` was called.
     """
 
@@ -75,7 +75,7 @@ class Connection:
     ) -> None:
         self.stream = stream
         self.over = self.ended = self.finishing = False
-        self.receiving = False  # else our own program has not taken what came
+        self.receiving = False  # else our own program has not taken the last input
         self.received_at = trio.current_time()
         self.stuck_seconds = timeouts.stuck
         self._timeouts = timeouts
@@ -92,7 +92,7 @@ class Connection:
 
     @property
     def moved_bytes(self) -> int:
-        """A number that changes as the peer receives and sends: twice the same, nothing moves."""
+        """A number that changes whenever the peer receives or sends something."""
         return self._received_bytes + self.delivered_bytes
 
     @property
@@ -140,7 +140,7 @@ class Connection:
     async def send(self, block: str) -> None:
         """Send a block of lines; returns when they are handed to the system, or queued.
 
-        Cancelled, they are not.  Raises `ConnectionLost`.
+        On cancellation nothing has been sent or queued.  Raises `ConnectionLost`.
         """
         data = f"{block}\n".encode()
         if await self._queue.put(data) is SendResult.CLOSED:
@@ -152,7 +152,7 @@ class Connection:
         self._queue.try_send(f"{block}\n".encode())
 
     def abort(self, reason: str) -> None:
-        """Stop sending and receiving; *reason* is why, if nothing else was before."""
+        """Stop sending and receiving; *reason* is why, unless an earlier reason is known."""
         self._lost, self._stuck = self._lost or reason, True
         self._queue.close()
         self._tasks.cancel(reason=reason)
@@ -207,9 +207,9 @@ class Connection:
     ) -> None:
         """Wait until all *is_settled*, send the end of input, and wait for the peer's.
 
-        Before the end comes *last_line*, if there is one; else, where a stream has no end of input
-        of its own, *end_line* asks for it.  Waits while anything moves: at a standstill for
-        `stuck_seconds` while something is not settled or not delivered, then for `finish` seconds.
+        *last_line* is sent before the end, if it is not empty; otherwise *end_line* asks the peer
+        to end, if the stream cannot be half-closed.  Waits as long as there is progress; without
+        it, for `stuck_seconds` while something is not settled or delivered, else for `finish`.
         Raises `ConnectionLost` if something that was sent did not arrive, as far as can be known.
         """
         self.finishing = True
@@ -233,7 +233,7 @@ class Connection:
             with trio.move_on_after(_WATCH_SECONDS):
                 await self._changed.wait()
             if self._tasks_over.is_set() and self._unsent_bytes():
-                await trio.sleep(_WATCH_SECONDS / 10)  # the kernel tells nobody when it has sent
+                await trio.sleep(_WATCH_SECONDS / 10)  # no event says that the kernel has sent
             seconds = standstill.watch(
                 self.moved_bytes if self.receiving else object(), at_most=2 * _WATCH_SECONDS
             )

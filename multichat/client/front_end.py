@@ -38,7 +38,7 @@ class FrontEnd(ABC):
 
     @abstractmethod
     def begin(self, chat: LineChat, welcome: Welcome | None) -> None:
-        """Show who and where we are; that is not known in the text protocol."""
+        """Show our name and rooms, which are unknown in the text protocol."""
 
     @abstractmethod
     async def show_events(self, chat: LineChat) -> None:
@@ -56,7 +56,7 @@ class FrontEnd(ABC):
     # --- The run ----------------------------------------------------------------------------------
 
     async def dial(self) -> trio.abc.Stream:
-        """Connect; with `ChatOptions.wait`, once the server is there."""
+        """Connect; with `ChatOptions.wait`, wait until the server can be reached."""
         stream = await dial_first(self._redial, self.options, self._tell_waiting)
         self.connected_at = trio.current_time()
         return stream

@@ -1,7 +1,7 @@
 """The beginning and the upkeep of one connection: hello, password, pings.
 
-What the server's answers mean is decided by `multichat.client.negotiation`; here is what is sent,
-and for how long the client waits.
+`multichat.client.negotiation` interprets the server's answers; this module owns what is sent, and
+how long the client waits.
 """
 
 from collections.abc import Callable
@@ -33,10 +33,10 @@ async def negotiate(
 ) -> None:
     """Send the hello, and the *password* if the server requires it; wait for the answer.
 
-    In plain text no hello is sent, and only a server that requires the password is waited for.  A
-    hello with a passphrase is sent only to a server that has answered `PROBE`, or requires the
-    password.
-    Returns when the answer has come, or not within *answer_seconds*, or the connection is over.
+    In plain text no hello is sent, and the client waits only for a server that requires the
+    password.  A hello with a passphrase is sent only to a server that has answered `PROBE`, or
+    requires the password.  Returns when the answer has come, when it has not come within
+    *answer_seconds*, or when the connection is over.
     Raises `RemoteProtocolError` for a welcome that is not valid, `NotPrivate` for a login over a
     connection that others can read.
     """

@@ -1,7 +1,7 @@
 """Negotiation: which protocol a connection speaks, and whether the server admits us.  Pure.
 
 The client asks for JSON with its hello, and sends nothing else until the server has answered.  A
-hello with a passphrase comes only behind the answer to a `PROBE`: any other server might show that
+hello with a passphrase is sent only after the answer to a `PROBE`: any other server might show that
 line to everybody.
 
 - A `welcome` settles JSON; one that is not valid is an error.
@@ -60,7 +60,7 @@ PROBE_ANSWER = "[Server] pong multichat"
 # Recognizes a welcome of any server, whatever is wrong with the rest of it.
 _WELCOME = re.compile(r'\{\s*"type"\s*:\s*"welcome"')
 
-# A lobby says less than that while the server reads a hello.
+# A lobby has less chat than that while the server reads a hello.
 _MAX_CHAT_CHARACTERS = 4 * 1024 * 1024
 _MAX_CHAT_LINES = 20_000
 
@@ -140,12 +140,12 @@ class Negotiation:
     *asks_first* says that `PROBE` has to be sent before the hello, *is_ours* that it was answered.
 
     *said_goodbye* says that the last event was a goodbye; *disconnected*, that lines after it are
-    ignored.  Once text is settled they never are: another server may relay such a line that anybody
-    has typed.
+    ignored.  Once text is settled no line is ignored: another server may relay a line of any user
+    that looks like a goodbye.
 
     With *plain*, text is settled from the start.  With *knows_json* the server has welcomed us on
     an earlier connection: whatever comes before its welcome is dropped, and text is never settled.
-    So it is once `PROBE` was answered.
+    The same holds once `PROBE` was answered.
     """
 
     def __init__(self, hello: Hello, *, plain: bool = False, knows_json: bool = False) -> None:
@@ -176,7 +176,7 @@ class Negotiation:
 
     @property
     def answered(self) -> bool:
-        """Whether the server has answered the hello, in whatever way; *plain* asks nothing."""
+        """Whether the server has answered the hello, in any way; with *plain* there is no hello."""
         return (
             self.password_asked
             or self.welcome is not None
@@ -187,7 +187,7 @@ class Negotiation:
 
     @property
     def may_be_refused(self) -> bool:
-        """Whether the welcome has another name or room than the hello, and not all errors came.
+        """Whether the welcome has another name or room than the hello, and errors may still come.
 
         No refusal comes if a filter of the server has changed the name or the room.
         """
@@ -226,7 +226,7 @@ class Negotiation:
             if "password" in block:
                 for event in events:
                     self._note_password(event)
-        elif "goodbye" in block or "\\u" in block:  # which may spell it, too
+        elif "goodbye" in block or "\\u" in block:  # an escape may be part of the word
             for number, event in enumerate(events, 1):
                 if isinstance(event, Goodbye):
                     self.disconnected = True
@@ -244,7 +244,7 @@ class Negotiation:
         if isinstance(event, Welcome):
             self._be_welcomed(event)
             return [event]
-        if isinstance(event, Goodbye):  # a server that is not available says it as the hello asks
+        if isinstance(event, Goodbye):  # a server that is not available says so in JSON
             self.disconnected = True
             return [*self._take_chat(), event]
         try:
@@ -312,7 +312,7 @@ class Negotiation:
         return events
 
     def settle_text(self) -> list[Event]:
-        """Speak text from now on; return the chat that has come."""
+        """Use the text protocol from now on; return the chat that has come."""
         self.settled = True
         return self._take_chat()
 

@@ -85,7 +85,7 @@ class Outbox:
         return sum(each.is_message and each.is_sent for each in self._pending.values())
 
     def next_room(self, rooms: Sequence[str]) -> str:
-        """Return the current room once everything is answered; now we are in *rooms*."""
+        """Return the current room once everything is answered, given our present *rooms*."""
         if not self._moves:
             return rooms[-1] if rooms else ""
         rooms = list(rooms)

@@ -20,7 +20,7 @@ class _Place:
 
     def __init__(self, last: str | None) -> None:
         self.last = last  # the room's last message when we entered it, or were welcomed
-        self.since = last  # the last message received, or else the last one before we came
+        self.since = last  # the last message received, or else the last one before we entered
         self.received: str | None = None
 
     def start(self) -> Start:
@@ -35,8 +35,8 @@ class Position:
     that we are logged in to, or want to be; *account* is its name once we are.  The events MUST be
     passed in the order in which they were received.
 
-    A room that we were in and cannot enter again is none of ours, but the next connection asks for
-    it again, until we join another, or leave it.
+    A room that we were in and cannot enter again is no longer one of ours, but the next connections
+    request it again, until we join another, or leave it.
     """
 
     def __init__(self, login: Credentials | None = None) -> None:
@@ -64,7 +64,7 @@ class Position:
         return fold_name(self.name) == fold_name(default_name(self.client))
 
     def welcomed(self, welcome: Welcome) -> None:
-        """Note how the server has welcomed us."""
+        """Note the server's welcome."""
         known = {fold_name(room): room for room in self._places} if self.session else {}
         self.session, self.client, self.name = welcome.session, welcome.client, welcome.name
         self.account = welcome.account
@@ -101,7 +101,7 @@ class Position:
         self.give_up(room)
 
     def give_up(self, room: str) -> None:
-        """Ask no more for *room*, if that was refused."""
+        """Stop requesting *room*, if it was refused."""
         folded = fold_name(room)
         for each in [each for each in self._refused if fold_name(each) == folded]:
             del self._refused[each]
@@ -133,7 +133,7 @@ class Position:
         """
         places = self._refused | self._places
         starts = {room: place.start() for room, place in places.items()}
-        current = starts.pop(self.room, Start())  # a server may have put us out of all rooms
+        current = starts.pop(self.room, Start())  # a server may have removed us from all rooms
         folded = set(map(fold_name, places))
         others = {
             room: start for room, start in (entering or {}).items() if fold_name(room) not in folded

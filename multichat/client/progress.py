@@ -1,4 +1,4 @@
-"""Whether anything moves on a connection while somebody waits for it."""
+"""Measures the progress of a connection, for time limits without progress."""
 
 from multichat.client.connection import Connection
 from multichat.client.session import ClientSession

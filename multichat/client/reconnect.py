@@ -235,7 +235,7 @@ class Link:
             self.retry = Retry(failures + 1, trio.current_time() + seconds)
             news = fault if fault != told else ""
             told = fault or told
-            if self._begun:  # else nobody has seen a connection: `tell_waiting` says why we wait
+            if self._begun:  # else there was no connection yet: `tell_waiting` says why we wait
                 self.events.put([Disconnected(reason, seconds, failures, news)])
             self._down_reason = reason
             await trio.sleep(seconds)
@@ -243,7 +243,7 @@ class Link:
                 stream = await self._redial()  # type: ignore[misc]  # `can_reconnect` says so
             except ConnectFailed as error:
                 reason, self._retried = error.reason, None
-                # It may be mended, or be that of somebody else's network, such as a hotel's.
+                # A certificate may be replaced, or be that of a foreign network, such as a hotel's.
                 fault = error.reason if error.lasting else ""
                 seconds = self._delays.failed(trio.current_time())
             else:
@@ -277,9 +277,9 @@ class Link:
                 await trio.aclose_forcefully(connection.stream)
 
     async def _end_session(self, connection: Connection) -> None:
-        """End the session of a client that was admitted, but not as it wants to be.
+        """End the session of a client that was admitted, but without the name or room it requires.
 
-        Otherwise the server would keep its place for it, and the others would see it come.
+        Otherwise the server would keep the session, and announce the client to the others.
         """
         if self.session.negotiation.welcome is None or connection.over:
             return
@@ -312,9 +312,9 @@ class Link:
                     await self._wait_for_program(connection)
 
     def _greet_again(self, connection: Connection) -> None:
-        """In plain text, ask again for name and room, which came before a password that was typed.
+        """In plain text, request name and room again after the user has typed the password.
 
-        The server has answered them with its prompt.
+        The first requests came before it, and the server answered them with its prompt.
         """
         if self.session.negotiation.plain and (
             lines := plain_hello(self.session.negotiation.hello)
@@ -436,7 +436,7 @@ class Link:
             self.events.put(negotiation.settle_text())
 
     def refused(self, goodbye: Goodbye) -> Refused:
-        """Return the exception for a server that does not admit us, but says *goodbye*."""
+        """Return the exception for a server that answers *goodbye* instead of admitting us."""
         return Refused(goodbye.known().code or "refused", goodbye.reason)
 
     def check_admitted(self) -> None:
@@ -569,9 +569,9 @@ class Link:
 
 
 def _explained(error: Error) -> Error:
-    """Return the *error* for a part of the hello with which we resume, as the user is to read it.
+    """Return the *error* for a part of the hello with which we resume, explained for the user.
 
-    The passphrase is right, as a rule: a server without a journal has lost the account.
+    A refused login rarely means a wrong passphrase: a server without a journal forgets accounts.
     """
     if error.code not in _LOGIN_REFUSALS:
         return error

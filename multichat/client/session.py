@@ -66,8 +66,8 @@ class ClientSession:
     each request that a call is waiting on to its answer, or None until it arrives; *answered*
     counts all answers.  If *reports_accepted* is set, each `Accepted` is among the events.  If
     *refused* is set, it gets the error of each message that is refused, in the step in which the
-    message leaves the outbox; and after a refused join, messages are still for that room, and so
-    refused, until we have joined or entered another.
+    message leaves the outbox; and after a refused join, messages are still meant for that room, and
+    so are refused, until we have joined or entered another.
     *last_sender* is the client that sent us the last private message.
     """
 
@@ -150,7 +150,7 @@ class ClientSession:
 
     def _receive_block(self, block: str, *, ended: bool) -> list[Event]:
         decoded = self.negotiation.receive(block)
-        # Otherwise no name can contain invisible characters.
+        # A block without these cannot have invisible characters in a name.
         if not block.isascii() or "\\u" in block:
             decoded = list(map(with_visible_names, decoded))
         if self.negotiation.codec is TEXT:
@@ -172,8 +172,8 @@ class ClientSession:
     def _refuse_unsendable(self, welcome: Welcome) -> list[Event]:
         """Answer the requests that must not be sent again with an error.
 
-        Those that hold a passphrase, and private messages to client numbers, which a server that
-        does not know us gives to others.
+        These are requests with a passphrase, and private messages to client numbers: a server that
+        does not know our session may have given these numbers to other clients.
         """
         refused = [
             Error("connection-lost", "the connection was lost; try again", nonce=nonce)

@@ -1,4 +1,4 @@
-"""Parses typed lines, from a person or a pipe, to requests and local commands.  Pure.
+"""Parses typed lines, from a person or a pipe, into requests and local commands.  Pure.
 
 Every front end parses its input here, once.
 """
@@ -99,8 +99,8 @@ def _parse_line(line: str, local: Collection[str], *, piped: bool) -> TypedReque
 def room_command(line: str) -> tuple[str, str]:
     """Return the name of the command that *line* is, and its argument as a room; empty if none.
 
-    For a client in several rooms: there, `/join` and `/part` are requests of other types than those
-    that `parse_typed` returns, which move from room to room.
+    For a client that may be in several rooms: its `/join` and `/part` enter and leave a room,
+    whereas the requests that `parse_typed` returns for them move from room to room.
     """
     if not line.startswith("/"):
         return "", ""

@@ -1,8 +1,8 @@
-"""Shows the answers to the operator's commands: tables and lines for people.  Pure.
+"""Formats the answers to the operator's commands as tables and lines for people.  Pure.
 
-For the console and for `multichat ctl`, whose results have been through JSON, perhaps of a server
-of another version: fields may be missing, and more are ignored.  Does not clean the text;
-its callers do.
+For the console and for `multichat ctl`.  The results that `ctl` gets have been through JSON, and
+may be from a server of another version: fields may be missing, and unknown ones are ignored.  Does
+not clean the text; its callers do.
 """
 
 import re
@@ -22,7 +22,7 @@ __all__ = ["format_answer"]
 _GAP = "  "
 _LEAST_COLUMN = 8
 
-# Code points for each column; no language needs more in the mean of a long text.
+# Code points for each column; no language needs more on average in a long text.
 _MARKS = 8
 
 
@@ -63,9 +63,9 @@ def format_answer(
 ) -> list[str]:
     """Return the answer to *command*, a name in `ADMIN_COMMANDS`, as lines.
 
-    *result* is an object, or what JSON made of it.  Tables fit into *columns*, unless each of their
-    own is narrower than eight, and lines of statistics break there; None: no limit.  Raises
-    `msgspec.ValidationError` for a result that is not one of *command*.
+    *result* is an object, or its decoded JSON.  Tables fit into *columns*, unless all of their own
+    columns are narrower than eight, and lines of statistics are broken to fit; None: no limit.
+    Raises `msgspec.ValidationError` for a result that is not one of *command*.
     """
     if command in _TABLES and result:
         heading, kind = _TABLES[command]
@@ -165,7 +165,7 @@ def _format_durations(durations: Durations) -> str:
 
 
 def _wrapped(begin: str, text: str, columns: int | None) -> list[str]:
-    """Break *text* behind *begin* at its commas, so that it fits into *columns*."""
+    """Return *text* after *begin*, broken at its commas so that it fits into *columns*."""
     if columns is None:
         return [begin + text]
     lines, line = [], begin
@@ -179,7 +179,7 @@ def _wrapped(begin: str, text: str, columns: int | None) -> list[str]:
 
 def _table(rows: Sequence[tuple[str, ...]], columns: int | None) -> list[str]:
     """Format *rows* as a table, with numbers right-aligned and the widest columns truncated."""
-    if columns is not None:  # what is behind that is never shown, however long it is
+    if columns is not None:  # the rest of a longer text is never shown
         rows = [tuple(_beginning(text, columns + 1) for text in row) for row in rows]
     widths = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
     while columns is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > columns:
@@ -210,8 +210,8 @@ def _beginning(text: str, columns: int) -> str:
 def _cut(text: str, columns: int) -> str:
     """Return the longest beginning of *text* that fits into *columns*.
 
-    Looks at no more of *text* than that, and at a limited number of marks: clients choose the names
-    in a table.
+    Looks only at the beginning of *text*, with a limited number of marks for each column, because
+    clients choose the names in a table.
     """
     text = text[: columns * _MARKS]
     widths = accumulate(map(columns_of, text))

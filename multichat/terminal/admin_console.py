@@ -1,9 +1,9 @@
 """The operator's console: runs the commands that are typed at the server's terminal.
 
-Has the commands of `ADMIN_COMMANDS` run by `multichat.server.admin_requests`, as `multichat ctl`
+Passes the commands of `ADMIN_COMMANDS` to `multichat.server.admin_requests`, as `multichat ctl`
 does, and shows the answers.
 
-1. Commands run immediately, even if clients are slow.  Messages, and whatever else waits, such as a
+1. Commands run immediately, even if clients are slow.  Messages, and commands that wait, such as a
    shutdown that follows them, are queued in the order in which they were typed.
 2. Every line gets a short answer.  An error is one line and ends neither console nor server.
 3. All output is cleaned, because names and reasons come from other people.

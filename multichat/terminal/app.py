@@ -142,7 +142,7 @@ class TerminalChat(FrontEnd):
                 self._show_unsent()
 
     async def _wait_for_line(self) -> None:
-        """If the chat ends while a line is being typed, keep the shell from reading that line."""
+        """If the chat ends while a line is being typed, wait: the shell must not read that line."""
         if self._leaving:
             return
         if self._prompt.line.is_begun:
@@ -309,8 +309,8 @@ class TerminalChat(FrontEnd):
             case LocalCommand(name="/ignore", argument=name):
                 self.tell(self._conversation.ignore(name.removeprefix("@")))
             case Reply() if chat.welcome is not None:
-                # `expand_reply` replaces `/r` if anyone has written to us, so nobody has.
-                # Ignored senders do not count.
+                # `expand_reply` replaces `/r` once there was a private message to us, so there was
+                # none.  Those of ignored senders do not count.
                 self.tell(NO_SENDER, warning=True)
             case request:
                 if isinstance(request, Help):
@@ -344,7 +344,7 @@ class TerminalChat(FrontEnd):
         return Enter(room, replay=self.options.replay)
 
     async def _send(self, chat: LineChat, typed: Typed, room: str = "") -> None:
-        """Send a request; one that says nothing of a room is meant for *room*."""
+        """Send a request; one that names no room is meant for *room*."""
         request, conversation = typed.request, self._conversation
         if conversation.has_rooms and isinstance(request, _Addressed) and request.room is None:
             request = msgspec.structs.replace(request, room=room or None)

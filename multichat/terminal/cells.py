@@ -1,4 +1,4 @@
-"""How a grapheme cluster is drawn in the last rows: joined, and in columns that are known.
+"""How a grapheme cluster is drawn in the last rows: as one cell, of a known width.
 
 Terminals disagree about the width of a cluster: one draws a family of three emoji in two columns,
 another draws three emoji in six.  prompt_toolkit adds up the widths of the code points, and places
@@ -26,7 +26,7 @@ __all__ = ["Cluster", "DrawnMarks", "Rows", "limit_marks"]
 # The most marks that are drawn on one character; no language needs a third of that.
 MAX_MARKS = 32
 
-# Makes an emoji of the character before it, in two columns on some terminals and in one on others.
+# Makes the character before it an emoji, in two columns on some terminals and in one on others.
 # Without it, all of them draw what prompt_toolkit expects.
 _EMOJI_STYLE = "\ufe0f"
 
@@ -98,10 +98,10 @@ def limit_marks(text: str) -> str:
 
 
 class DrawnMarks(Processor):
-    """Leaves marks out of a line that is edited where they are drawn; the text keeps them."""
+    """Leaves out marks when the edited line is drawn; its text keeps them."""
 
     def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
-        """Return the line to draw, and how its indexes and those of the text correspond."""
+        """Return the line to draw, and the mapping between its indexes and those of the text."""
         fragments = transformation_input.fragments
         text = fragment_list_to_text(fragments)
         if text.isascii():

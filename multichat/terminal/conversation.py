@@ -53,13 +53,13 @@ _MAX_RENAMED = 4096
 _SHOWN_WAITING = 10
 
 Own: TypeAlias = SayBlock | Act | Direct | Enter
-"""A request of ours that waits for its answer: a message, or to be let into a room."""
+"""A request of ours that waits for its answer: a message, or entering a room."""
 
 _MESSAGES = SayBlock | Act | Direct
 
 
 class ChatState(Protocol):
-    """What a conversation reads of its `Chat`."""
+    """The properties of a `Chat` that a conversation reads."""
 
     @property
     def client(self) -> int: ...  # noqa: D102
@@ -306,7 +306,7 @@ class Conversation:
         return [*self._render(Entered(shown.name, shown.members)), *self._list(meanwhile)]
 
     def _list(self, meanwhile: Meanwhile) -> list[Line]:
-        """Return the lines of what was said meanwhile."""
+        """Return the lines of the events that were kept meanwhile."""
         lines: list[Line] = []
         if count := meanwhile.left_out:
             lines += self.notice(f"{count} earlier message{'s' * (count != 1)} left out")

@@ -1,4 +1,4 @@
-"""Grapheme clusters: what a reader takes for one character, of one or more code points.  Pure.
+"""Grapheme clusters: what a reader sees as one character, of one or more code points.  Pure.
 
 An emoji with a skin tone, a family of joined emoji, a flag, a letter with its accents and a Korean
 syllable of jamo are one cluster each (Unicode Standard Annex 29).
@@ -13,7 +13,7 @@ clusters = iter_graphemes
 
 
 def start_of_cluster(text: str, index: int) -> int:
-    """Return *index*, or where the cluster that it is in the middle of begins.
+    """Return *index*, or the start of the cluster if it is within one.
 
     An index outside of *text* counts as its nearest end.
     """
@@ -32,12 +32,12 @@ def start_of_cluster(text: str, index: int) -> int:
 
 
 def _stands_alone(character: str) -> bool:
-    """Return whether it is certain that there is a boundary between two such characters."""
+    """Return whether there is certainly a boundary between two such characters."""
     return (character < "\u0300" and character != "\r") or "\u4e00" <= character <= "\u9fff"
 
 
 def end_of_cluster(text: str, index: int) -> int:
-    """Return *index*, or where the cluster that it is in the middle of ends.
+    """Return *index*, or the end of the cluster if it is within one.
 
     An index outside of *text* counts as its nearest end.
     """

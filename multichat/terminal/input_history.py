@@ -98,6 +98,7 @@ def _make_private(fd: int) -> None:
 def belongs_in_history(line: str) -> bool:
     """Return whether *line* belongs in the history: not if it is empty or may hold a secret.
 
-    Nor if that lacks only its slash, even if it was sent on purpose.
+    A command with a secret that lacks only its slash does not either, even if it was sent on
+    purpose.
     """
     return bool(line.strip()) and not may_hold_secret(line) and not lacks_slash(line)

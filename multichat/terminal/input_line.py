@@ -38,7 +38,7 @@ from multichat.terminal.syntax import Syntax, TypedLine
 __all__ = ["InputLine"]
 
 # Further lines are rejected: a paste of ten thousand lines should be sent as a file, and a server
-# that has been down for that many typed lines is not coming back soon.
+# that has been down while so many lines were typed will not return soon.
 MAX_WAITING_LINES = 10_000
 
 _SAY_KEY, _SAY_KEY_NAME = "c-s", "Ctrl+S"
@@ -73,8 +73,8 @@ class InputLine:
     """A prompt's input line; its methods are called from trio or from key bindings and never wait.
 
     `typed` yields submitted lines, clean and not empty, until the line is closed.  *syntax* is that
-    of their receiver.  *warn* rings the bell and shows its argument unless that is empty.
-    *history* holds earlier lines, the oldest first.
+    of the program that receives them.  *warn* rings the bell and shows its argument unless that is
+    empty.  *history* holds earlier lines, the oldest first.
     """
 
     def __init__(

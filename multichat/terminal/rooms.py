@@ -1,13 +1,13 @@
-"""The rooms of a terminal client: which is shown, and what was said meanwhile in the others.  Pure.
+"""The rooms of a terminal client: which one is shown, and the unread events of the others.  Pure.
 
-Owns what the client knows of each room, and what is unread there.  A number in the order of
-entering stands for a room.  Does not format anything; see `multichat.terminal.status`.
+Owns what the client knows of each room, and what is unread there.  Rooms are numbered in the order
+of entering.  Does not format anything; see `multichat.terminal.status`.
 
 Invariants:
 
-1. The room that is shown has nothing unread, and nothing is kept for it.
-2. At most `max_kept` events, and the texts of `max_kept_characters`, are kept for a room: the
-   newest.  `left_out` counts the messages before them, and `unread` counts those, too.
+1. The room that is shown has nothing unread, and no events are kept for it.
+2. For each room the newest events are kept, at most `max_kept` of them and `max_kept_characters` of
+   text.  `left_out` counts the messages before them, and `unread` includes those.
 3. Lines go to the room that was meant when they were entered: `target` changes at once, whereas
    another room is shown when the server has let us in.
 """
@@ -52,7 +52,7 @@ class Heard(NamedTuple):
 
 
 class Meanwhile(NamedTuple):
-    """What was *heard* in a room while another was shown, after *left_out* messages."""
+    """The events *heard* in a room while another was shown; *left_out* earlier ones are dropped."""
 
     heard: list[Heard]
     left_out: int
@@ -62,10 +62,10 @@ class Meanwhile(NamedTuple):
 class Room:
     """A room that we are in, *last* being the id of its last message when we entered.
 
-    *names* are those of the members, for completion; *is_stale* says that others may have come and
-    gone, and *changes* counts what we know of.  *unread* counts the messages since the room was
-    shown, and *mentions* those of them that mention us.  *shown_at* orders the rooms by when each
-    was shown last, 0 for never.
+    *names* are those of the members, for completion; *is_stale* says that they may be outdated, and
+    *changes* counts the known changes.  *unread* counts the messages since the room was shown, and
+    *mentions* those of them that mention us.  *shown_at* orders the rooms by when each was shown
+    last, 0 for never.
     """
 
     name: str
@@ -149,7 +149,7 @@ class Rooms:
         return room
 
     def welcome(self, welcome: Welcome) -> Meanwhile | None:
-        """Note the rooms of a new connection, which may be others than those of the last one.
+        """Note the rooms of a new connection, which may differ from those of the last one.
 
         Returns what was kept for the room that is shown now, if it is another one.
         """
@@ -268,7 +268,7 @@ class Rooms:
 
 
 def _last_shown(rooms: Iterable[Room]) -> Room:
-    """Return the one that was shown last; of those that never were, the one entered first."""
+    """Return the room that was shown last; if none was, the one that was entered first."""
     return max(rooms, key=lambda room: room.shown_at)
 
 

@@ -76,8 +76,8 @@ _KEPT_CHARACTERS = 64 * 1024
 # 250 ms, and until then the actual size of the screen is unknown.  The rest is for a busy machine.
 _SETTLE_SECONDS = 0.5
 
-# If our own timer is later than this, the machine is so busy that tmux may be later still: the size
-# has to be stable for as long again, at most this often.
+# If our own timer is late by more than this, the machine is so busy that tmux may be later still:
+# then the size has to be stable for as long again, at most this often.
 _LATE_SECONDS = 0.02
 _MOST_WAITS = 5
 
@@ -98,8 +98,8 @@ def _make_output() -> Output:
     if sys.platform == "win32":
         return create_output(sys.stdout)
     sys.stdout.flush()
-    # A stream of its own: a thread that is stalled in a write keeps the stream's lock, and Python
-    # flushes `sys.stdout` when it exits.  The descriptor stays open, as standard output does.
+    # A separate stream: a thread that is stalled in a write keeps the stream's lock, and Python
+    # flushes `sys.stdout` when it exits.  The descriptor stays open, like that of standard output.
     own = open(  # noqa: SIM115
         os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace", closefd=False
     )
@@ -301,7 +301,7 @@ class Screen:
         return texts, above + self._taken(before, columns) - 1
 
     def _broken(self, columns: int, room: int) -> list[_PrintedLine]:
-        """Return the newest lines that fit into *room* rows, from the first that is reflowed on."""
+        """Return the newest lines that fit into *room* rows, starting at the first reflowed one."""
         found: list[_PrintedLine] = []
         for shown in islice(reversed(self._kept), self._above):
             room -= sum(self._taken(row, columns) for row in shown.rows)

@@ -4,8 +4,9 @@
 the kitchen, and one in ops that mentions us.  The rooms are in the order of entering, so that
 the first can be shown with Alt+1; the one that is shown is bold.  A single room is not listed.
 
-On a narrow terminal the endpoint goes first, then how many are here, then the rooms with nothing
-unread, and then our name, each as a whole.  The line never takes more columns than there are.
+On a narrow terminal parts are left out, each as a whole: first the endpoint, then the number of
+members, then the rooms with nothing unread, and then our name.  The line is never wider than the
+terminal.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ _GAP = (DIM, " · ")
 # The keys that show a room are Alt+1 to Alt+9.
 KEYS = 9
 
-# Nobody reads more, and four digits are wide.
+# A larger number is of no use, and four digits are wide.
 _MAX_COUNT = 999
 
 
@@ -61,7 +62,7 @@ def list_rooms(rooms: Rooms, sizes: Sequence[RoomSize]) -> list[str]:
 
 
 def _lines(own_name: str, rooms: Rooms, endpoint: str, columns: int) -> Iterator[Fragments]:
-    """Yield the whole line, and then shorter and shorter ones.
+    """Yield the whole line, and then ever shorter ones.
 
     Those with more rooms than *columns* are left out: they do not fit.
     """
@@ -94,7 +95,7 @@ def _lines(own_name: str, rooms: Rooms, endpoint: str, columns: int) -> Iterator
 
 
 def _behind(state: str, lines: Iterator[Fragments]) -> Iterator[Fragments]:
-    """Yield *lines* behind the *state*, then the state alone, and the beginning of it."""
+    """Yield *lines* after the *state*, then the state alone, and its beginning."""
     for line in lines:
         yield [(_ALERT, state), _GAP, *line]
     yield [(_ALERT, state)]

@@ -1,6 +1,6 @@
-"""What typed lines mean to their receiver: commands, completions, and who gets a message.
+"""What typed lines mean to the program that receives them: commands, completions, recipients.
 
-An input line asks its `Syntax`, and imports neither the chat nor the server's console.
+An input line asks its `Syntax`, and so imports neither the chat nor the server's console.
 """
 
 from collections.abc import Callable
@@ -80,7 +80,7 @@ class ChatSyntax(Syntax):
     def disguised(self, line: str) -> str | None:
         """Return the command that *line* resembles without being one, or None.
 
-        So does a login without its slash: a passphrase that was said is nobody's secret any more.
+        A login without its slash counts, too: once sent as a message, its passphrase is no secret.
         """
         own_name = self._conversation.identity.name
         return super().disguised(line) or without_slash(line, own_name)
