@@ -50,6 +50,7 @@ class BanKeeper:
         self._file: Path | None = None
         self._in_file: list[Ban] = []  # without what somebody has changed there since
         self._disk = threading.Lock()  # for worker threads: the file with what is known of it
+        self._known = threading.Lock()  # `_in_file` alone, held for a moment
         self._changed = self._saving = False
         self._refused: set[str] = set()  # bans of nodes that are not in force, as was logged
 
@@ -184,7 +185,8 @@ class BanKeeper:
                 self._backend.remove_ban(ban.subject)
             for ban in added:
                 self._share(ban)
-        self._in_file = merge_bans(found, before, self._in_file)  # it may have been saved since
+        with self._known:
+            self._in_file = merge_bans(found, before, self._in_file)  # it may have been saved since
         if set(self._bans.known()) != set(self._in_file):  # others were not saved yet
             self._save_soon()
 
@@ -234,5 +236,5 @@ class BanKeeper:
         with self._disk:
             before = self._in_file
             save_bans(file, bans, before)
-            if self._in_file is before:  # else it was reloaded meanwhile
-                self._in_file = bans
+            with self._known:  # it may have been reloaded meanwhile, as it was before
+                self._in_file = merge_bans(self._in_file, before, bans)
