@@ -22,11 +22,11 @@ TOO_MANY_WRONG = "too many wrong passwords from your address; try again later"
 # The reason is other addresses than the client's own.
 TOO_MANY_ATTEMPTS = "too many password attempts from other addresses; try again later"
 
-# How the reason begins; the limit follows.
+# How these reasons begin; the limit follows.
 SERVER_IS_FULL = "the server is full"
 TOO_MANY_FROM_ADDRESS = "too many clients from your address"
 
-# How the reason of a node begins whose cluster can decide nothing; the cause follows.
+# How the reason of a node of a cluster begins while its engine cannot be used; the cause follows.
 UNAVAILABLE = "the server is not available now"
 
 

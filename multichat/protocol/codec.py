@@ -2,8 +2,7 @@
 
 Both codecs encode and decode the types of `multichat.protocol.messages`.  The lines that they
 decode have been through `multichat.protocol.framing`.  For WebSocket see
-`multichat.protocol.codecs`.  Encoded events are immutable bytes, which are shared by everybody who
-receives them.
+`multichat.protocol.codecs`.  Encoded events are immutable bytes, which all their recipients share.
 """
 
 from collections.abc import Iterator

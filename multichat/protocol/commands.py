@@ -96,12 +96,12 @@ class Command(NamedTuple):
     """One command: its *name*, its *arguments* for the usage line, and its *help*.
 
     *aliases* are its other names.  A command without *help* is left out of the list.  *completes*
-    says what the first argument is, for completion: `name`, `room`, `text`, or empty for nothing
-    to be completed.  *local* says which of our clients run it themselves: `all`, `terminal`, or
-    empty for none.  *parse* turns what follows the name into a request, or into text to say; it
-    returns None for invalid arguments.  Without it the server answers with the usage.  The help
-    lists those *for_operators* by name only.  What follows one that *has_secret* is neither kept
-    nor shown again.
+    says what the first argument is, for completion: `name`, `room`, `text`, or empty for none.
+    *local* says which of our clients run it themselves: `all`, `terminal`, or empty for none.
+    *parse* turns what follows the name into a request, or into the text of a message; it returns
+    None for invalid arguments.  Without it the server answers with the usage.  The help lists
+    commands *for_operators* by name only.  The arguments of a command that *has_secret* are neither
+    kept nor shown again.
     """
 
     name: str
@@ -123,7 +123,7 @@ class Command(NamedTuple):
 class CommandTable:
     """The commands that can be typed in one place, in the order of the help.
 
-    *unavailable* are commands of other chats that have no counterpart, and what to say about them.
+    *unavailable* are commands of other chats that have no counterpart, with the answer to each.
     """
 
     def __init__(self, *commands: Command, unavailable: dict[str, str] | None = None) -> None:
@@ -151,8 +151,8 @@ class CommandTable:
     def similar(self, name: str, rest: str) -> str | None:
         """Return the command that *name*, which is unknown, looks like, if there is one.
 
-        It may be mistyped as `/ msg`, or in letters of another script, which stand for any letter:
-        how much they look alike depends on the font.
+        It may be mistyped as `/ msg`, or have letters of another script, each of which counts as
+        any letter: how much they look alike depends on the font.
         """
         if name == "/":
             name = f"/{rest.split(maxsplit=1)[0].lower()}" if rest.strip() else name
@@ -166,7 +166,7 @@ class CommandTable:
         return next(filter(pattern.fullmatch, self._by_name), None)
 
     def closest(self, name: str) -> str | None:
-        """Return the command that *name* was perhaps meant to be, if it resembles only one."""
+        """Return the command that *name* may have been meant for, if it resembles only one."""
         if len(name) > _SHOWN_CHARACTERS:
             return None
         from difflib import get_close_matches  # rarely needed
@@ -198,9 +198,9 @@ class CommandTable:
 
 
 def parse_command(line: str) -> Request | str:
-    """Return the request that *line*, which is a command, makes, or the text that it says.
+    """Return the request that *line*, which is a command, makes, or its text as a message.
 
-    Nothing is raised: a mistake is `Invalid`.
+    Raises nothing: a mistake is an `Invalid`.
     """
     name, rest = split_command(line)
     command = COMMANDS.find(name)
@@ -257,7 +257,7 @@ def split_target(text: str) -> tuple[str, str]:
 
 
 def parse_kick(rest: str) -> Kick | None:
-    """Return the request of `/kick`: who it is, and maybe a reason."""
+    """Return the request of `/kick`: the client, and perhaps a reason."""
     who, reason = split_who(rest)
     return Kick(who, reason) if who else None
 

@@ -47,7 +47,7 @@ class Code(Enum):
     """Too many connections use the admin socket; this one is closed."""
 
     FAILED = "failed"
-    """A bug in the server, which its log describes."""
+    """A bug in the server; its log has the details."""
 
 
 class ControlRequest(msgspec.Struct, frozen=True, omit_defaults=True):

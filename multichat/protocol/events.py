@@ -68,9 +68,9 @@ class Welcome(Tagged, frozen=True, tag="welcome"):
     """The answer to a hello: our number, name and room, its *members*, and its *last* id.
 
     *server* is the name and version of the program.  *session* is the token with which a later
-    hello resumes this session, empty if the server cannot; *resumed* says that it was resumed.
-    *rooms* are all rooms that we are in, the one entered last at the end; None if the hello named
-    none.  *account* is the account that we are logged in to, if any.
+    hello resumes this session, empty if the server does not support that; *resumed* says that the
+    session was resumed.  *rooms* are all rooms that we are in, the one entered last at the end;
+    None if the hello has no `rooms`.  *account* is the account that we are logged in to, if any.
     """
 
     protocol: Count
@@ -136,7 +136,7 @@ class Directed(Tagged, frozen=True, kw_only=True, tag="direct"):
 
 
 class Accepted(Tagged, frozen=True, kw_only=True, tag="accepted"):
-    """Acknowledges our message with that nonce: it has the *id* in its room, or None if private."""
+    """Acknowledges our message with that nonce; *id* is its id in its room, None if private."""
 
     id: str | None = None
 
@@ -173,7 +173,7 @@ class Left(Tagged, frozen=True, tag="left"):
 
 
 class Renamed(Tagged, frozen=True, tag="renamed"):
-    """A client, or we, changed the name from *old* to *name*."""
+    """A client, perhaps ourselves, changed its name from *old* to *name*."""
 
     client: Count
     old: Name
@@ -194,9 +194,9 @@ class Presence(Tagged, frozen=True, tag="presence"):
 
 
 class Missed(Tagged, frozen=True, tag="missed"):
-    """*count* messages were not delivered to us, because we were too slow.
+    """*count* messages were not delivered to us, and will not be.
 
-    For *room* see `Joined`.
+    We were too slow, or the history does not have them any more.  For *room* see `Joined`.
     """
 
     count: Count
@@ -213,7 +213,7 @@ class MemberName(msgspec.Struct, frozen=True):
 class Members(Tagged, frozen=True, tag="members"):
     """The answer to `Who`.
 
-    If nobody is in *room* and a person has that name, *person_in* is the room of that person.
+    If *room* is empty and a client has that name, *person_in* is the room of that client.
     """
 
     room: Name
@@ -264,7 +264,7 @@ class BanList(Tagged, frozen=True, tag="bans"):
 class TopicChanged(Tagged, frozen=True, tag="topic"):
     """The topic of *room* is *text*, empty for none; the answer to `SetTopic`, too.
 
-    It was set by the client *name*, which is empty if nobody has just set it.
+    It was set by the client *name*, which is empty if it was not set just now.
     """
 
     room: Name
@@ -352,8 +352,8 @@ class Disconnected(Tagged, frozen=True):
     """The connection is lost; the client tries again in *retry_seconds*.  Never on the wire.
 
     Emitted when the connection is lost (*failures* is 0) and after each failed attempt (*failures*
-    counts them).  *fault* is a reason that lasts until somebody mends it, such as a certificate
-    that is not accepted; only the first event with this reason has it, so that it is shown once.
+    counts them).  *fault* is a reason that lasts until it is repaired, such as a certificate that
+    is not accepted; only the first event with this reason has it, so that it is shown once.
     """
 
     reason: str
@@ -397,8 +397,8 @@ class Exited(Tagged, frozen=True):
 class SaidBlock(msgspec.Struct, frozen=True):
     """The messages of one publish in a room: several `Said` in a row, not yet encoded.
 
-    *text* is their texts with an LF between two; their ids are *epoch* and the numbers from *first*
-    on (see `multichat.protocol.ids`).
+    *text* is their texts separated by LF; their ids are made of *epoch* and the numbers from
+    *first* on (see `multichat.protocol.ids`).
     """
 
     epoch: str

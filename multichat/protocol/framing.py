@@ -33,7 +33,7 @@ __all__ = [
 Part: TypeAlias = str | LineTooLong
 """An item of the decoder's output: a block of lines, or the error for a line that was dropped.
 
-A block is one string: whole lines, none of them empty, with an LF between two and none at the end.
+A block is one string: whole lines, none of them empty, separated by LF, without one at the end.
 One read is usually one block, and processing a block costs little more than a single line.
 """
 
@@ -55,7 +55,7 @@ _UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud80
 def clean(text: str) -> str:
     """Return *text* with every character that could harm a terminal made visible or harmless.
 
-    Controls but TAB become their pictures (ESC becomes ␛, LF becomes ␊), C1 controls and lone
+    Controls except TAB become their pictures (ESC becomes ␛, LF becomes ␊), C1 controls and lone
     surrogates U+FFFD, line and paragraph separators a space; bidi overrides, isolates and byte
     order marks are dropped.  White space is not trimmed.  Idempotent.
     """
@@ -122,7 +122,7 @@ def _decode(block: bytes) -> str:
 class Ending:
     """Why nothing more is read: *reason* for the log, empty if the client closed in order.
 
-    *last_words* are to be sent, the last bytes on the connection.
+    *last_words* are the last bytes to send on the connection.
     """
 
     reason: str
@@ -190,8 +190,8 @@ class LineDecoder:
         """
         parts: list[Part] = []
         data = bytes(data)  # no copy if it is bytes already
-        # Mostly, in a quiet room, exactly one plain line: the rest takes ten times as long there,
-        # where none of it is in the CPU's cache.
+        # In a quiet room mostly exactly one plain line: the general way takes ten times as long
+        # there, where none of its code is in the CPU's cache.
         if (
             data.find(b"\n") == len(data) - 1 > 0
             and not (self._partial or self._discarding or self._telnet.is_amid_command)

@@ -46,7 +46,7 @@ SHUTTING_DOWN = "the server is shutting down"
 DRAINING = "the server is about to shut down"
 
 FENCED = "this server was out of reach of the others for too long"
-"""The reason of a node of a cluster that the others have taken for dead."""
+"""The reason of a node of a cluster that the others consider dead."""
 
 # How the reasons of a goodbye begin, for goodbyes without a code, from the text protocol or from
 # older servers.  The first match counts.

@@ -8,7 +8,7 @@ __all__ = ["FIRST_ID", "MessageIds", "message_id", "message_number"]
 # All numbers have the same count of digits, so that ids are ordered as strings, too.
 FIRST_ID = 1_000_000_000
 
-# Longer than any id; the rest of a longer string is ignored, so that no huge number is parsed.
+# Longer than any id; the rest of a string is ignored, so that no huge number is parsed.
 _MAX_ID_CHARACTERS = 64
 
 
@@ -39,8 +39,8 @@ class MessageIds:
     """The ids of a room's messages, for a class that knows the room's epochs.
 
     Its messages have numbers below *next*, which continue from one epoch to the next.  *epoch* is
-    that of the messages that come next; *earlier* maps the epochs before it, oldest first, to the
-    number at which the next one began.
+    that of the next messages; *earlier* maps the epochs before it, oldest first, to the number at
+    which the next one began.
     """
 
     __slots__ = ()
@@ -49,8 +49,8 @@ class MessageIds:
         """Return the number of the message with that id, or None if the id is unknown.
 
         An id of an earlier epoch is valid up to the number at which the next epoch began: after a
-        journal was restored from a backup, the numbers given since the backup are given again, in
-        a new epoch.
+        journal was restored from a backup, the numbers assigned since the backup are assigned
+        again, in a new epoch.
         """
         epoch = id_.partition("-")[0]
         number = message_number(epoch, id_)

@@ -1,4 +1,4 @@
-"""The JSON protocol, which programs speak: one object a line, its `type` first.  Pure.
+"""The JSON protocol, for programs: one object on each line, its `type` first.  Pure.
 
 The only module that writes JSON, including its escaping.  Every decoded string goes through the
 filter of `multichat.protocol.framing`, in `multichat.protocol.json_lines`.
@@ -151,8 +151,8 @@ class JsonCodec:
     def encode_said(self, said: SaidBlock) -> bytes:
         """Encode the messages of one publish, each as a `Said` of its own.
 
-        The encoder would take nearly three times as long: what the messages have in common is
-        encoded once.
+        What the messages have in common is encoded once: the encoder would take nearly three times
+        as long.
         """
         fields = said.epoch, said.time, said.room, said.name, said.text
         epoch, time, room, name, *texts = _escape("\n".join(fields)).split("\n")
@@ -211,7 +211,7 @@ def encode_fields(fields: Mapping[str, object]) -> bytes:
 
 
 def encode_lines(fields: Mapping[str, object], block: str) -> bytes:
-    """Encode an object a line for each line of *block*, which is clean.
+    """Encode one object, on a line of its own, for each line of *block*, which is clean.
 
     Each has all *fields*, and as its last one `text`, the line.  What they have in common is
     encoded once.

@@ -33,7 +33,7 @@ _ESCAPED = re.compile(r"\\[nrbfu]")
 # own limit is the depth of Python's stack, which differs from call to call.
 MAX_NESTING = 32
 
-# A line that is nested too deeply is at least so long: each level has two brackets.
+# A line that is nested too deeply is at least this long: each level has two brackets.
 _NESTED_CHARACTERS = 2 * (MAX_NESTING + 1)
 
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
@@ -63,7 +63,8 @@ def _most(lines: list[str], character: str) -> int:
 def _may_be_nested(block: str, lines: list[str]) -> bool:
     """Return whether one of *lines* may be nested too deeply, or is not JSON.
 
-    A cheap upper bound, first for the whole block, in which each line has at least one bracket.
+    A cheap test with an upper bound, first for the whole block, in which each line has at least
+    one bracket.
     """
     arrays = block.count("[") if "[" in block else 0
     if block.count("{") + arrays - len(lines) < MAX_NESTING:

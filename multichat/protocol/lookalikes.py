@@ -49,7 +49,8 @@ _CORRECTIONS = {
 # Neither a name nor its skeleton is longer.
 _MAX_FOLDED = 256
 
-# A name is parsed a few times in a row when it is claimed; there are a million characters.
+# A name is parsed a few times in a row when it is claimed; the cache is bounded because there are a
+# million characters.
 _REMEMBERED_NAMES = 1024
 _REMEMBERED_CHARACTERS = 4096
 
@@ -117,8 +118,8 @@ def lookalike_keys(name: str) -> tuple[str, ...]:
     """Return the keys of *name*: it can be mistaken for any name that shares one of them.
 
     They are its `readings`, and its skeletons as written, in capitals and in title case.
-    `DAVlD`, with a small L, looks like `DAVID`, and `lvan` like `Ivan`.  Case is kept in a
-    skeleton: `NEIL` and `NELL` differ, in which the letter that looks like I is a small L.
+    `DAVlD`, with a small L, looks like `DAVID`, and `lvan` like `Ivan`.  A skeleton keeps the case,
+    so `NEIL` and `NELL` differ: only a small L looks like a capital I.
     """
     kept = unicodedata.normalize("NFKC", name)
     forms = (kept, kept.upper(), kept.title())

@@ -1,7 +1,7 @@
 """Which names people and rooms may have, and when two names are the same.  Pure.
 
-A name is shown in other people's terminals in front of messages.  It has to be short, on one line,
-and must not be mistaken for another user's name, for the server, or for an argument of a command.
+A name is shown before messages on other people's terminals.  It must be short and on one line, and
+must not be mistaken for another user's name, for the server, or for an argument of a command.
 
 1. A name is stored in its NFKC form: full-width letters and ligatures become ordinary letters.
 2. Two names are the same if they are equal after case folding.
@@ -74,9 +74,9 @@ _UNSEEN = re.compile(
     f"[{_FILLERS}\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb\U000e0000-\U000e0fff]"
 )
 
-# The most marks on one letter: Burmese words have so many.
+# The most marks on one letter, as in Burmese words.
 _MAX_MARKS = 4
-# Of accents, which any letter can have, at most one: Yoruba needs no more.
+# The most accents on one letter, which any letter can have: Yoruba needs no more.
 _ACCENT = re.compile("[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]")
 _OVERLAY = re.compile("[\u0334-\u0338\u20d0-\u20ff]")  # strike the letter out; none allowed
 
@@ -99,7 +99,7 @@ _AUTHORITIES_ALONE = ("op", "ops")
 # Digits that are read as letters; 0 and 1 are replaced in every reading.
 _DIGITS_AS_LETTERS = str.maketrans("3457", "east")
 
-# Commands, and people, use these words for something else than a person.
+# Commands, and people, use these words for something other than a person.
 _WORDS = (
     "all", "everyone", "everybody", "anyone", "anybody", "here", "nobody", "me", "you", "name",
     "forever", "localhost",
@@ -117,7 +117,7 @@ _DURATION = re.compile(rf"{_DIGIT}+(?:s|rn|rnin|h|d|w)")
 
 
 def load_tables() -> None:
-    """Load the tables of characters; otherwise the first name that is parsed takes 50 ms."""
+    """Load the tables of characters; otherwise parsing the first name takes 50 ms."""
     parse_person_name("alice")
 
 
@@ -145,7 +145,7 @@ def normalize_name(name: str, kind: str = "a name") -> str:
 
 
 def visible_name(name: str) -> str:
-    """Return *name*, which a server has sent, without invisible characters."""
+    """Return *name*, as a server has sent it, without invisible characters."""
     return name if name.isascii() else _UNSEEN.sub("", name)
 
 
@@ -199,7 +199,7 @@ def _mistaken_for(name: str) -> str:
             map(_pattern(*_AUTHORITIES, *_AUTHORITIES_ALONE).fullmatch, whole)
         ):
             return "the server or its operator"
-    # As written, not in lower case: the name ALI is not ALL.
+    # As written, not in lower case: the name ALI is not the word ALL.
     if not {_bare(keys[0]), _bare(skeleton(name))}.isdisjoint(_words()):
         return "a word that commands use"
     if not any(map(str.isalpha, name)):

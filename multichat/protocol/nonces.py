@@ -1,4 +1,4 @@
-"""Nonces as a storage remembers them.  Pure."""
+"""Nonces as a storage keeps them: long ones as digests.  Pure."""
 
 from hashlib import sha256
 

@@ -1,9 +1,9 @@
-"""The PROXY header, with which a load balancer says whose connection it passes on.  Pure.
+"""The PROXY header, in which a load balancer names the client of a connection.  Pure.
 
-Versions 1 (text) and 2 (binary), as HAProxy has specified them.  The header stands before
-everything else, also before TLS; no byte behind it is consumed.
+Versions 1 (text) and 2 (binary), as HAProxy specifies them.  The header precedes everything else,
+including TLS; no byte after it is consumed.
 
-Of version 2, the extension about TLS is read; the others are skipped, and so is their checksum.
+Of version 2, the extension about TLS is read; the others are skipped, and so is the checksum.
 """
 
 import re
@@ -15,11 +15,11 @@ __all__ = ["MAX_PEEK", "BadProxyHeader", "HeaderReader", "ProxyHeader"]
 # The longest header of version 1, with its line end.
 _MAX_LINE = 107
 
-# Of version 2, behind its first 16 bytes.  Addresses and what balancers add are below 536 bytes; a
+# Of version 2, after its first 16 bytes.  Addresses and what balancers add are below 536 bytes; a
 # client's certificate in an extension takes more.
 _MAX_EXTENDED = 4096
 
-# How many bytes to look at, to read a header in few steps.
+# How many bytes to peek at, so that a header is read in few steps.
 MAX_PEEK = 16 + 536
 
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
@@ -46,15 +46,14 @@ _INVALID = "an invalid PROXY header"
 
 
 class BadProxyHeader(Exception):
-    """The bytes are no PROXY header, or not a valid one."""
+    """The bytes are not a valid PROXY header."""
 
 
 class ProxyHeader(NamedTuple):
-    """Whose connection it is: that of a client at *host* and *port*.
+    """The client of a connection, at *host* and *port*.
 
-    *host* is empty if the balancer does not say it.  *is_local* means that the connection is the
-    balancer's own, such as a check of health.  *uses_tls* that the client uses TLS up to the
-    balancer.
+    *host* is empty if the balancer does not name it.  *is_local* means that the connection is the
+    balancer's own, such as a health check; *uses_tls* that the client uses TLS up to the balancer.
     """
 
     host: str = ""
@@ -64,7 +63,7 @@ class ProxyHeader(NamedTuple):
 
 
 class HeaderReader:
-    """Reads the header at the beginning of a connection, in any pieces.
+    """Reads the header at the beginning of a connection, however it is split.
 
     `header` is None until it is complete.
     """
@@ -92,7 +91,7 @@ class HeaderReader:
         return 1
 
     def _length(self, data: bytes) -> int:
-        """Return the length of a binary header, as far as *data* says it."""
+        """Return the length of a binary header, as far as *data* tells it."""
         if len(data) < _FIXED_BYTES:
             return _FIXED_BYTES
         return _FIXED_BYTES + int.from_bytes(data[14:16], "big")

@@ -58,7 +58,7 @@ class Act(Tagged, frozen=True, tag="act"):
 
 
 class Direct(Tagged, frozen=True, tag="direct"):
-    """Send *text* to one person only: a name, or the number of a client."""
+    """Send *text* to one client only, by name or number."""
 
     to: int | str
     text: str
@@ -214,14 +214,14 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 class Start(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where a room that is entered begins: after the id *since*, or the last *replay* messages."""
+    """Which messages to replay on entering a room: those after *since*, or the last *replay*."""
 
     since: str | None = None
     replay: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Change to JSON from the next line on, with *name*, in *room*.
+    """Use JSON from the next line on, with *name*, in *room*.
 
     *session* is the token of the session to resume.  The messages after the id *since* are
     replayed, or the last *replay* messages.  *rooms* are entered in addition, each from its own
@@ -253,10 +253,10 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class SayBlock(msgspec.Struct, frozen=True):
-    """Several `Say` in a row, so that nothing has to be done per message; or one `Act`, if *act*.
+    """Several `Say` in a row, so that nothing is done per message; or one `Act`, if *act*.
 
-    *text* is their texts in order, with an LF between two; *nonces* are theirs, or empty if none
-    has one.  All have the same *room*, or all have none.
+    *text* is their texts in order, separated by LF; *nonces* are theirs, or empty if none has one.
+    All have the same *room*, or all have none.
     """
 
     text: str

@@ -1,8 +1,8 @@
-"""Recognizes in the first bytes of a connection a client that speaks another protocol.  Pure.
+"""Recognizes a client of another protocol by the first bytes of its connection.  Pure.
 
-A browser, or a client with TLS on the port without TLS, or without on the port with, gets an
-answer that its user can see, and the connection is closed.  Telnet clients speak the text protocol
-and are not refused: see `multichat.protocol.telnet`.
+A browser, a TLS client on a port without TLS, and a plain client on a port with TLS get an answer
+that their user can see, and the connection is closed.  Telnet clients use the text protocol and are
+not refused: see `multichat.protocol.telnet`.
 """
 
 import re

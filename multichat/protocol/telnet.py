@@ -3,7 +3,7 @@
 1. Every request for an option is refused, except for TIMING-MARK: after Ctrl+C a client discards
    what it receives until that is answered.
 2. Only requests are answered; otherwise two sides that refuse everything would never stop.
-3. The answers do not depend on how the bytes were split on their way.
+3. The answers do not depend on how the input was split.
 4. No command reaches past the end of its line, so that no LF is lost.
 """
 

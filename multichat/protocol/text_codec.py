@@ -1,4 +1,4 @@
-"""The text protocol, which `nc` speaks: one message a line, commands start with a slash.  Pure."""
+"""The text protocol, for `nc`: one message on each line; commands start with a slash.  Pure."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The clock, and how times are formatted; each millisecond is formatted only once."""
+"""Reads the clock and formats times; each millisecond is formatted only once."""
 
 import time
 from collections.abc import Callable
@@ -40,12 +40,12 @@ _utc = TimeFormatter(time.gmtime, "%Y-%m-%dT%H:%M:%S", "Z")
 
 
 def utc_now() -> str:
-    """Return the time as the wire has it: RFC 3339, in UTC, with milliseconds."""
+    """Return the time in the form of the wire: RFC 3339, in UTC, with milliseconds."""
     return _utc.format(time.time())
 
 
 def read_clocks() -> tuple[float, float]:
-    """Return the wall clock and a clock that is never set, both in seconds."""
+    """Return the wall clock and a clock that cannot be set, both in seconds."""
     # This clock of Linux also runs while the machine is suspended.
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.time(), time.clock_gettime(clock)

@@ -1,10 +1,9 @@
 """What a typed line is: a message, a command, or a line that only looks like a command.  Pure.
 
-A line that begins with anything but a slash and yet reads as a command (` /msg bob secret`, with a
-space, an invisible character or a look-alike of the slash in front, or ` /login bob secret`) is
-*disguised*: it is neither run nor said, unless the user confirms that.  In a pipe,
-disguised commands are dropped; unknown commands, such as paths, are sent as messages
-(`say_unless_command`).
+A line that does not begin with a slash and yet looks like a command (such as ` /msg bob secret`,
+with a space, an invisible character or a look-alike of the slash in front) is *disguised*: it is
+neither run nor sent as a message, unless the user confirms that.  In a pipe, disguised commands are
+dropped; unknown commands, such as paths, are sent as messages (`say_unless_command`).
 """
 
 import re
@@ -39,8 +38,8 @@ __all__ = [
 # No command has a longer name; only the beginning of a longer word is compared.
 _MAX_NAME_CHARACTERS = 40
 
-# Commands with a password or a passphrase, also those of other chats; mistyped ones, such as
-# `/regsiter`, resemble them that much.
+# Commands with a password or a passphrase, also those of other chats, and how similar a mistyped
+# one, such as `/regsiter`, has to be.
 _SECRET_COMMANDS = (
     *(each.name for table in (COMMANDS, ADMIN_COMMANDS) for each in table if each.has_secret),
     "/identify",
@@ -50,7 +49,7 @@ _SECRET_COMMANDS = (
 )
 _LIKE_SECRET = 0.8
 _MAX_SECRET_CHARACTERS = 20
-# With what follows them, as in `/loginalice`; `/login.html` is a path.
+# A command without the space after it, as in `/loginalice`; `/login.html` is a path.
 _RUN_TOGETHER = re.compile(r"/(?:login|register|passphrase|password)\w")
 _NEW_ACCOUNT = re.compile(r"(?i)(\s*/account\s+add\s+\S+)\s.*", re.DOTALL)
 _NO_SLASH = re.compile(r"\s*(?:login|register|passphrase|auth|account\s+add)\s+\S", re.IGNORECASE)
@@ -88,9 +87,9 @@ _TOKEN = re.compile(r"(\s*+)(\S*+)(.*)", re.DOTALL)
 
 
 def parse_line(line: str) -> Request | str:
-    """Return the request that a typed line makes, or the text that it says.
+    """Return the request that a typed line makes, or its text as a message.
 
-    Nothing is raised: a mistake is `Invalid`.  A hello is not recognized here.
+    Raises nothing: a mistake is an `Invalid`.  A hello is not recognized here.
     """
     if line[0] != "/":
         command = disguised_command(line)
@@ -101,7 +100,7 @@ def parse_line(line: str) -> Request | str:
 
 
 def why_not_said(command: str, table: CommandTable = COMMANDS) -> str:
-    """Return what to tell the sender of a line that looks like *command*, and was not said."""
+    """Return the answer to a line that looks like *command*, and so was not sent."""
     name, _ = split_command(command)
     if name in table.names:
         return f"not sent, because it looks like {name}: type {name} to run it, /{name} to say it"
@@ -129,7 +128,7 @@ def may_hold_secret(line: str) -> bool:
 def masked(line: str) -> str:
     """Return *line* of the operator's console as it is shown, without what may be a passphrase.
 
-    That is the one of a new account, and what follows a mistyped command.
+    That is the passphrase of a new account, and what follows a mistyped command.
     """
     if _NEW_ACCOUNT.match(line):
         return _NEW_ACCOUNT.sub(r"\1 …", line)
@@ -145,7 +144,7 @@ def lacks_slash(line: str) -> bool:
 
 
 def _is_like_secret(word: str, rest: str) -> bool:
-    """Return whether *word*, which is no command, and *rest* are one with a secret, mistyped."""
+    """Return whether *word*, an unknown command, and *rest* may be a mistyped one with a secret."""
     word = word.lower()
     if _RUN_TOGETHER.match(word):
         return True
@@ -159,8 +158,8 @@ def _is_like_secret(word: str, rest: str) -> bool:
 def without_slash(line: str, own_name: str = "") -> str | None:
     """Return the command with a passphrase that *line* would be with a slash, or None.
 
-    `login alice PASSPHRASE` is one if it is too long for a remark of three words, or is about
-    *own_name*; `register soon` is none.
+    `login alice PASSPHRASE` is one if it is too long for a remark of three words, or names
+    *own_name*; `register soon` is not.
     """
     if not lacks_slash(line):
         return None
@@ -175,7 +174,7 @@ def without_slash(line: str, own_name: str = "") -> str | None:
 
 
 def say_literally(text: str) -> str:
-    """Return the line that says *text*, even where it begins like a command."""
+    """Return the line that sends *text* as a message, even if it begins like a command."""
     if text.startswith("/"):
         return f"/{text}"
     return text if disguised_command(text) is None else f"/say {text}"
@@ -185,8 +184,8 @@ def say_unless_command(line: str) -> str | None:
     """Return what to send for *line* of a pipe: a command as it is, anything else as a message.
 
     An unknown command, such as a path, is a message, unless it looks like a known one, or like a
-    mistyped one with a passphrase: the server answers that.  Returns None for a disguised command,
-    which is not said.
+    mistyped one with a passphrase: then it is sent as it is, and the server answers with a hint.
+    Returns None for a disguised command, which is not sent.
     """
     disguised = disguised_command(line)
     command = line if line[0] == "/" else disguised
@@ -201,10 +200,10 @@ def say_unless_command(line: str) -> str | None:
 
 
 def may_be_disguised(lines: str) -> bool:
-    """Return whether one of *lines*, with LF between two, may be a command or a disguised one.
+    """Return whether one of *lines*, separated by LF, may be a command or a disguised one.
 
-    Fast: most messages hold no slash at all, few lines have one before the first letter or digit,
-    and few hold what a key leaves.
+    Fast: most messages have no slash at all, few lines have one before the first letter or digit,
+    and few have the residue of a key.
     """
     is_ascii = lines.isascii()
     if is_ascii and "/" not in lines and "\\" not in lines:
@@ -220,7 +219,7 @@ def may_be_disguised(lines: str) -> bool:
 
 
 def disguised_command(line: str, table: CommandTable = COMMANDS) -> str | None:
-    """Return the command that *line* looks like and is not, as it should have been typed.
+    """Return the command that *line* only looks like, as it should have been typed.
 
     None for a message, and for a line that is a command.  A word after `/` looks like a command
     even if *table* has none of that name; a word after another slash, or after `/` and a space,

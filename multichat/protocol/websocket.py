@@ -1,16 +1,17 @@
 """Decodes a client's WebSocket frames (RFC 6455) to lines, incrementally.  Pure.
 
-Owns what a frame of a client may be, the answers to pings and closes, and why a connection has to
-be closed.  The handshake comes before; frames to a client are made by `multichat.protocol.codecs`.
+Owns which frames of a client are valid, the answers to pings and closes, and the reasons to close a
+connection.  The handshake has happened before; `multichat.protocol.codecs` makes the frames for a
+client.
 
-The text of messages is not collected: it goes to a `LineDecoder` as it comes, with an LF after each
-message, so that a message is a line, or several with LFs between, exactly as on TCP.  A parser that
-collects whole frames and messages would need a bound for them, and the copies.
+The text of messages is not collected: it goes to a `LineDecoder` as it arrives, with an LF after
+each message, so that a message is one line, or several separated by LF, exactly as over TCP.  A
+parser that collects whole frames and messages would need a bound for them, and copies.
 
 1. The output does not depend on how the input was split or a message fragmented.
 2. At most one line within the limit is buffered, and a frame's header or a control frame.
 3. Of several pings in one read, the last is answered, as RFC 6455 allows (section 5.5.3): answers
-   are never larger than what asked for them.
+   are never larger than their requests.
 4. Any bytes are valid input; none raise an exception.
 """
 
@@ -96,7 +97,7 @@ class WebSocketDecoder:
         self.reply = b""
         if self.ending is not None:
             return []
-        # Mostly, in a quiet room, exactly one whole message.
+        # In a quiet room mostly exactly one whole message.
         if (
             6 < len(data) <= 6 + _MAX_CONTROL_BYTES
             and data[0] == _WHOLE_TEXT
@@ -117,7 +118,7 @@ class WebSocketDecoder:
         self._lines.forget()
 
     def finish(self) -> list[Part]:
-        """Return what is left at the end of the input: nothing, a message in part is no message."""
+        """Return what is left at the end of the input: nothing; an incomplete message is lost."""
         return []
 
     def _fail(self, violation: _Violation) -> None:
@@ -149,7 +150,7 @@ class WebSocketDecoder:
                 continue
             if end - at < 2:
                 break
-            # Mostly, in a flood of messages, each is a short frame that is here as a whole.
+            # In a flood of messages, most are short frames that have arrived as a whole.
             size = data[at + 1] - _MASKED
             if (
                 data[at] == _WHOLE_TEXT
@@ -188,7 +189,7 @@ class WebSocketDecoder:
         self._buffer = data[at:]
 
     def _check_start(self, first: int, second: int) -> tuple[int, int]:
-        """Return the sizes of a frame's header, and of its payload as far as two bytes say it.
+        """Return the sizes of a frame's header, and of its payload as far as two bytes tell it.
 
         Raises `_Violation`.
         """
@@ -224,7 +225,7 @@ class WebSocketDecoder:
             self.ending = Ending("", close_frame(code))
 
     def _take_text(self, text: bytes) -> list[Part]:
-        """Return the lines that *text* completes, if it is valid UTF-8, else up to where it is."""
+        """Return the lines that *text* completes, up to the first byte that is not valid UTF-8."""
         if self._utf8 or not text.isascii():
             text, self._utf8 = self._utf8 + text, b""
             try:

@@ -7,11 +7,14 @@ from multichat.web.origins import WebAddress
 
 __all__ = ["MIN_TOKEN_CHARACTERS", "WEBHOOK_NAME", "WebConfig"]
 
-# 16 characters of base64 are 96 bits: with a million guesses a second, longer than anybody waits.
+# 16 characters of base64 are 96 bits, too many to guess, even at a million guesses a second.
 MIN_TOKEN_CHARACTERS = 16
 
 WEBHOOK_NAME = "webhook"
-"""Who says a posted message without a name; no client can have it while there is a webhook."""
+"""The sender of a message that is posted without a name.
+
+No client can have this name while there is a webhook.
+"""
 
 # So that it fits in the head of a request.
 _MAX_TOKEN_CHARACTERS = 1024
@@ -21,25 +24,25 @@ _MAX_TOKEN_CHARACTERS = 1024
 class WebConfig:
     """The settings of the web port.
 
-    Raises `ValueError` for a value that makes no sense.
+    Raises `ValueError` for an invalid value.
     """
 
-    # Where people find the page, if that is not `http://HOST:PORT/`: behind a proxy, or by a name
-    # that is not the machine's own.  Its host may be asked for, and its page may connect.
+    # The address of the page for people, if that is not `http://HOST:PORT/`: behind a proxy, or by
+    # a name that is not the machine's own.  Requests may name its host, and its pages may connect.
     url: str | None = None
 
     # The addresses and networks of proxies, whose `X-Forwarded-For` and `X-Forwarded-Proto` count.
-    # By default nobody's: a client could claim any address.
+    # By default none: a client could claim any address.
     proxies: tuple[str, ...] = ()
 
-    # Who has one of these may post messages.  None: there is no webhook.
+    # A request with one of these may post messages.  Empty: there is no webhook.
     webhook_tokens: tuple[str, ...] = field(default=(), repr=False)
 
-    # The head of a request, in bytes: as nginx and Apache have it, four times what a browser sends.
+    # The head of a request, in bytes: the limit of nginx and Apache, four times what browsers send.
     max_head_bytes: int = 32 * 1024
 
-    # Seconds for the body of a request, and for a client to take a response: a slow phone has the
-    # page in a tenth of that.
+    # Seconds for the body of a request, and for a client to receive a response: a slow phone loads
+    # the page in a tenth of that.
     transfer_seconds: float = 30.0
 
     def __post_init__(self) -> None:

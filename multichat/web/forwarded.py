@@ -1,8 +1,8 @@
 """The client behind a proxy: its address and scheme, from trusted proxies only.  Pure.
 
-Each proxy appends the address that it was connected from to `X-Forwarded-For`.  So the list is read
-from its end, while the addresses are those of trusted proxies: the last one that is not is the
-client.  What stands before it the client may have made up.
+Each proxy appends to `X-Forwarded-For` the address from which it was connected.  So the list is
+read backwards, past the addresses of trusted proxies: the first other one is the client.  The
+client may have invented everything before it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,8 @@ _Address: TypeAlias = IPv4Address | IPv6Address
 class Peer(NamedTuple):
     """The client of a request: its *host*, an address, and the *scheme* that it uses.
 
-    *scheme* is empty if no proxy says it.  *is_forwarded* if a trusted proxy has sent the request.
+    *scheme* is empty if no proxy says it.  *is_forwarded* says that a trusted proxy has sent the
+    request.
     """
 
     host: str
@@ -50,8 +51,8 @@ class Proxies:
         """Return the client of a request from *host*.
 
         *forwarded* are the values of `X-Forwarded-For` in their order, *protocols* those of
-        `X-Forwarded-Proto`.  If a proxy passes on something that is no address, it is the client
-        itself: without a limit, as for a request of its own.
+        `X-Forwarded-Proto`.  If a proxy passes on something that is not an address, the proxy
+        itself counts as the client, without a limit, as for its own requests.
         """
         if not self.trusts(host):
             return Peer(host)

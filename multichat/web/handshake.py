@@ -1,7 +1,7 @@
 """The handshake of a WebSocket (RFC 6455, section 4): an upgrade request and its answer.  Pure.
 
 Extensions are not negotiated: compression would let a client make the server use memory, and
-secrets beside foreign text can be guessed from its length.
+an attacker could guess secrets that are compressed together with its own text from the length.
 """
 
 import base64
@@ -23,14 +23,14 @@ _VERSION = "13"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Handshake:
-    """An accepted handshake: its *response*, and whether messages have several *lines*."""
+    """An accepted handshake: its *response*, and whether messages may have several *lines*."""
 
     response: bytes
     lines: bool
 
 
 def shake_hands(request: Request, *, date: str) -> Handshake:
-    """Return the answer to an upgrade request; raises `HttpError`.  *date* is now."""
+    """Return the answer to an upgrade request, sent on *date*; raises `HttpError`."""
     if request.method != "GET":
         raise HttpError(405, "a WebSocket begins with GET", {"Allow": "GET"})
     is_upgrade = "websocket" in request.tokens("upgrade") and "upgrade" in request.tokens(

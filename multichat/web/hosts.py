@@ -1,9 +1,9 @@
 """Which hosts a request may be for: the rule against DNS rebinding.  Pure.
 
-A web page of somebody else can make its own name resolve to this server, and would then be of the
-same origin as it.  Its requests still name that host.  So a request is answered only if it is for
-an address, which is in nobody's name server, for `localhost`, or for a name that the server knows
-to be its own.
+The owner of a foreign web page can make its host name resolve to this server, and the page would
+then have the same origin as the server.  Its requests still name that host.  So a request is
+answered only if it is for an address, which no name server can redirect, for `localhost`, or for a
+name that the server knows to be its own.
 """
 
 import re
@@ -66,6 +66,6 @@ class Hosts:
 
 
 def own_names(host_name: str) -> tuple[str, ...]:
-    """Return the names of the machine called *host_name*: also the short one, and that of mDNS."""
+    """Return the names of the machine *host_name*, including the short one and that of mDNS."""
     short = host_name.partition(".")[0]
     return tuple(dict.fromkeys((host_name, short, f"{short}.local"))) if short else ()

@@ -1,13 +1,13 @@
-"""HTTP/1.1: one request of a connection, from bytes, and responses, to bytes.  Pure.
+"""HTTP/1.1: decodes the one request of a connection, and encodes responses.  Pure.
 
-`h11` parses.  This module owns the bounds and refuses what two parsers may read differently, with
-which somebody could smuggle a second request past a proxy: lines that do not end with CR LF, folded
-fields, a body with both a length and an encoding, or with several lengths.  A connection has one
-request and is closed after the response, so that there is nothing to smuggle into.
+`h11` parses.  This module owns the bounds, and refuses what two parsers may read differently,
+because that would allow to smuggle a second request past a proxy: lines that do not end with CR LF,
+folded fields, a body with both a length and an encoding, or with several lengths.  A connection
+serves one request and is closed after the response, so that a smuggled one would not be read.
 
 Invariants:
 
-1. At most the limit of a head is buffered, and of a body what the caller allows.
+1. Of a head at most its limit is buffered, and of a body what the caller allows.
 2. Any bytes are valid input or raise `HttpError` or `NotHttp`; the result does not depend on how
    they were split.
 """
@@ -23,7 +23,7 @@ import h11
 __all__ = ["CONTINUE", "HttpError", "NotHttp", "Request", "RequestReader", "Response"]
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-"""What a client waits for that has sent `Expect: 100-continue`."""
+"""The answer to `Expect: 100-continue`, for which a client waits before it sends the body."""
 
 _END = b"\r\n\r\n"
 # LF without CR, CR without LF; and a line that continues the one before (obs-fold, RFC 9112, 5.2).
@@ -35,7 +35,7 @@ _REQUEST_LINE = re.compile(rb"[A-Z]{1,20} \S+ HTTP/[0-9.]+\r")
 
 
 class NotHttp(Exception):
-    """The first line is none of HTTP."""
+    """The first line is not that of an HTTP request."""
 
 
 class HttpError(Exception):
@@ -65,7 +65,7 @@ class HttpError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Response:
-    """A response with its whole *body*; fields that every response has are added to *headers*."""
+    """A response with its whole *body*; `encode` adds the fields that every response has."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Response:
         return cls(status=status, headers=fields | dict(headers or {}), body=f"{text}\n".encode())
 
     def encode(self, *, date: str, with_body: bool = True) -> bytes:
-        """Return it as bytes; *with_body* is false for HEAD.  *date* is now, as HTTP has it."""
+        """Return it as bytes; *with_body* is false for HEAD, *date* is the time in HTTP's form."""
         lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}", f"Date: {date}"]
         fields = {"X-Content-Type-Options": "nosniff", **self.headers, "Connection": "close"}
         if self.status != HTTPStatus.NOT_MODIFIED:
@@ -106,7 +106,7 @@ class Request:
         return [value for key, value in self.fields if key == name]
 
     def get(self, name: str) -> str | None:
-        """Return the value of the field *name*; of several the last one."""
+        """Return the value of the field *name*; if there are several, the last one."""
         values = self.all(name)
         return values[-1] if values else None
 
@@ -126,7 +126,7 @@ class Request:
 class RequestReader:
     """Reads one request: `feed` it until `request` is set, then, for a body, until `body` is.
 
-    *rest* are the bytes behind the head, as long as `start_body` was not called.
+    *rest* are the bytes after the head, until `start_body` is called.
     """
 
     def __init__(self, max_head_bytes: int) -> None:
@@ -194,7 +194,7 @@ class RequestReader:
             raise HttpError(400, "invalid HTTP")
         if event.http_version not in _VERSIONS:
             raise HttpError(505, "the version of HTTP here is 1.1")
-        # h11 makes one of several that are equal.
+        # Not from the parsed fields: h11 merges several equal lengths into one.
         lengths = _LENGTH.findall(head)
         if len(lengths) > 1 or not all(each.strip(b" \t").isdigit() for each in lengths):
             raise HttpError(400, "the length of the body is ambiguous")
@@ -251,7 +251,7 @@ def _path(target: bytes) -> str:
 
 
 def _check_framing(request: Request) -> None:
-    """Raise `HttpError` unless every parser finds the same body behind *request*."""
+    """Raise `HttpError` unless every parser finds the same body after *request*."""
     encodings = request.all("transfer-encoding")
     if encodings and request.all("content-length"):
         raise HttpError(400, "the length of the body is ambiguous")

@@ -1,9 +1,9 @@
 """Which pages may connect: the rule against cross-site WebSockets.  Pure.
 
-A browser lets every page open a WebSocket to every server, and says of which origin the page is.
-It must be the server's own: scheme, host and port as the request itself has them, or those of the
-address that the operator has configured.  A program that is not a browser sends no origin, and may
-connect as it may over TCP.
+A browser lets every page open a WebSocket to every server, and sends the page's origin.  It must be
+the server's own: the scheme, host and port of the request itself, or those of the address that the
+operator has configured.  A program that is not a browser sends no origin, and may connect as it may
+over TCP.
 """
 
 from typing import NamedTuple
@@ -50,7 +50,7 @@ class WebAddress(NamedTuple):
 def is_own_origin(origin: str, request: WebAddress, configured: WebAddress | None) -> bool:
     """Return whether a page of *origin* may make that *request*.
 
-    *request* is where it was sent to, *configured* the operator's address, if there is one.
+    *request* is the address to which it was sent, *configured* that of the operator, if any.
     """
     try:
         address = WebAddress.parse(origin)

@@ -1,6 +1,6 @@
 """The page's files, as responses: types, validators, and what a browser may do with them.  Pure.
 
-Only the files that it was given can be asked for: a path is looked up, never opened.
+Only the given files can be requested: a path is looked up, never opened.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from multichat.web.http import Request, Response
 __all__ = ["SECURITY_HEADERS", "PageFiles"]
 
 SECURITY_HEADERS = {
-    # Nothing from elsewhere, nothing inline, no frames around it; scripts can only set text.
+    # Nothing from other sites, nothing inline, no frame around the page; scripts can only set text.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
         "img-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -56,7 +56,7 @@ class PageFiles:
         return path in self._responses
 
     def answer(self, request: Request, scheme: str = "http") -> Response:
-        """Return the file that GET or HEAD asks for by *scheme*, or that it has not changed."""
+        """Return the response to GET or HEAD over *scheme*: the file, or 304 if it is unchanged."""
         response = self._responses[request.path]
         if scheme == "https":
             response = replace(response, headers={**response.headers, **_HTTPS_HEADERS})
@@ -73,6 +73,6 @@ _TYPE = "Content-Type"
 def _response(path: str, body: bytes) -> Response:
     kind = _TYPES.get(path.rpartition(".")[2], "application/octet-stream")
     tag = hashlib.sha256(body).hexdigest()[:32]
-    # `no-cache`: it may be kept, and is asked for again, so that a new version is seen at once.
+    # `no-cache`: a browser may keep it but checks it each time, and so sees a new version at once.
     headers = {_TYPE: kind, "ETag": f'"{tag}"', "Cache-Control": "no-cache", **SECURITY_HEADERS}
     return Response(status=200, headers=headers, body=body)

@@ -1,7 +1,8 @@
-"""The site: who may ask, and what each address on the web port is.  Pure.
+"""The site: which requests are allowed, and what each path on the web port is for.  Pure.
 
 `/` and the page's files, `/ws`, `/live`, `/ready` (also called `/healthz`), and
-`/rooms/ROOM/messages`, all relative: a proxy may have the site under a prefix, which it strips.
+`/rooms/ROOM/messages`.  All links are relative: a proxy may have the site under a prefix, which it
+strips.
 """
 
 import re
@@ -43,14 +44,14 @@ class Post(NamedTuple):
 
 
 class Health(Enum):
-    """A request for the server's health: that it runs, or that it can take more clients."""
+    """A request for the server's health: whether it runs, or whether it can take more clients."""
 
     LIVE = auto()
     READY = auto()
 
 
 HEALTH = {"/live": Health.LIVE, "/ready": Health.READY, "/healthz": Health.READY}
-"""The paths of health, also on the port of the metrics."""
+"""The paths for the server's health, also on the port of the metrics."""
 
 
 Route: TypeAlias = Response | Upgrade | Post | Health
@@ -67,7 +68,7 @@ class Site:
         self._hosts = Hosts([*names, *([self._configured.host] if self._configured else [])])
 
     def route(self, request: Request, scheme: str) -> Route:
-        """Return what *request*, which came by *scheme*, is for; raises `HttpError`."""
+        """Return what *request*, which came over *scheme*, is for; raises `HttpError`."""
         path, method = request.path, request.method
         if (health := HEALTH.get(path)) is not None:  # under whatever name the server is known
             check_method(request, *_PAGE_METHODS)
@@ -80,8 +81,8 @@ class Site:
             self._check_origin(request, WebAddress.of(scheme, host))
             check_method(request, "GET", "OPTIONS")
             if request.method == "OPTIONS":
-                # How a page asks why its WebSocket failed, which the browser does not tell it.  Not
-                # by GET, because with that the browser sends no origin.
+                # A page asks in this way why its WebSocket failed, which the browser does not tell
+                # it.  Not with GET, for which the browser sends no origin.
                 return Response.of_text(200, "a WebSocket", {"Allow": "GET, OPTIONS"})
             return Upgrade()
         if (found := _MESSAGES.fullmatch(path)) is not None:

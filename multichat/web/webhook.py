@@ -1,8 +1,8 @@
-"""The webhook's requests and answers: a body to a message, and errors as JSON.  Pure.
+"""The webhook's requests and answers: decodes a body to a message, encodes answers as JSON.  Pure.
 
-A body is one message: text, whatever `curl -d` says that it is, or a JSON object with `text` and
+A body is one message: text, whatever type `curl -d` declares, or a JSON object with `text` and
 perhaps a `name` and a `nonce`.  An answer is an object, too: `{"id": …}`, or `{"code", "text"}`
-with the codes that the JSON protocol has.
+with the codes of the JSON protocol.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _FIELDS_BYTES = 4096
 
 _JSON = "application/json"
 
-# What the JSON protocol calls it. The other statuses have their phrase, which it has no code for.
+# The codes of the JSON protocol.  It has none for the other statuses, which have their phrase.
 _CODES = {400: "invalid-request", 413: "line-too-long"}
 
 
@@ -42,7 +42,7 @@ _decode = msgspec.json.Decoder(Posted).decode
 
 
 class Tokens:
-    """The *tokens* of which a request must have one."""
+    """The *tokens* that allow to post; a request must have one of them."""
 
     def __init__(self, tokens: Iterable[str]) -> None:
         self._digests = [_digest(token.encode()) for token in tokens]
@@ -50,7 +50,7 @@ class Tokens:
     def find(self, request: Request) -> int | None:
         """Return the number of the token that *request* has; None if it has none.
 
-        Takes the same time for every token, whether it is right or wrong.
+        Takes the same time for every token, right or wrong.
         """
         scheme, _, token = (request.one("authorization") or "").partition(" ")
         digest = _digest(token.strip().encode("utf-8", "replace"))
@@ -101,7 +101,7 @@ def answer(id_: str) -> Response:
 
 
 def error_response(error: HttpError) -> Response:
-    """Return *error* as an object."""
+    """Return *error* as a response with a JSON object."""
     code = error.code or _CODES.get(error.status)
     if code is None:
         code = HTTPStatus(error.status).phrase.lower().replace(" ", "-")
@@ -114,5 +114,5 @@ def _json(status: int, body: dict[str, str], headers: dict[str, str] | None = No
 
 
 def retry_after(seconds: float) -> dict[str, str]:
-    """Return the field that says when to come again."""
+    """Return the field that says when to retry."""
     return {"Retry-After": str(max(1, math.ceil(seconds)))}
