@@ -215,7 +215,7 @@ class Conversation:
             text = request.text
             said = Said(room=request.room, client=client, name=name, text=text, act=is_act)
             return self._show_or_keep(said)
-        return self._typed(request)
+        return self._typed(request, refused=not is_accepted)
 
     @property
     def unaccepted(self) -> int:
@@ -342,8 +342,10 @@ class Conversation:
     def _render(self, event: Event) -> list[Line]:
         return self._renderer.event(event, self.identity, _now())
 
-    def _typed(self, request: Own, *, pending: bool = False) -> list[Line]:
-        return self._renderer.typed(request, self.identity, _now(), pending=pending)
+    def _typed(self, request: Own, *, pending: bool = False, refused: bool = False) -> list[Line]:
+        return self._renderer.typed(
+            request, self.identity, _now(), pending=pending, refused=refused
+        )
 
 
 def _room_of(request: Own) -> str:

@@ -154,9 +154,18 @@ class Renderer:
         )
 
     def typed(
-        self, request: Request, me: Identity, now: datetime, *, pending: bool = False
+        self,
+        request: Request,
+        me: Identity,
+        now: datetime,
+        *,
+        pending: bool = False,
+        refused: bool = False,
     ) -> list[Line]:
-        """Format a message of our own; *pending* until the server acknowledges it."""
+        """Format a message of our own; *pending* until the server acknowledges it.
+
+        It is dimmed until then, and stays so if it is *refused*.
+        """
         time = self._local(now)
         own = me.name or "you"
         lines: list[Fragments] = []
@@ -174,6 +183,8 @@ class Renderer:
                 lines = [[*_start(time), *who, ("", "  "), *_text(text, "")]]
         if pending:
             return [Line([(DIM, "".join(text for _, text in line))]) for line in lines]
+        if refused:
+            lines = [[(DIM, text) for _, text in line] for line in lines]
         return self._with_date(time, [Line(line) for line in lines])
 
     def notice(self, text: str, now: datetime, *, warning: bool = False) -> list[Line]:

@@ -21,7 +21,7 @@ from multichat.protocol.messages import (
     TopicChanged,
 )
 from multichat.terminal.conversation import Conversation
-from multichat.terminal.render import Line
+from multichat.terminal.render import DIM, Line
 from multichat.terminal.syntax import TypedLine
 from tests.support.conversations import OurChat, begun, texts, welcome
 
@@ -142,6 +142,15 @@ def test_a_refused_message_is_shown_with_the_reason_wherever_we_are() -> None:
         "alice  too fast",
         "! slow down",
     ]
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_a_message_that_is_not_accepted_stays_dimmed(accepted: bool) -> None:
+    chat = begun("lobby")
+    send(chat, 1, "hello", "lobby")
+    answer = Accepted(id="x-1", nonce=1) if accepted else Error("storage-failed", "no", nonce=1)
+    styles = [{style for style, _ in line.fragments} for line in chat.take(answer)]
+    assert ({DIM} in styles) is not accepted
 
 
 @pytest.mark.parametrize("accepted", [True, False])
