@@ -6,7 +6,7 @@ have been assigned, and the accounts and topics.  It does not know who is connec
 1. `RoomJournal.append` numbers a block of messages at once, in the order of the calls; the
    `PendingWrite` that it returns resolves once they are stored, as durably as that
    journal promises.
-2. If a write fails, so do all later writes that were not confirmed before: numbers have no gaps.
+2. If a write fails, so do all later writes that are still pending: numbers have no gaps.
 3. Reads return stored messages in order, each once; retention deletes only the oldest.
 4. A session saved before a message was appended is stored no later than that message: it resumes
    in the rooms, and under the name, with which its messages were accepted.  While the journal
@@ -48,8 +48,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-# Epochs have eleven hexadecimal digits.  A clock that is ahead by centuries leaves half of them, an
-# epoch that a file has leaves a sixteenth.
+# Epochs have eleven hexadecimal digits.  Half of all values remain after a clock that is ahead by
+# centuries, and a sixteenth after the largest epoch that a file may have.
 MAX_TIME_EPOCH = 1 << 43
 MAX_STORED_EPOCH = 0xF << 40
 
@@ -89,7 +89,7 @@ class PendingWrite:
 class SessionRecord:
     """A session: the *digest* of its token, its *client*'s number, its *name*, and its *rooms*.
 
-    *name* is empty where the client has none.  The current room is the last.  *login* is its login
+    *name* is empty if the client has none.  The current room is the last.  *login* is its login
     to an account, empty without one; see `multichat.server.accounts`.  *generation* rises each time
     it is resumed, on any node of a cluster; a journal does not store it.
     """
@@ -104,7 +104,7 @@ class SessionRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AccountRecord:
-    """An account: its *name*, as its owner writes it, and the *hash* of its passphrase.
+    """An account: its *name* in its owner's spelling, and the *hash* of its passphrase.
 
     *hash* is empty if it is damaged: no passphrase matches, and the name stays reserved.
     """
@@ -142,9 +142,9 @@ class SavedSession:
 class RoomJournal(MessageIds, ABC):
     """One room's part of a journal.
 
-    Its messages have the numbers from *first*, the oldest that is stored, up to and without *next*;
-    if the two are equal, there are none.  A message's id is made of *epoch* and its number (see
-    `multichat.protocol.ids.message_id`); epochs are unique among rooms.
+    Its messages have the numbers from *first*, the oldest that is stored, up to but not including
+    *next*; if the two are equal, there are none.  A message's id is made of *epoch* and its number
+    (see `multichat.protocol.ids.message_id`); epochs are unique among rooms.
 
     *earlier* maps the room's earlier epochs, oldest first, to the number at which the next epoch
     began.  Numbers continue from one epoch to the next.
@@ -171,10 +171,11 @@ class RoomJournal(MessageIds, ABC):
 
     @abstractmethod
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
-        """Return the messages with numbers from *start* up to and without *stop*, oldest first.
+        """Return the messages with numbers from *start* up to but not including *stop*.
 
-        Stops before a message that would exceed *max_bytes* of text, but returns at least one.
-        Messages that are not stored, or have been deleted, are left out.  Raises `NotRead`.
+        The oldest comes first.  Stops before a message that would exceed *max_bytes* of text, but
+        returns at least one.  Messages that are not stored, or have been deleted, are left out.
+        Raises `NotRead`.
         """
 
     @abstractmethod
@@ -205,7 +206,7 @@ class Journal(ABC):
 
     @property
     def fault(self) -> str:
-        """Why nothing can be stored now, in a few words for everybody; empty if it can."""
+        """Why nothing can be stored now, in a few words for clients; empty if it can."""
         return ""
 
     @abstractmethod

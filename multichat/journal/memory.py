@@ -1,7 +1,7 @@
 """The journal in memory: keeps the latest messages of each room.
 
 Nothing is done per message: blocks are stored as they are.  Memory is bounded for each room and for
-all rooms together; above that, the room without a message for longest loses its messages first.
+all rooms together; above that, the room that has been silent longest loses its messages first.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Retention: the limits on stored messages, and when the wall clock is trusted.  Pure.
 
 The wall clock may be wrong: before the first synchronization, after a battery failure, or because
-somebody has set it.  So a single reading never deletes anything.
+it was set.  So nothing is deleted because of a single reading.
 """
 
 from collections.abc import Iterable
@@ -100,7 +100,7 @@ class SteadyClock:
 
 
 class Deleted:
-    """How many messages, of which rooms, or sessions and nonces were deleted, and why."""
+    """How many messages of which rooms, or how many sessions or nonces, were deleted, and why."""
 
     def __init__(self) -> None:
         self.counts: dict[tuple[str, str], tuple[int, set[int]]] = {}

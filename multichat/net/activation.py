@@ -1,9 +1,9 @@
 """Socket activation: listeners that the service manager opened and passes to this process.
 
 In systemd's protocol they are the descriptors from 3 on.  LISTEN_FDS is their number, if
-LISTEN_PID is this process, and LISTEN_FDNAMES are their names, which tell the purpose of each.  Our
+LISTEN_PID is this process, and LISTEN_FDNAMES are their names, which give the purpose of each.  Our
 copies are closed like other listeners, but the service manager keeps its own, so that connections
-wait until the next start.  The file of such a Unix socket is never removed here.
+wait until the next start.  This module never removes the file of such a Unix socket.
 """
 
 import os

@@ -33,8 +33,8 @@ __all__ = [
 # Automatic renewal happens 30 days before the end: if it is two weeks late, it has failed.
 EXPIRES_SOON = timedelta(days=14)
 
-# OpenSSL opens the files twice, for the certificates and for the key, so that the key does not
-# match if the pair is replaced in between.  It is not replaced more often than this.
+# OpenSSL opens the files twice, for the certificates and for the key; if the pair is replaced in
+# between, the key does not match.  While the files change, they are read again, at most this often.
 _READINGS = 3
 
 # A chain has four certificates of 2 KiB.
@@ -154,7 +154,7 @@ def server_tls(certificate: Path, key: Path | None = None) -> ServerTls:
 
 def _load(certificate: Path, key: Path | None) -> ServerTls:
     context = ServerTls()
-    # As `ssl.create_default_context` does, so that a developer can decrypt a recording.
+    # As in `ssl.create_default_context`, so that a developer can decrypt a recording.
     if (secrets := os.environ.get("SSLKEYLOGFILE")) and not sys.flags.ignore_environment:
         context.keylog_filename = secrets
     context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -1,7 +1,7 @@
-"""Durations, counted by how long they are: what a histogram of them needs.  Pure.
+"""Durations, counted by length for a histogram.  Pure.
 
-Taking one costs less than half a microsecond, and the memory is bounded, so that they can be taken
-per batch, per transaction and per request, but not per message.
+Recording one takes less than half a microsecond, and the memory is bounded, so they can be recorded
+for each batch, transaction and request, but not for each message.
 """
 
 from bisect import bisect_left
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 __all__ = ["BOUNDS", "DurationRecorder", "Durations"]
 
 BOUNDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""The upper bounds of the buckets, in seconds; one more has what is longer than the last."""
+"""The upper bounds of the buckets, in seconds; one more bucket has longer durations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +26,16 @@ class Durations:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """How many durations there are."""
         return sum(self.buckets)
 
     @property
     def mean_seconds(self) -> float:
-        """Their mean; 0 if there are none."""
+        """Their mean, in seconds; 0 if there are none."""
         return self.total_seconds / max(1, self.count)
 
     def at_most(self, part: float) -> float:
-        """Return the bound, in seconds, that at least this *part* (0 to 1) of them do not exceed.
+        """Return the bound, in seconds, that at least this *part* (0 to 1) of them does not exceed.
 
         0 if there are none, infinity if it is in the last bucket.
         """
@@ -59,7 +59,7 @@ class DurationRecorder:
         self._total_seconds = 0.0
 
     def note(self, seconds: float) -> None:
-        """Count one of *seconds*; below 0, as after a step of the clock, is 0."""
+        """Count one of *seconds*; a negative one, as after a step of the clock, counts as 0."""
         self._buckets[bisect_left(BOUNDS, seconds)] += 1
         if seconds > 0:
             self._total_seconds += seconds

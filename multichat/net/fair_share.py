@@ -314,7 +314,7 @@ class FairShare:
 
     def _begin_long(self, lane: _Lane, account: Account, now: float) -> None:
         account.waits, account.has_turn = False, True
-        lane.free_at = min(lane.free_at, now)  # a pause that was not needed is not made up for
+        lane.free_at = min(lane.free_at, now)  # the rest of an unneeded pause is not made up for
         self._in_lane, self._in_lane_until = account, now + self.shares.longest_seconds
         self._lane_was_last = True
         self._asked_before_long = self._asked

@@ -36,7 +36,7 @@ _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 _BACKLOG = 1024
 
-# How long a server waits for another one that opens its socket, which takes milliseconds.
+# How long a server waits while another one opens its socket, which takes milliseconds.
 _LOCK_SECONDS = 5.0
 _LOCK_RETRY_SECONDS = 0.01
 
@@ -108,7 +108,7 @@ def has_left(stream: trio.abc.Stream) -> bool:
     if not isinstance(stream, trio.SocketStream) or not hasattr(select, "poll"):
         return False
     poll = select.poll()
-    poll.register(stream.socket.fileno(), 0)  # POLLHUP needs no asking
+    poll.register(stream.socket.fileno(), 0)  # POLLHUP is always reported
     return any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
@@ -173,11 +173,11 @@ async def listen_unix(path: Path, mode: int) -> trio.SocketListener:
 
 @asynccontextmanager
 async def _one_at_a_time(folder: Path) -> AsyncGenerator[None]:
-    """Let no other server look at the sockets in *folder* while the block runs.
+    """Keep other servers from examining the sockets in *folder* while the block runs.
 
-    Of two that start at the same time, the second would take the socket of the first for stale,
-    before that listens, or remove it in place of the stale one.  Where the folder cannot be locked,
-    or somebody else keeps the lock, the block runs all the same.
+    Of two servers that start at the same time, the second would consider the first one's socket
+    stale before it listens, or remove it in place of the stale one.  If the folder cannot be
+    locked, or another process keeps the lock, the block runs without it.
     """
     try:
         import fcntl
@@ -197,7 +197,7 @@ async def _one_at_a_time(folder: Path) -> AsyncGenerator[None]:
 
 
 def _is_locked(flock: Callable[[int, int], None], fd: int, how: int) -> bool:
-    """Return whether there is nothing to wait for: it is locked now, or it cannot be."""
+    """Return whether to stop waiting: the folder is locked now, or cannot be locked."""
     try:
         flock(fd, how)
     except BlockingIOError:

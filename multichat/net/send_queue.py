@@ -252,7 +252,7 @@ class SendQueue:
     def miss(self, messages: int, room: str) -> None:
         """Record that the client misses that many *messages* of *room*, perhaps none.
 
-        It is told so in their place.
+        A notice in their place says so.
         """
         if not messages:
             return

@@ -96,7 +96,7 @@ def check_pem_file(path: Path) -> None:
 def describe_error(error: BaseException) -> str:
     """Return the reason for an error of the system or of a stream, in a few lower-case words.
 
-    For an exception group, such as for several addresses that were tried, name each reason once.
+    An exception group, as from attempts at several addresses, gives each different reason once.
     """
     if isinstance(error, BaseExceptionGroup):
         return ", ".join(dict.fromkeys(describe_error(each) for each in error.exceptions))
@@ -154,12 +154,12 @@ _NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACK
 
 
 def has_unknown_issuer(error: BaseException) -> bool:
-    """Return whether a TLS handshake failed with *error* because nobody trusted has signed."""
+    """Return whether a TLS handshake failed with *error* because the issuer is not trusted."""
     return getattr(error.__cause__, "verify_code", None) in _UNKNOWN_ISSUER
 
 
 def has_another_name(error: BaseException) -> bool:
-    """Return whether a TLS handshake failed with *error*: the certificate is for another name."""
+    """Return whether a TLS handshake failed with *error* because of another host name."""
     return getattr(error.__cause__, "verify_code", None) in _ANOTHER_NAME
 
 
@@ -281,9 +281,9 @@ def peer_address(stream: trio.abc.Stream) -> str:
 
 
 def _unmapped(name: object) -> object:
-    """Return the address *name* with an IPv4 address as such, if it came over an IPv6 socket.
+    """Return the address *name*, with an IPv4 address that an IPv6 socket has mapped as IPv4.
 
-    Such a socket is one that the service manager has opened.
+    A socket that the service manager has opened may do so.
     """
     match name:
         case (str(host), port, *_) if host.startswith(_MAPPED) and "." in host:
@@ -292,9 +292,9 @@ def _unmapped(name: object) -> object:
 
 
 def is_disconnected(stream: trio.abc.Stream) -> bool:
-    """Return whether *stream* is a TCP connection that was reset, so that it has no peer any more.
+    """Return whether *stream* is a TCP connection that was reset, so that it no longer has a peer.
 
-    Its address is unknown then, but what it had sent can still be read.
+    The peer's address is unknown then, but what it had sent can still be read.
     """
     below = _socket_of(stream)
     if below is None or below.socket.family == _AF_UNIX:

@@ -1,4 +1,4 @@
-"""Accounts and topics in a SQLite journal: small tables that are read as a whole at the start.
+"""Accounts and topics in a SQLite journal: small tables that are read completely at the start.
 
 For one thread at a time.  Damaged rows are skipped, but the name of an account whose passphrase is
 damaged stays reserved: nobody can log in until the operator has removed the account and added it

@@ -1,7 +1,7 @@
 """Everything that a journal holds, read once to be copied elsewhere.
 
-The server of the journal must have stopped, and the file must have the present version of the
-tables; nothing is written to it.
+The journal's server must have stopped, and the file must have the current version of the tables;
+nothing is written to it.
 """
 
 import sqlite3
@@ -42,7 +42,10 @@ class RoomContents:
 
 
 class Contents:
-    """What the journal at *path* holds; for one thread.  *damaged* counts what cannot be read."""
+    """The contents of the journal at *path*; for one thread.
+
+    *damaged* counts the parts that cannot be read.
+    """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.damaged = 0

@@ -41,7 +41,7 @@ _FREE_PART = 4
 # Sessions and nonces take at most this part of the file's size limit; the rest is for messages.
 _SESSION_PART = 4
 
-# If they take more, this part of them is deleted at once, so that they need not be counted often.
+# If they take more, this part of them is deleted at once, so that they are counted less often.
 _DELETED_PART = 8
 
 # The part of a step's pages that are moved to shrink the file; each also changes other pages.
@@ -357,7 +357,7 @@ class Deletions:
         step.result.rooms.update(empty)
 
     def _last_expired(self, max_age_seconds: float, now: SteadyTime, place: _Place) -> int | None:
-        """Return the last block up to which all are too old; None if the first is not.
+        """Return the last block of those at the beginning that are too old; None if there is none.
 
         Messages are deleted in their order, so that no room gets a gap.  A message that is dated
         ahead is from a time when the clock was wrong: it counts as old as the next one.  Messages

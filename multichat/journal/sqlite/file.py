@@ -115,7 +115,7 @@ _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_CONSTRAINT", "SQLITE_IOERR_READ", "SQLITE_I
 
 
 def is_damage(error: BaseException) -> bool:
-    """Return whether *error* is about one part of the file, so that the others can be used."""
+    """Return whether *error* is about one part of the file, so that the rest can be used."""
     if isinstance(error, DamagedRow | UnicodeDecodeError):
         return True
     name = getattr(error, "sqlite_errorname", None) or ""
@@ -525,7 +525,7 @@ def newest_stamp(connection: sqlite3.Connection) -> str:
 
 
 def contents_of(connection: sqlite3.Connection) -> str:
-    """Return what tells apart the contents of a file at different times; see `_wal_belongs`."""
+    """Return a string that identifies the present contents of a file; see `_wal_belongs`."""
     [newest] = connection.execute("SELECT max(seq) FROM runs").fetchone()
     [schema] = connection.execute("PRAGMA schema_version").fetchone()
     return f"{newest} {schema}"
@@ -552,7 +552,7 @@ def _inspect(
         schema = read_schema(connection)
         plain = read_plain_indexes(connection)
     if not tables and application in (0, APPLICATION_ID):
-        # A server may be, or have been killed, between creating the file and its tables.
+        # A server may be between creating the file and its tables, or may have been killed there.
         if not beginning:
             raise JournalFailed(path, "it is still empty")
     elif application != APPLICATION_ID:

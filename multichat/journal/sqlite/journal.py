@@ -95,7 +95,7 @@ _TOO_SLOW = "the disk does not keep up"
 
 _CLOSED = "the server is closing its journal"
 
-# What clients read when a file of the journal was moved; the log has its path.
+# The reason for clients when a file of the journal was moved; the log has its path.
 _NOT_IN_PLACE = "the server cannot store messages"
 _OVERWRITTEN = (
     "another program has replaced the contents of {}, as SQLite's .restore does; stop the server "

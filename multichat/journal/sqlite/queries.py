@@ -46,7 +46,7 @@ _NONCES_SIZE = f"{_NONCES_BYTES} + length(CAST(nonces AS BLOB)) + length(checks)
 # How many clients' nonce counts are remembered; others are counted again.
 _MAX_COUNTED = 20_000
 
-# How often the clock of the file is written; a kill loses at most this much.
+# How often the clock of the file is written, in seconds; a kill loses at most this much.
 _CLOCK_SECONDS = 60.0
 
 # The size of a short transaction in the WAL: about six pages.
@@ -318,7 +318,7 @@ class Rows:
             raise
 
     def _check_overwritten(self) -> None:
-        """Raise `_Overwritten` if the file has not what we have written, as after `.restore`."""
+        """Raise `_Overwritten` if the file does not have our last write, as after `.restore`."""
         [version] = self.connection.execute("PRAGMA data_version").fetchone()
         if version != self._seen_version:  # another program has written
             if self._own_stamp and self._has_stamps:

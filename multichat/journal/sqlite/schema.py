@@ -102,7 +102,7 @@ MIGRATIONS: tuple[Sequence[str], ...] = (
         "INSERT INTO stamps VALUES (1, '', 2)",
     ),
     (
-        # `name` is case-folded; `shown` is the name as its owner writes it.
+        # `name` is case-folded; `shown` is the name in its owner's spelling.
         """CREATE TABLE accounts (
             id INTEGER PRIMARY KEY,
             name TEXT NOT NULL UNIQUE,
