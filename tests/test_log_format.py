@@ -61,7 +61,7 @@ def fail(error: Exception, cause: Exception | None = None) -> Exception:
 
 
 def crash() -> Exception:
-    """Return an exception of several, behind and in one another, which all have the marker."""
+    """Return an exception of several, chained and nested, which all have the marker."""
     inner = fail(ValueError(f"not {SECRET}"), fail(LookupError(SECRET)))
     nested = ExceptionGroup("x", [TypeError(SECRET)])
     return fail(ExceptionGroup(f"two of {SECRET}", [inner, nested]))

@@ -119,7 +119,7 @@ async def test_sockets_outlive_the_server(tmp_path: Path, port: int, web_port: i
             await service.systemd.run("systemctl", "stop", SERVICE)
             assert socket.exists()
             for number, path in ((port, b"/ping\n"), (web_port, b"GET /ready HTTP/1.0\r\n\r\n")):
-                # Nobody listens but systemd, which starts the server for it.
+                # Only systemd listens, and starts the server for a connection.
                 stream = await trio.open_tcp_stream("127.0.0.1", number)
                 async with stream:
                     await stream.send_all(path)
@@ -270,7 +270,7 @@ async def test_a_backup_is_restored_as_the_guide_says(
         await service.signal(signal.SIGKILL)  # so that there is a -wal
         stop, _, rest = block("restore").partition("\n")
         await service.systemd.run(*stop.split())
-        # Nobody can start it meanwhile: neither the chat's port nor the page's is open.
+        # No connection can start it meanwhile: neither the chat's port nor the page's is open.
         for closed in (port, web_port):
             with pytest.raises(OSError, match="connect"):
                 await trio.open_tcp_stream("127.0.0.1", closed)

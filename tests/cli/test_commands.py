@@ -129,7 +129,7 @@ async def test_nc_is_a_full_client(tmp_path: Path) -> None:
         await b.wait_for("Γειά σου 👋\n")
         assert re.fullmatch(r"\[Client [12]\] Γειά σου 👋\n", b.out)
         await b.type("bye")
-        b.end_input()  # half-closes, so it leaves; what it said last is a line all the same
+        b.end_input()  # half-closes, so it leaves; its last input is still a line
         assert await b.wait() == 0
         await a.wait_for("bye\n")
         a.end_input()  # does not half-close, so it stays
@@ -424,7 +424,7 @@ def slow_output(*argv: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
 
 
 async def test_a_slow_output_of_the_client_loses_nothing(tmp_path: Path) -> None:
-    """More than a pipe and a log would hold: it stops reading until somebody takes its lines."""
+    """More than a pipe and a log hold: the client stops reading until its lines are taken."""
     count, text = 20_000, "x" * 1000
     async with (
         serve(tmp_path, "--log-rate", "0", "--slow-timeout", "60") as server,
@@ -707,7 +707,7 @@ async def test_two_hundred_clients_at_once(tmp_path: Path) -> None:
         async def live(number: int) -> None:
             nonlocal done
             async with tcp(server) as stream:
-                # Said when all are there, so that everybody hears everybody else.
+                # Sent once all are there, so that each receives the messages of all others.
                 await all_there.wait()
                 await stream.send_all(f"hello from {number}\n".encode())
                 received = bytearray()
@@ -974,7 +974,7 @@ async def test_version(tmp_path: Path) -> None:
 
 
 async def test_an_unread_log_delays_no_client(port: int, tmp_path: Path) -> None:
-    """Standard output is a pipe that is full: the chat goes on, and the server still stops."""
+    """Standard output is a full pipe: the chat continues, and the server still stops."""
     read, write = os.pipe()
     argv = [MULTICHAT, "serve", str(port), "--host", LOOPBACK]
     process = subprocess.Popen(argv, stdout=write, stderr=subprocess.PIPE)

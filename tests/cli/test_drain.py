@@ -38,7 +38,7 @@ SHUTDOWN = "[Server] goodbye: the server is shutting down"
 
 
 class Numbers:
-    """What one client has heard of the numbers that *sender* says."""
+    """The numbers of *sender* that one client has received."""
 
     def __init__(self) -> None:
         self.heard: list[int] = []
@@ -131,7 +131,7 @@ async def test_clients_of_all_kinds_come_back_after_a_drain_and_miss_and_hear_no
             assert goodbye["reconnect"] is True
             assert 0 < goodbye["after"] < 3
             said_to_page = [event for event in events if '"said"' in event]
-            last = json.loads(said_to_page[-1])["id"]  # somebody may have left since
+            last = json.loads(said_to_page[-1])["id"]  # a client may have left since
             heard_by_page = numbers_in(said_to_page)
             assert await program.wait() == 0
             goodbye = json.loads(program.lines[-1])

@@ -207,7 +207,7 @@ async def test_history_reads_beside_a_running_server(tmp_path: Path) -> None:
         with reading(path) as reader:
             blocks = reader.read()
             assert next(blocks).text == "0"
-            await say(99)  # nobody waits for who reads, and who reads ends where it began
+            await say(99)  # no writer waits for a reader, which ends where it began
             assert [said.text for said in blocks] == ["1", "2"]
     assert not Path(f"{path}-wal").exists()
 

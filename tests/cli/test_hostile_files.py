@@ -71,7 +71,7 @@ def set_column(path: Path, table: str, column: str, value: object) -> None:
     statement = f"UPDATE {table} SET {column} = {value_sql} WHERE rowid = 1"
     if table == "sessions":
         statement = statement.replace("WHERE rowid = 1", "")
-    if value is None:  # which the table forbids, until it is told otherwise and back
+    if value is None:  # which the table forbids, so its constraint is removed for a moment
         sql = "SELECT sql FROM sqlite_master WHERE name = ?"
         with closing(sqlite3.connect(path)) as connection:
             [[before]] = connection.execute(sql, [table]).fetchall()

@@ -28,7 +28,7 @@ DISGUISED = " /msg bob secret\n"
 
 @pytest.fixture(params=["&-", "/dev/full", "unread"])
 def stderr(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Name, as behind `2>`, a standard error that takes nothing: closed, full, or not read."""
+    """Return the target of `2>` for a standard error that is closed, full, or not read."""
     if request.param != "unread":
         yield request.param
         return
@@ -46,7 +46,7 @@ def stderr(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 def run(folder: Path, stderr: str, *arguments: str) -> Command:
-    """Run `multichat` with *arguments*; *stderr* is what a shell has behind `2>`."""
+    """Run `multichat` with *arguments*; *stderr* is the target of the shell's `2>`."""
     return Command(folder, "/bin/sh", "-c", f'exec "$@" 2>{stderr}', "sh", MULTICHAT, *arguments)
 
 

@@ -215,7 +215,7 @@ async def test_connect_waits_until_a_full_server_has_a_free_place(
     port: int, tmp_path: Path
 ) -> None:
     async with left_alone(tmp_path, port) as client:
-        client.signal(signal.SIGSTOP)  # until somebody else has the place
+        client.signal(signal.SIGSTOP)  # until another client has taken the place
         async with serve(tmp_path, "--max-clients", "1", port=port) as server:
             async with tcp(server):
                 await server.wait_for("Client 1 connected")
@@ -292,7 +292,7 @@ async def test_send_waits_and_sends_the_message_once(port: int, tmp_path: Path) 
 
 
 async def test_send_sends_again_to_a_server_without_the_session(port: int, tmp_path: Path) -> None:
-    """Nobody knows what was said meanwhile, which is no reason to fail."""
+    """It is unknown which messages were sent meanwhile, but that is not a failure."""
     [listener] = await trio.open_tcp_listeners(port, host=LOOPBACK)
     command = Command(tmp_path, MULTICHAT, "send", LOOPBACK, str(port), "hello")
     async with command as client:

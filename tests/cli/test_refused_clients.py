@@ -260,7 +260,7 @@ async def test_a_refused_client_prints_one_line(
 ) -> None:
     options = options_of(files, REFUSALS[name], tls=tls)
     says = REFUSALS[name].says
-    # A JSON client is told of a refused room in JSON.
+    # A JSON client gets the error about a refused room in JSON.
     clients = (SEND, SEND, WHO, PIPE) if name == "room" else (SEND, SEND, WHO, PIPE, JSON)
     async with chat_server(files, tls=tls) as port:
         await check_everywhere(tmp_path, terminal, options, port, says, *clients)

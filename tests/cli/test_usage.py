@@ -84,7 +84,7 @@ def _no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def mistake(*arguments: str) -> str:
-    """What is said of a command that is called with *arguments*."""
+    """Return the error of a command that is called with *arguments*."""
     command = typer.main.get_command(make_app())
     with pytest.raises(UsageMistake) as refused:
         command(list(arguments), prog_name="multichat", standalone_mode=False)
@@ -115,7 +115,7 @@ def test_options_that_exclude_each_other_or_have_no_effect_are_refused(
     match rule:
         case Excludes() | Useless():
             names.append(rule.other)
-            # `connect` takes a port only behind a host, whose own rule comes first.
+            # `connect` takes a port only after a host, whose own rule is checked first.
             names += ["host"] if rule.other == "port" else []
         case Needs(where=where) if where:
             names.append(where)

@@ -110,7 +110,7 @@ async def test_requests_are_answered_while_nobody_iterates(autojump_clock: MockC
         await a.join("den")
         await trio.sleep(3)
         # What answered a call is not among the events, what it did to others is.
-        # Nobody was told that Client 1 is called alice before that Client 1 has left.
+        # The rename of Client 1 to alice was not announced before Client 1 left.
         assert await anext(b) == Left(1, "Client 1", "joined den", members=1, room="lobby")
 
 

@@ -214,7 +214,7 @@ async def test_cancelling_leaves_at_once(autojump_clock: trio.testing.MockClock)
 async def test_events_are_received_while_a_say_waits(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """A bot that answers under a flood: nobody reads while it sends, and there is no deadlock."""
+    """A bot answers during a flood: it does not read while it sends, and there is no deadlock."""
     ours, theirs = trio.testing.lockstep_stream_pair()
     server = ScriptedClient(theirs)
     async with open_chat(ours, plain=True) as chat, trio.open_nursery() as nursery:

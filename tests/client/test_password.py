@@ -136,7 +136,7 @@ async def test_a_password_is_not_sent_unless_asked_for(autojump_clock: MockClock
     ours, theirs = trio.testing.memory_stream_pair()
     server = ScriptedClient(theirs)
     async with open_line_chat(ours, password=SECRET, plain=True) as chat:
-        assert trio.current_time() >= DEFAULT_TIMEOUTS.password_request  # nobody asks
+        assert trio.current_time() >= DEFAULT_TIMEOUTS.password_request  # the server asks for none
         await chat.send("hello")
         assert await server.line() == "hello"
         await theirs.aclose()
@@ -403,7 +403,7 @@ async def test_a_password_is_in_no_log_process_list_or_error(tmp_path: Path) -> 
         await clients[2].wait_for(ASKED)
         await clients[2].type(f"/auth {WRONG}\n/Auth {SECRET}\n")
         await server.wait_for("connected", 3)
-        # Once more, in each protocol, where nobody asks for it any more.
+        # Once more, in each protocol, when the server does not ask for it any more.
         await clients[0].type(f"/auth {SECRET}\n")
         await clients[1].type(f"/auth {SECRET}\n")
         await clients[2].type(f"/auth {SECRET}\n")

@@ -1,4 +1,4 @@
-"""A client whose name or room is refused: nobody sees it come, and it speaks nowhere else."""
+"""A client whose name or room is refused is not announced, and speaks in no other room."""
 
 from functools import partial
 from pathlib import Path

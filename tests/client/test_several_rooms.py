@@ -380,7 +380,7 @@ async def test_a_room_that_is_refused_is_asked_for_until_it_is_left(
         hello = await again.welcome(room="tea", rooms=rooms_of(tea="e-0001"))
         assert hello["rooms"] == {"ops": {"since": "e-0001"}, "tea": {"since": "e-0002"}}
         await again.tell("error", code="too-many-rooms", text="too many rooms", room="ops")
-        assert (await again.read())["type"] == "ping"  # behind which no more refusals come
+        assert (await again.read())["type"] == "ping"  # after which no more refusals come
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_refuse, again, "not-in-room")
             with pytest.raises(Refused):
@@ -392,7 +392,7 @@ async def test_a_room_that_is_refused_is_asked_for_until_it_is_left(
 async def test_a_client_that_loses_its_only_room_continues(autojump_clock: MockClock) -> None:
     async with conversation() as (chat, network, peer):
         await peer.tell("left", client=7, name="x", reason="", members=0, room="lobby")
-        await peer.tell("joined", client=7, name="x", room="den", members=1)  # nobody asked for it
+        await peer.tell("joined", client=7, name="x", room="den", members=1)  # no answer
         assert await anext(chat) == Exited("lobby")
         assert isinstance(await anext(chat), Joined)
         assert (chat.room, chat.rooms) == ("", ())

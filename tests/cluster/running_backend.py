@@ -1,4 +1,4 @@
-"""A backend of a test: one node on a real engine, with what it has heard."""
+"""A backend of a test: one node on a real engine, with the events that it has received."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -67,7 +67,7 @@ class Node:
     async def wait_for(
         self, kind: type[EventT], matches: Callable[[EventT], bool] = lambda _: True
     ) -> EventT:
-        """Wait until such an event was heard; remove and return it."""
+        """Wait for such an event; remove and return it."""
         with trio.fail_after(WAIT_SECONDS):
             while True:
                 for event in self.heard:

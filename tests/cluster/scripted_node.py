@@ -119,7 +119,7 @@ class ScriptedNode:
 
 
 def record(client: int, generation: int = 1, **fields: Any) -> ClientRecord:
-    """Return the record of a client, in the lobby if nothing else is said."""
+    """Return the record of a client, by default in the lobby."""
     fields = {"rooms": ("lobby",), "origin": f"of {client}", **fields}
     return ClientRecord(client=client, generation=generation, **fields)
 

@@ -1,4 +1,4 @@
-"""Nodes on a real engine: what they decide together, and what each hears of the others."""
+"""Nodes on a real engine: what they decide together, and which events of others each gets."""
 
 import re
 from contextlib import AsyncExitStack
@@ -396,7 +396,7 @@ async def test_a_node_that_was_considered_dead_learns_which_clients_were_resumed
         await a.wait_for(NodeFenced)
         replaced = [each for each in a.heard if isinstance(each, Replaced)]
         assert set(replaced) == {Replaced(1, 1)}
-        # It goes on without them.
+        # It continues without them.
         a.put(3)
         await b.wait_for(ClientPut, lambda each: each.record.client == 3)
 
@@ -437,7 +437,7 @@ async def test_nodes_with_other_functions_of_the_same_version_never_share_an_eng
         await engine.call(*load, library_text())
         async with run_node(cluster_config(engine, "b")):
             pass
-    # Once nobody uses them, they are replaced, which the log says.
+    # Once no node uses them, they are replaced, and the log says so.
     await engine.call(*load, _other_library())
     assert "loaded our functions" not in caplog.text
     async with run_node(cluster_config(engine, "c")):

@@ -64,7 +64,7 @@ async def test_round_robin_over_the_nodes_that_accept() -> None:
                 await stream.send_all(b"x")
                 heard.append(await stream.receive_some())
         assert heard == [b"first", b"second"] * 2
-        balancer.targets = [1, two]  # nobody listens on port 1
+        balancer.targets = [1, two]  # no process listens on port 1
         async with client(balancer) as stream:
             await stream.send_all(b"x")
             assert await stream.receive_some() == b"second"

@@ -24,7 +24,7 @@ def found(
     lossy: bool = False,
     retained: bool = False,
 ) -> list[str]:
-    """Return what is found if alice has said three messages, which bob has heard like this."""
+    """Return the findings if alice sent three messages, and bob received them like this."""
     texts = [f"room alice {number}" for number in range(3)]
     ids = {text: f"e-{number}" for number, text in enumerate(texts)}
     alice = alice or Record("alice", said=texts, accepted=ids)
@@ -124,7 +124,7 @@ def test_deleted_messages_are_checked_by_what_members_received() -> None:
 def found_directs(
     *heard: str, fate: Fate = "accepted", cuts: tuple[float, ...] = (), lossy: bool = False
 ) -> list[str]:
-    """Return what is found if alice sent bob `hi`, with that *fate*, and bob has *heard* this."""
+    """Return the findings if alice sent bob `hi`, with that *fate*, and bob *heard* this."""
     alice, bob = Directs(), Directs(heard=[*heard], cuts=[*cuts])
     alice.sent["1"] = Direct("hi", "bob", (10.0, 11.0), fate)
     return check_directs({"alice": alice, "bob": bob}, lossy=lossy)

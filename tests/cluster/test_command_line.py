@@ -243,7 +243,7 @@ async def test_the_password_of_an_acl_user_may_change_in_the_engine_first(
     async with node(tmp_path, url, "--cluster-password-file", str(file)) as server:
         assert await works(server)
         await engine.call("ACL", "SETUSER", "me", "resetpass", ">second")
-        assert await works(server)  # its connection goes on
+        assert await works(server)  # its connection stays
         await engine.call("CLIENT", "KILL", "USER", "me")
         await server.wait_for("it does not accept the user and password")
         file.write_text("second\n", "utf-8")

@@ -102,7 +102,7 @@ async def test_a_client_enters_an_open_room_of_which_its_node_missed_only_delete
             assert carol.welcome["rooms"]["lobby"]["last"] == bob.ids["3"]
             missed = await alice.hear("missed", "said")
             assert (missed["type"], missed["count"]) == ("missed", 3)
-            # Nothing else is said twice or missed, on either node.
+            # Nothing else is delivered twice or missed, on either node.
             await carol.say("4")
             assert [(await each.said())[1] for each in (alice, bob)] == ["4", "4"]
             assert carol.ids["4"].endswith("4")

@@ -49,7 +49,7 @@ ENGINE = "valkey"
 
 @contextmanager
 def kept_port() -> Iterator[int]:
-    """Yield a port that nobody else gets: it is bound, and does not listen."""
+    """Yield a port that no other process gets: it is bound, and does not listen."""
     with socket.socket() as bound:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((LOOPBACK, 0))
@@ -112,7 +112,7 @@ async def wait_listening(port: int, of: Command) -> None:
 
 
 async def wait_refused(port: int) -> None:
-    """Wait until nobody listens on *port* any more."""
+    """Wait until no process listens on *port* any more."""
     while True:
         try:
             stream = await trio.open_tcp_stream(LOOPBACK, port)

@@ -323,7 +323,7 @@ async def test_a_resume_on_another_node_fences_the_connection_that_had_the_sessi
     assert [(each.actor, each.event) for each in await a.events(before)] == [
         ("b", Taken(1, 1, "a"))
     ]
-    # The new one goes on, in its rooms and with its name.
+    # The new one continues, in its rooms and with its name.
     assert await b.put(1, 2, name="alice") == ["ok"]
     assert events_of(await b.events(before + 1)) == [Put(record(1, 2, name="alice"))]
     assert (await b.take_session("token", 2))[:3] == ["ok", 1, 3]
@@ -483,7 +483,7 @@ async def test_a_login_is_given_back_with_the_client_and_the_account(join: Join)
         await b.gone(2)
 
 
-# Topics, bans, and what is told ------------------------------------------------------------------
+# Topics, bans, and events -------------------------------------------------------------------------
 
 
 async def test_topics_and_bans_reach_all_nodes_and_are_limited(join: Join) -> None:
@@ -633,7 +633,7 @@ async def test_a_new_room_looks_like_no_other_that_is_open(engine: Engine, join:
     a, b = await join("a"), await join("b")
     assert await a.one(_room("bill")) == ["ok", "bill"]
     assert await b.one(_room("biII")) == ["refused", "looks-like", "bill"]
-    # One with messages is opened all the same: its members would be locked out.
+    # One with messages can still be opened: its members would be locked out otherwise.
     await engine.call("HSET", "multichat:room:biii", "next", 1)
     assert await b.one(_room("biII")) == ["ok", "biII"]
     await a.one(DropRoom("bill"))

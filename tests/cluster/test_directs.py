@@ -1,4 +1,4 @@
-"""Private messages between nodes: each is delivered at most once, and its fate is told as it is.
+"""Private messages between nodes: each is delivered at most once, and its outcome is reported.
 
 The first part calls the functions in the engine as nodes do, the second runs nodes.
 """
@@ -345,7 +345,7 @@ def _servers(engine: Engine) -> AbstractAsyncContextManager[list[MemoryServer]]:
 async def _heard_after_a_resume(engine: Engine, *, on_own_node: bool) -> list[str]:
     """Send a private message, and again after resuming on another node, which nothing delays.
 
-    Returns the texts that its recipient got, who is on the sender's first node or on a third one.
+    Returns the texts that its recipient got, which is on the sender's first or on a third node.
     """
     async with _servers(engine) as (a, b, c):
         alice = await join(a, name="alice")

@@ -152,7 +152,7 @@ async def test_accounts_topics_and_sessions_are_imported(tmp_path: Path, engine:
             assert (again["name"], again["resumed"]) == ("carol", True)
             await client.send('{"type":"say","text":"once","nonce":"n1"}')
             assert json.loads(await client.line()) == accepted
-            # A new client gets a number that nobody has had.
+            # A new client gets a number that no client has had.
             other = await open_client(server.port)
             async with other.stream:
                 await other.send('/json {"type":"hello"}')

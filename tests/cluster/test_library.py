@@ -347,7 +347,7 @@ async def test_a_full_engine_refuses_a_batch_as_a_whole(engines: Engines) -> Non
             pytest.fail("never full")
         stored = len(await said(caller))
         assert stored == number
-        # Deleting works all the same, and then the same call does.
+        # Deleting still works, and after that the same call does.
         await caller.call(trim("0", max_messages=5))
         [answer] = await caller.append(block(text, nonces=(number,)), sequence=caller.sequence)
         assert (answer.status, answer.first) == (Status.APPENDED, stored)

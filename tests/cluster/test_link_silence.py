@@ -66,7 +66,7 @@ async def test_the_first_answer_after_a_silence_says_that_the_engine_is_back(
 async def test_an_engine_that_answers_each_request_too_late_is_away(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """It is never silent for long, but who asks it now waits for all before."""
+    """It is never silent for long, but a new request waits for all earlier ones."""
     async with scripted() as (link, engine):
         logs = RoomLogs(LogConfig(node="a"))
         logs.connected(link, "run")

@@ -128,7 +128,7 @@ class _Model:
 
 @dataclass
 class _Server:
-    """What a server knows that is told what the replica returns; its own changes it knows."""
+    """The state of a server that applies its own changes and the events of its replica."""
 
     clients: dict[int, ClientRecord] = field(default_factory=dict)
     accounts: dict[str, Account] = field(default_factory=dict)

@@ -79,7 +79,7 @@ async def test_only_open_rooms_are_followed(engine: Engine) -> None:
         waiting = say(room, "one")
         room.log.close()
         assert waiting.pending is not None
-        await waiting.pending.wait()  # it is stored all the same
+        await waiting.pending.wait()  # it is stored nevertheless
         await until_async(engine, "PUBSUB", "NUMSUB", "multichat:room:lobby", wanted=0)
         again = await a.open()
         assert again.log.next == 1
@@ -529,7 +529,7 @@ async def test_without_a_lineage_an_old_id_would_name_another_message(engines: E
         await replica.call("FUNCTION", "LOAD", "REPLACE", library)
         room = await node.open()
         await said(room, "new")
-        # "new" has the id of "lost": whoever has seen "lost" would never get "new".
+        # "new" has the id of "lost": a client that has received "lost" would never get "new".
         assert room.log.number_of(lost) == 1
         assert room.said[0][0] == lost
 

@@ -52,7 +52,7 @@ async def hears(client: JsonClient, *types: str) -> dict[str, Any]:
 
 
 async def texts(client: JsonClient, last: str) -> list[str]:
-    """Return the messages that *client* hears, up to the one that ends with *last*."""
+    """Return the messages that *client* receives, up to the one that ends with *last*."""
     heard: list[str] = []
     while not heard or not heard[-1].endswith(last):
         event = await hears(client, "said", "missed")

@@ -30,7 +30,7 @@ _RECORD = '{"name":"alice","rooms":["lobby"],"login":""}'
 
 
 class Visits:
-    """Clients that come and go on a node, each with a session."""
+    """Clients that join and leave on a node, each with a session."""
 
     def __init__(self, engine: Engine, **limits: int) -> None:
         self._engine, self._calls = engine, 0

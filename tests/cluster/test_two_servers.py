@@ -50,7 +50,7 @@ async def _names_in(client: JsonClient, expected: set[str], room: str = "lobby")
 
 
 async def _events_of(client: JsonClient) -> list[dict[str, Any]]:
-    """Return what *client* hears until joins and leaves have been announced."""
+    """Return what *client* receives until joins and leaves have been announced."""
     return await events_of(client, after=1.5)
 
 
@@ -115,7 +115,7 @@ async def test_clients_of_a_node_that_ends_resume_together_without_announcements
     async with nodes_on(two, config=config, seconds=WAIT_SECONDS) as [second]:
         bob = await join(second, name="bob")
         async with nodes_on(one, config=config, seconds=WAIT_SECONDS) as [first]:
-            # In the den nobody of the other node is.
+            # No client of the other node is in the den.
             names = ("alice", "carol", "dave")
             rooms: dict[str, dict[str, object]] = {"lobby": {}, "den": {}}
             clients = [await join(first, name=name, rooms=rooms) for name in names]

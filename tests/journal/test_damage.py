@@ -65,7 +65,7 @@ def execute(path: Path, sql: str, parameters: Sequence[object] = ()) -> None:
 
 
 async def say_ten(path: Path, room: str = "den") -> tuple[dict[str, Any], list[str]]:
-    """Have somebody say ten messages in *room*; return its welcome, and their ids."""
+    """Have a client send ten messages to *room*; return its welcome, and their ids."""
     async with memory_server(journal=SqliteJournal(path)) as network:
         client, welcome = await hello(network, room=room)
         ids = [(await ask(client, type="say", text=f"text {number}"))["id"] for number in range(10)]
@@ -133,7 +133,7 @@ def ten_without(missing: Sequence[int]) -> tuple[list[str], list[str | int]]:
 async def test_a_damaged_message_costs_only_itself(
     damaged: list[int], tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
-    """In a replay, a page of history, in text and in the command; nobody is told an error."""
+    """In a replay, in a page of history, in text and in the command; no client gets an error."""
     path = tmp_path / "chat.db"
     await say_ten(path)
     marks = ", ".join("?" * len(damaged))
@@ -178,7 +178,7 @@ async def test_history_in_text_says_how_many_messages_cannot_be_read(
 async def test_a_session_whose_nonces_are_damaged_is_unknown(
     tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
-    """What its client sent again could be said twice; and without a welcome it tried for ever."""
+    """A repeated message could be published twice; without a welcome the client retried forever."""
     path = tmp_path / "chat.db"
     first, _ = await say_ten(path)
     execute(path, "UPDATE nonces SET nonces = '[1' WHERE first = 9")
@@ -605,7 +605,7 @@ async def check_server(path: Path, talk: Talk) -> None:
 
 
 async def check_retention(path: Path) -> None:
-    """Check that deletion goes on in a room that is not damaged."""
+    """Check that deletion continues in a room that is not damaged."""
     async with memory_server(journal=journal_at(path, max_messages=1)) as network:
         with closing(sqlite3.connect(path)) as connection:
             count = "SELECT count(*) FROM runs WHERE shown = 'attic'"
@@ -661,7 +661,7 @@ async def test_a_server_serves_with_any_value_in_any_column(
 
 # --- Text that a terminal or a viewer obeys -------------------------------------------------------
 
-# Each is one line, so that a message with it is not taken for one of another length.
+# Each is one line, so that a message with it is not mistaken for one of another length.
 RAW_TEXTS: dict[str, object] = {
     "escapes": "\x1b[2J\x9b1m\r[Server] forged\x7f\x00\x08",
     "bidi controls": "a\u202eb\u2066c\u2028d\ufeff",

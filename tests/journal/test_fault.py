@@ -35,7 +35,7 @@ async def test_a_failure_is_a_fault_until_a_write_succeeds(tmp_path: Path) -> No
 
 
 async def test_without_another_write_a_failure_is_forgotten(tmp_path: Path) -> None:
-    """Nobody comes to a server that is not ready, and so nothing may be written."""
+    """A server that is not ready gets no clients, and so nothing may be written."""
     limits = SqliteLimits(retry_seconds=0.05, fault_seconds=0.5)
     journal = SqliteJournal(tmp_path / "chat.db", limits=limits)
     async with running(journal):

@@ -268,7 +268,7 @@ async def test_a_backup_with_different_pages_is_detected_at_any_time(tmp_path: P
 
 
 async def test_no_checkpoint_is_made_without_a_seal(tmp_path: Path) -> None:
-    """As on a full disk: a backup from before could not be told from the file."""
+    """As on a full disk: an earlier backup could not be distinguished from the file."""
     path, backup = tmp_path / "chat.db", tmp_path / "backup.db"
     async with running(SqliteJournal(path, durability=Durability.NORMAL)) as journal:
         room, rows = journal.room("lobby"), journal._rows
@@ -374,7 +374,7 @@ async def test_a_journal_that_is_renamed_and_put_back_while_the_server_runs(
     async with serve(tmp_path, "--journal", str(path)) as server, speaking(server) as one:
         assert await one.say("one") == "accepted"
         path.rename(elsewhere)
-        await server.wait_for(f"The journal cannot store messages: {path} {MOVED}")  # nobody spoke
+        await server.wait_for(f"The journal cannot store messages: {path} {MOVED}")  # without one
         for type_ in ("say", "act"):
             answer = await one.say("two", type_)
             assert NOT_IN_PLACE in answer
@@ -541,7 +541,7 @@ async def test_a_checkpoint_or_vacuum_of_another_program_beside_a_server_loses_n
 async def test_a_checkpoint_or_vacuum_of_the_file_of_a_killed_server_loses_nothing(
     sql: str, tmp_path: Path
 ) -> None:
-    """The next server starts, though it cannot know who has taken the `-wal`."""
+    """The next server starts, although it cannot know why the `-wal` is missing."""
     path = tmp_path / "chat.db"
     async with running(SqliteJournal(path)) as journal:
         await say(journal.room("lobby"), "one")
@@ -747,7 +747,7 @@ async def test_a_copy_of_a_linked_wal_has_its_messages(tmp_path: Path) -> None:
 async def test_no_file_is_overwritten_that_is_linked_beside_the_journal(
     tmp_path: Path, suffix: str, kind: str
 ) -> None:
-    """SQLite would write into it, and that file is somebody's."""
+    """SQLite would overwrite the other file."""
     (tmp_path / "server").mkdir()
     path, other = tmp_path / "server" / "chat.db", tmp_path / "other"
     await write(path, "one")

@@ -36,7 +36,7 @@ async def say_all(room: RoomJournal, texts: list[str]) -> list[str]:
 
 
 async def say_until_kept(room: RoomJournal, text: str) -> None:
-    """Say *text* again and again, as a client does that is told that it was not kept."""
+    """Send *text* again and again, as a client does that gets `storage-failed`."""
     with trio.fail_after(60):
         while not await say_all(room, [text]):
             await trio.sleep(0.05)

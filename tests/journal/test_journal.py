@@ -224,7 +224,7 @@ async def test_a_reopened_room_continues_its_numbers(kind: Kind) -> None:
         await say(room, "one")
         again = journal.room("lobby")
         assert (again.epoch, again.first, again.next) == (room.epoch, 0, 1)
-        # Where nothing was said there is nothing to go on with.
+        # A room without messages has nothing to continue.
         assert journal.room("den").epoch < journal.room("den").epoch
 
 

@@ -1,6 +1,6 @@
 """A journal that is restored from a backup: real servers, killed or ended, and SQLite's backups.
 
-Whoever knows messages that the backup does not have is told so, and never lacks any silently.
+A client that has messages that the backup lacks gets an error, and never misses any silently.
 """
 
 import shutil
@@ -181,7 +181,7 @@ async def restored_while_away(
 ) -> AsyncIterator[None]:
     """A server with a restored backup, which lacks messages that a client said and received.
 
-    With *say* the client says something, *hear* waits until it shows something.
+    With *say* the client sends a message, *hear* waits until it shows one.
     """
     path = folder / "chat.db"
     async with serve(folder, "--journal", str(path), port=port) as server:

@@ -142,7 +142,7 @@ class Turns:
 
 
 class Resumer:
-    """A client that resumes all the time, and writes down what it is told."""
+    """A client that resumes all the time, and records what it receives."""
 
     def __init__(self, seed: int) -> None:
         self._random = Random(seed)
@@ -186,7 +186,7 @@ class Resumer:
                     self._end, left = True, 0
 
     def check(self) -> int:
-        """Check that each message of others was heard or counted; return how many were counted."""
+        """Check that each message of others was received or counted; return the count of missed."""
         for (last, _), (number, missed) in pairwise(self._heard):
             own = sum(last < each < number for each in self._said)
             assert number - last - 1 - own == missed, f"between {last} and {number}"
@@ -578,7 +578,7 @@ def test_the_real_clocks_advance_alike() -> None:
     assert abs((later - wall) - (after - monotonic)) < 60
 
 
-# --- What is said of it ---------------------------------------------------------------------------
+# --- What the log says ----------------------------------------------------------------------------
 
 
 async def test_deletions_are_logged_once_a_minute_and_at_the_end(

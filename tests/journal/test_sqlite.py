@@ -295,7 +295,7 @@ async def test_a_database_of_another_program_is_refused(tmp_path: Path, mode: st
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA journal_mode={mode}")
         connection.execute("CREATE TABLE songs (name)")
-        # While somebody uses it, and after.
+        # While a server uses it, and after.
         assert await refusal(path) == "not a journal of multichat"
         connection.execute("INSERT INTO songs VALUES ('x')")
         assert await refusal(path) == "not a journal of multichat"
@@ -665,7 +665,7 @@ async def test_messages_around_a_damaged_page_can_be_read(tmp_path: Path, log: L
     whole = path.read_bytes()
     middle = len(whole) // 2
     path.write_bytes(whole[:middle] + b"\xff" * 16384 + whole[middle + 16384 :])
-    async with running(SqliteJournal(path)) as journal:  # nobody reads all of it first
+    async with running(SqliteJournal(path)) as journal:  # the start does not read all of it
         room = journal.room("lobby")
         blocks = await room.read(0, 200, max_bytes=LOTS)
         numbers = [block.first for block in blocks]
@@ -773,7 +773,7 @@ async def test_nothing_of_a_failed_transaction_is_in_the_next_one(tmp_path: Path
 async def test_the_durability_setting_reaches_sqlite(
     tmp_path: Path, durability: Durability
 ) -> None:
-    """What a power cut leaves cannot be tried here; what SQLite is told can be asked."""
+    """A power cut cannot be tested here, but SQLite's settings can be queried."""
     async with running(SqliteJournal(tmp_path / "chat.db", durability=durability)) as journal:
         ask = journal._rows.connection.execute
         assert ask("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -806,7 +806,7 @@ async def test_messages_that_wait_together_are_one_transaction(tmp_path: Path) -
         assert journal.commits - before <= commits <= 30
 
 
-# --- What has to go -------------------------------------------------------------------------------
+# --- Messages that are deleted --------------------------------------------------------------------
 
 
 async def test_the_newest_messages_of_each_room_are_kept(tmp_path: Path) -> None:
@@ -1021,7 +1021,7 @@ async def test_no_query_scans_a_table(tmp_path: Path) -> None:
         assert len(questions) > 12
         for question in questions:
             plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {question}")]
-            # In the order of the table itself or of an index, and ended by a LIMIT or by who reads;
+            # In the order of the table itself or of an index, ended by a LIMIT or by the reader;
             # heads and rooms are read whole, when it is opened.
             allowed = any(
                 part in question for part in ("ORDER BY seq", " heads", "ORDER BY epoch DESC LIMIT")

@@ -365,7 +365,7 @@ async def test_messages_are_refused_after_a_file_was_changed_in_place(
     async with serve(tmp_path, "--journal", str(path)) as server, speaking(server) as one:
         assert await one.say("two") == "accepted"
         await trio.to_thread.run_sync(change, changed)  # type: ignore[arg-type]
-        await server.wait_for(f"The journal cannot store messages: {changed} was ")  # nobody spoke
+        await server.wait_for(f"The journal cannot store messages: {changed} was ")  # without one
         assert "storage-failed" in await one.say("three")
         await one.say("before", "history")  # reading a truncated -shm would end the server
         if change is not truncate:  # there is another -shm then

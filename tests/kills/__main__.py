@@ -3,7 +3,7 @@
 There are ten rooms, and two writers and one reader for each.  Each client is in one room or, with
 --rooms, in so many.  The server is repeatedly killed with
 SIGKILL and restarted with the same journal, and all clients resume.  Fails unless each message was
-received exactly once by every other member of its room, by nobody else, and in the same order.
+received exactly once by every other member of its room, by no other client, and in the same order.
 
 Without --durability it runs once with `full` and once with `normal`.
 """

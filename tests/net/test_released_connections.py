@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-# --- How a client behaves, in a thread: it leaves no objects of ours behind ----------------------
+# --- How a client behaves, in a thread: it leaves no objects of ours -----------------------------
 
 
 def connected(port: int) -> socket.socket:
@@ -67,7 +67,7 @@ def read_all(client: socket.socket) -> None:
 
 
 def reset(client: socket.socket) -> None:
-    """Closing it resets it, because it was told not to linger."""
+    """Closing it resets it, because of its option not to linger."""
     client.sendall(b"hello\n/ping\n")
     client.recv(4096)
 

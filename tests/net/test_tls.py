@@ -83,7 +83,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
         leaf.private_key_and_cert_chain_pem.write_to_path(str(made.path(name)))
     ca.cert_pem.write_to_path(str(made.path("ca")))
     other_ca.cert_pem.write_to_path(str(made.path("other-ca")))
-    # An authority that shows its own certificate: signed by nobody but itself.
+    # An authority that shows its own certificate, which only it has signed.
     key = ca.private_key_pem.bytes()
     made.path("self-signed").write_bytes(key + ca.cert_pem.bytes())
     made.path("chain").write_bytes(b"".join(blob.bytes() for blob in good.cert_chain_pems))
@@ -340,7 +340,7 @@ async def test_an_untrusted_certificate_is_one_line_on_both_sides(
     log: LogRecorder,
     tmp_path: Path,
 ) -> None:
-    # Nobody told us to trust the one that signed itself.
+    # No option says to trust the self-signed one.
     trust = "--tls" if certificate == "self-signed" else f"--tls-ca={certificates.path('ca')}"
     words = ["x"] if command == "send" else []
     async with running(certificates.server(certificate)) as server:
@@ -683,7 +683,7 @@ async def test_a_flood_of_half_open_handshakes_does_not_lock_out_an_honest_clien
 ) -> None:
     count = MAX_PENDING + 50
     async with serve_tls(tmp_path, certificates) as server, AsyncExitStack() as stack:
-        # One who is in before, and stays.
+        # A client that was admitted before, and stays.
         witness = await dial(LOOPBACK, server.port, tls=certificates.client())
         stack.push_async_callback(trio.aclose_forcefully, witness)
         await server.wait_for("Client 1 connected")

@@ -135,7 +135,7 @@ async def test_exceptions_and_results_of_a_measured_task_pass_through(
 
 @asynccontextmanager
 async def lane_in_use(turns: Turns) -> AsyncGenerator[None]:
-    """Have somebody in the lane of new connections, who waits for something else meanwhile."""
+    """Have a connection in the lane of new ones that waits for something else meanwhile."""
     meter = Meter(turns, "somebody else")
     await meter.take()
     yield

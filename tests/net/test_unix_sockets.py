@@ -47,7 +47,7 @@ def path(short_path: Path) -> Path:
 def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     before = os.umask(request.param)
     yield request.param
-    assert os.umask(before) == request.param  # nobody has changed it meanwhile
+    assert os.umask(before) == request.param  # it has not changed meanwhile
 
 
 def mode(path: Path) -> int:
@@ -65,7 +65,7 @@ def leave_a_stale_socket(path: Path) -> None:
 async def running(
     path: Path, config: ServerConfig | None = None, port: int | None = None, **options: object
 ) -> AsyncIterator[Server]:
-    """A server at *path*, which is told to end when the block does."""
+    """A server at *path*, which is stopped when the block ends."""
     async with trio.open_nursery() as nursery:
         run = partial(Server(config).run, port, unix=path, **options)  # type: ignore[arg-type]
         server = await nursery.start(run)
@@ -170,7 +170,7 @@ async def test_a_stale_socket_is_replaced(path: Path) -> None:
 
 
 async def test_of_servers_that_start_at_once_one_has_the_socket(path: Path) -> None:
-    """Where a killed server has left one, too; nobody listens where no client can connect."""
+    """Also where a killed server has left one; a server at such a path would have no clients."""
     for _ in range(10):
         with closing(socket.socket(socket.AF_UNIX)) as stale:
             stale.bind(str(path))

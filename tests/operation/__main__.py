@@ -27,7 +27,7 @@ async def main(folder: Path, *, systemd: bool) -> None:
             await operate(service, folder)
         return
     with socket.socket() as chat, socket.socket() as web:
-        for kept in (chat, web):  # nobody else gets these ports
+        for kept in (chat, web):  # no other process gets these ports
             kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             kept.bind((LOOPBACK, 0))
         ports = chat.getsockname()[1], web.getsockname()[1]

@@ -45,12 +45,12 @@ class People:
         self._stopped = True
 
     def _heard(self) -> list[list[str]]:
-        """Return what each has heard from the other."""
+        """Return what each has received from the other."""
         pattern = r"\[RX\] \[\w+\] (\w+ \d+)$"
         return [re.findall(pattern, each.out, re.MULTILINE) for each in self._commands]
 
     async def check(self) -> str:
-        """Wait until both have heard all; raise `Wrong` unless they did so once and in order."""
+        """Wait until both have received all; raise `Wrong` unless it came once and in order."""
         with trio.move_on_after(WAIT_SECONDS):
             while any(len(each) != self.written for each in self._heard()):
                 await trio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""A service is looked after while people chat: nobody loses a message, nobody has to do anything.
+"""An operator maintains a service while people chat, who lose no message and notice nothing.
 
 Clients of all kinds chat all the time, and reconnect by themselves: programs over TLS, WebSocket
 and the Unix socket, which the checker of `tests.kills` judges, and two people with
@@ -165,7 +165,7 @@ class _Run:
                 await _in_thread(rooms.check)
         finally:
             await _in_thread(rooms.stop)
-        # A connection may end while it begins; but there is always somebody who listens.
+        # A connection may end while it begins, but there is always a server that listens.
         nobody = (ConnectionRefusedError, FileNotFoundError, TimeoutError)
         if refused := [each for each in rooms.not_connected if isinstance(each, nobody)]:
             raise Wrong(f"{len(refused)} times a client could not connect: {refused[0]!r}")

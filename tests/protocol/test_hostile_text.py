@@ -1,6 +1,6 @@
 """Input of clients and servers reaches a terminal or a log only as text.
 
-A table of what is said, who says it and how, and everything that shows it to somebody.
+A table of payloads, of their senders and ways, and of everything that shows them to people.
 """
 
 import json
@@ -42,7 +42,7 @@ from tests.support.processes import (
 
 pytestmark = pytest.mark.unit
 
-# What each payload wants to be taken for: something that the server says.
+# What each payload imitates: a line of the server.
 FORGED = "[Server] FORGED"
 
 PAYLOADS = {
@@ -206,13 +206,13 @@ def said_in_json(payload: str) -> list[dict[str, object]]:
 
 
 class Room:
-    """A server with two who listen, one in each protocol, and everything that they are told."""
+    """A server with two listening clients, one in each protocol, and all that they receive."""
 
     def __init__(self, network: MemoryServer, text: ScriptedClient, program: ScriptedClient):
         self.network, self.text, self.program = network, text, program
 
     async def told(self, client: ScriptedClient) -> bytes:
-        """Have *client* leave; return all that it was told."""
+        """Have *client* leave; return all that it received."""
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await client.finish()
         data = bytearray()
@@ -271,7 +271,7 @@ async def test_a_hostile_client_in_json_sends_nothing_harmful_to_others(
         hostile = await here.network.join()
         hello = encode({"protocol": 1, "name": f"a{payload}", "room": payload})
         await hostile.stream.send_all(b"/json " + hello + b"\n")
-        # What is meant for a room that there cannot be is said in no other.
+        # A message for a room that cannot exist is published in no other.
         await hostile.stream.send_all(encode({"type": "join", "room": "lobby"}) + b"\n")
         for request in said_in_json(payload):
             await hostile.stream.send_all(encode(request) + b"\n")
@@ -421,7 +421,7 @@ def all_in_text() -> bytes:
 
 def all_in_json() -> bytes:
     events = [event for payload in PAYLOADS.values() for event in poisoned_events(payload)]
-    # Lines behind a goodbye are ignored.
+    # Lines after a goodbye are ignored.
     events.sort(key=lambda event: isinstance(event, dict) and event.get("type") == "goodbye")
     lines = [encode(event) for event in events for encode in (encode_escaped, encode_raw)]
     return b"".join(line + b"\n" for line in lines)
@@ -514,7 +514,7 @@ async def hostile_server(*says: bytes) -> AsyncIterator[Endpoint]:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 async with stream:
                     for data in says:
-                        with trio.move_on_after(0.3):  # for who says nothing before
+                        with trio.move_on_after(0.3):  # for a client that sends nothing before
                             await stream.receive_some()
                         await stream.send_all(data)
                     await stream.send_eof()

@@ -118,7 +118,7 @@ def _plain(code: int) -> bool:
 
 
 def test_reading_a_reading_again_changes_nothing() -> None:
-    for code in range(0x20000):  # behind it only ideographs, which nothing changes
+    for code in range(0x20000):  # after it only ideographs, which nothing changes
         if not 0xD800 <= code < 0xE000:
             for key in readings.__wrapped__(chr(code)):
                 assert fold_name(skeleton(key)) == key, hex(code)

@@ -93,7 +93,7 @@ def test_names_of_people_in_many_languages_are_valid(name: str) -> None:
     assert parse_person_name(name) == name
 
 
-# What looks like the server, its operator or somebody without a name.
+# Names that look like the server, its operator or a client without a name.
 IMPOSTORS = [
     "Server", "server", "SERVER", "_Server-", "S.e.r_v.e.r", "ſerver", "Ｓｅｒｖｅｒ", "Servеr",
     "Serᴠer", "ꓢerver", "ꓢꓰꓣꓦꓰꓣ", "Seʀver", "Śerver", "Sérver", "5erver.server", "Server-admin",

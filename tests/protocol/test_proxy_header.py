@@ -15,7 +15,7 @@ pytestmark = pytest.mark.unit
 
 
 def read(data: bytes, sizes: list[int] | None = None) -> tuple[ProxyHeader | None, bytes]:
-    """Read a header of a stream that shows *sizes* bytes at once; return what is behind it, too."""
+    """Read a header from a stream that shows *sizes* bytes at once; return the rest, too."""
     reader, position = HeaderReader(), 0
     steps = iter(sizes or [])
     while reader.header is None and position < len(data):

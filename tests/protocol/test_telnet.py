@@ -59,7 +59,7 @@ def test_telnet_commands_are_answered_however_they_are_split(data: bytes, answer
 
 
 def answered(answers: bytes) -> tuple[bytes, bool]:
-    """Return the answers without "yes", which is said once in each read, and whether it was."""
+    """Return the answers without "yes", which is sent once for each read, and whether it was."""
     return answers.replace(HERE, b""), HERE in answers
 
 

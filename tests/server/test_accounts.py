@@ -406,7 +406,7 @@ async def test_an_account_whose_passphrase_changes_while_it_is_removed_is_remove
             await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(accounts.change, alice, "battery staple", None)
             await journal.release(count=2)  # the removal
-            await journal.release(count=2)  # the change, behind which it is removed again
+            await journal.release(count=2)  # the change, after which it is removed again
             await journal.release(count=1)
     assert (len(accounts), journal.stored) == (0, {})
     with pytest.raises(WrongPassphrase):

@@ -103,7 +103,7 @@ async def test_before_the_password_nothing_works_and_nothing_is_announced(
         await program.send("/json")
         await program.line()
         assert await text.line() == "[Server] Client 2 joined"
-        await trio.sleep(5)  # time for presence to be told
+        await trio.sleep(5)  # time for presence to be announced
         before = len(log.lines)
         stranger = await knock(network)
         tries = [
@@ -123,7 +123,7 @@ async def test_before_the_password_nothing_works_and_nothing_is_announced(
         for line in tries:
             await stranger.send(line)
             assert await stranger.line() == ASKED
-        await trio.sleep(5)  # time for presence to be told
+        await trio.sleep(5)  # time for presence to be announced
         assert [member.client for member in network.server.members] == [1, 2]
         assert log.lines[before:] == []
         await stranger.send(f"/auth {SECRET}", "/who")

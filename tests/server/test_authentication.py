@@ -303,7 +303,7 @@ async def test_a_new_password_does_not_lock_out_clients_with_a_session(
 ) -> None:
     async with after_a_change_of_the_password() as (network, client, session):
         await client.send('{"type":"say","text":"still here","nonce":1}')
-        while '"accepted"' not in await client.line():  # who is connected stays
+        while '"accepted"' not in await client.line():  # connected clients stay
             pass
         await trio.aclose_forcefully(client.stream)
         # As our clients do: the hello, and when the password is asked for, both.

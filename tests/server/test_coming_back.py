@@ -1,4 +1,4 @@
-"""Clients that lose their server, or all lose the connection, and resume: nobody has left.
+"""Clients that lose their server, or all lose the connection, and resume without leaving.
 
 In memory; `tests/cluster/test_two_servers.py` has nodes on a real engine.
 """
@@ -36,7 +36,7 @@ _ROOMS: dict[str, dict[str, object]] = {"lobby": {}, "den": {}}
 
 
 async def _heard(client: JsonClient) -> list[tuple[str, str]]:
-    """Return the type of what *client* hears for longer than anybody is waited for, and of whom."""
+    """Return the types of the events that *client* gets until all waits are over, and of whom."""
     events = await events_of(client, after=8.0)
     return [(each["type"], each.get("name", "")) for each in events]
 
@@ -122,7 +122,7 @@ async def test_clients_that_resume_after_a_restart_are_not_announced(
         resumed = [await join(two, session=each.welcome["session"]) for each in clients]
         for each in resumed:
             assert each.welcome["resumed"]
-            assert each.welcome["members"] == len(_NAMES)  # nobody has left, and nobody will join
+            assert each.welcome["members"] == len(_NAMES)  # no client has left, and none will join
             await each.ask("who")
         for each in resumed:
             assert await events_of(each, after=0.3) == []
@@ -260,7 +260,7 @@ async def test_clients_of_a_node_that_ends_resume_on_another_without_announcemen
             clients = await _come(one, ("alice", "carol", "dave"))
             await _heard(bob)
             await one.server.close()
-        for each in await _resume(two, clients):  # nobody was in the den there
+        for each in await _resume(two, clients):  # no client was in the den there
             assert await _heard(each) == []
         assert await _heard(bob) == []
 

@@ -1,6 +1,6 @@
 """Clients that resume damaged sessions or nonces, in real processes.
 
-Each gets a new session and continues; none retries for ever, and none is left without an answer.
+Each gets a new session and continues; none retries forever, and each gets an answer.
 """
 
 import json

@@ -34,7 +34,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 MARKER = "MARKER"
 RIGHT = "correct horse"
 
-# A value for each field of a request: what names somebody or something, and what is written.
+# A value for each field of a request: names of clients and things, and written text.
 FIELDS: dict[str, object] = {
     "text": MARKER,
     "reason": MARKER,
@@ -100,7 +100,7 @@ async def test_addresses_of_clients_are_logged_only_if_asked_for(
 
 
 def requests() -> dict[str, dict[str, object]]:
-    """Return each request, with everything in it that somebody may write."""
+    """Return each request, with everything in it that a client may write."""
     return {
         kind.__struct_config__.tag: {
             each.name: FIELDS[each.name]

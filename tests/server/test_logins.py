@@ -66,7 +66,7 @@ async def members_of(client: JsonClient) -> set[str]:
     return {each["name"] for each in (await client.ask("who"))["members"]}
 
 
-# --- A registered name is given to nobody else ----------------------------------------------------
+# --- A registered name is given to no other client ------------------------------------------------
 
 SPELLINGS = ("alice", "ALICE", "aIice", "ａｌｉｃｅ")
 
@@ -111,7 +111,7 @@ async def test_a_registered_name_and_its_lookalikes_are_refused_to_others(name: 
 
 
 async def test_only_a_login_gets_the_name_of_an_account_that_is_away() -> None:
-    """Without an account somebody from there is taken for the same person."""
+    """Without an account, a client from the same address gets the name."""
     async with network(away_seconds=60) as net:
         alice, bob = await registered(net), await join(net, name="bob")
         for client in (alice, bob):
@@ -204,7 +204,7 @@ async def test_a_later_login_takes_the_name_from_an_earlier_one() -> None:
         assert "elsewhere" in out["reason"]
         assert (await first.ask("name", name="alice"))["code"] == "name-taken"
         assert (await first.ask("say", text="still here"))["type"] == "accepted"
-        # Its session is not logged in any more, and takes nothing from whoever is.
+        # Its session is no longer logged in, and takes nothing from the client that is.
         again = await join(net, session=first.welcome["session"])
         assert (again.welcome["resumed"], again.welcome.get("account")) == (True, None)
         assert "alice" in await members_of(second)

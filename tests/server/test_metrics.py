@@ -131,7 +131,7 @@ async def test_a_registry_of_an_embedding_program_has_the_metrics_of_one_server(
 
 
 class Person:
-    """A client over a real connection that counts what it says, hears and misses."""
+    """A client over a real connection that counts what it sends, receives and misses."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream

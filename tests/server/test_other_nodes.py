@@ -332,7 +332,7 @@ async def test_a_claim_that_is_refused_leaves_the_former_name(autojump_clock: Cl
     hub = Hub()
     async with two_nodes(hub) as (one, two):
         await join(one, name="alice")
-        hub.nodes["two"].hold()  # it has not heard of it
+        hub.nodes["two"].hold()  # it does not know it
         bob = JsonClient(await two.join())
         hub.nodes["two"].release()
         await bob.hello(name="alice")
@@ -396,7 +396,7 @@ async def test_what_a_replaced_connection_still_says_is_refused(autojump_clock: 
     hub = Hub()
     async with two_nodes(hub) as (one, two):
         alice, bob = await join(one, name="alice"), await join(two, name="bob")
-        hub.nodes["one"].hold()  # it does not hear that the session was taken
+        hub.nodes["one"].hold()  # it does not learn that the session was taken
         again = await join(two, session=alice.welcome["session"])
         await alice.send({"type": "say", "text": "from the grave", "nonce": 1})
         await again.say("alive")
@@ -453,7 +453,7 @@ async def test_a_client_that_is_kicked_while_it_resumes_elsewhere_is_disconnecte
         alice, bob, carol = await join(one, name="alice"), await join(two), await join(three)
         await events_of(bob), await events_of(carol)
         number, session = alice.welcome["client"], alice.welcome["session"]
-        hub.nodes["one"].hold()  # it does not hear that the session is taken
+        hub.nodes["one"].hold()  # it does not learn that the session is taken
         again = await two.join()
         await again.send(f'/json {{"session": "{session}"}}')
         await slow.taken.wait()

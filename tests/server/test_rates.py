@@ -299,7 +299,7 @@ async def test_a_client_disconnected_for_memory_gets_the_reason_if_it_reads(
         await trio.testing.wait_all_tasks_blocked()
         assert [member.client for member in server.server.members] == [1, 2]
         stalled.recover()
-        # It gets the batch that was being written, but nothing that waited behind it.
+        # It gets the batch that was being written, but nothing that waited after it.
         assert await stalled.rest() == [
             "[Client 1] " + "x" * 600,
             "[Server] goodbye: too far behind",

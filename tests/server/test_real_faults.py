@@ -147,7 +147,7 @@ async def beside(server: ServerCommand, *, password: str = "") -> AsyncIterator[
             await newcomer.send_all(b"/ping\n")
             lines = b""
             with trio.fail_after(WAIT_SECONDS):
-                # The last lines of others may still come, before it or behind it.
+                # The last lines of others may still come, before it or after it.
                 while b"[Server] pong" not in lines.split(b"\n")[:-1]:
                     data = await newcomer.receive_some()
                     assert data, lines

@@ -227,7 +227,7 @@ async def test_a_room_exists_while_it_has_members(log: LogRecorder) -> None:
 async def test_a_room_that_is_empty_again_and_again_while_a_message_is_stored_is_closed(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Regression: the tasks that wanted to close it gave each other the turn for ever."""
+    """Regression: the tasks that wanted to close it let each other go first forever."""
     journal = FaultyJournal(Disk(), Faults(slow_seconds=100.0), Random(0))
     async with memory_server(journal=journal) as network:
         a, b = [await network.join() for _ in range(2)]

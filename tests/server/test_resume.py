@@ -398,7 +398,7 @@ async def test_above_the_limit_the_oldest_sessions_are_evicted() -> None:
 
 
 class ForgettingJournal(MemoryJournal):
-    """Records which sessions it is told to delete."""
+    """Records which sessions are to be deleted."""
 
     def __init__(self) -> None:
         super().__init__()

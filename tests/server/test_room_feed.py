@@ -1,4 +1,4 @@
-"""A room whose log is decided elsewhere: what becomes of proposals, whoever waits for them."""
+"""A room whose log is decided elsewhere: the outcomes of proposals, for all that wait."""
 
 import pytest
 import trio

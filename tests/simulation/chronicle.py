@@ -293,7 +293,7 @@ class Chronicle:
         self._numbers[_fold(name)] = client
 
     def _kill(self, position: int, kill: Kill) -> None:
-        """Remove all members; some pending messages are stored, and delivered to nobody."""
+        """Remove all members; some pending messages are stored, and delivered to no client."""
         for client, connection in list(self._who.items()):
             self._go(client, position)
             self.departures[connection] = Departure(position, kill.seconds, KILLED)

@@ -61,7 +61,7 @@ def journal_first(history: History) -> Iterator[str]:
 
 
 def what_is_not_kept_is_not_said(history: History) -> Iterator[str]:
-    """The sender of a message that cannot be stored gets an error, and nobody gets the message."""
+    """The sender of a message that cannot be stored gets an error; no client gets the message."""
     kept = {(each.said.client, each.said.text) for each in history.taken if each.kept}
     logged = {"\n".join(each.texts) for each in history.chronicle.publishes}
     for visit in history.visits:

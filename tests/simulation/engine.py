@@ -74,7 +74,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Fenced:
-    """The answer to a call of a run of a node that was taken for dead."""
+    """The answer to a call of a run of a node that was considered dead."""
 
 
 @dataclass(frozen=True)

@@ -310,7 +310,7 @@ def _missed(visit: Visit) -> bool:
 def rooms_wait_within_budgets(history: History) -> Iterator[str]:
     """A room waits for slow clients within its budget, whoever they are.
 
-    Except while it has nobody else to deliver to.
+    Except while it has no other client to deliver to.
     """
     full = history.plan.config.slow_timeout_seconds
     budgets: dict[Room, tuple[float, float]] = {}  # seconds left, and at which time
@@ -423,7 +423,7 @@ def _was_told(history: History, message: Sent) -> bool:
 
 
 def storage_fails_only_for_a_reason(history: History) -> Iterator[str]:
-    """`storage-failed` is told only with a full or damaged disk, or without an engine."""
+    """`storage-failed` is sent only with a full or damaged disk, or without an engine."""
     plan = history.plan
     if plan.faults.full or plan.faults.damaged_reads or plan.away:
         return

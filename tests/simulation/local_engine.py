@@ -41,7 +41,7 @@ class _Execution(Execution):
 
 
 class LocalEngine(Engine):
-    """Decides for one node; *journal* stores what is decided, and *note* is told of messages."""
+    """Decides for one node; *journal* stores what is decided, *note* is called with messages."""
 
     def __init__(self, journal: Journal, note: Note) -> None:
         self._journal, self._note = journal, note

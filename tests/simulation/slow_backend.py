@@ -55,7 +55,7 @@ _RENEW_SECONDS = 3.0
 # How long a private message waits for its fate: see docs/cluster.md.
 _DIRECT_SECONDS = 15.0
 
-# What a node reports again after it was taken for dead: nothing else tells the others of it.
+# What a node reports again after it was considered dead: the others learn it only from this.
 _ALWAYS_REPORTED = ("add_ban", "remove_ban")
 
 # How long a node follows a log that it has closed, at least.
@@ -63,7 +63,7 @@ _LOADED_SECONDS = 10.0
 
 _ENDED = "the server has ended"
 
-# What is told of an account: its key, what is stored, and what becomes of that.
+# What is reported of an account: its key, what is stored, and the outcome of that.
 NoteAccount = Callable[[str, AccountRecord | None, PendingWrite], None]
 
 

@@ -262,7 +262,7 @@ class Switch:
 
 
 class Visitor:
-    """Somebody with the page open; `page` is playwright's."""
+    """A user with the page open; `page` is playwright's."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page

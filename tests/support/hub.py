@@ -234,7 +234,7 @@ class Hub:
             self.tell(DisconnectAsked(client, code, reason), only=held.node)
 
     def fail_over(self, key: str, next_: int) -> None:
-        """Lose the messages of a room from number *next_* on, and go on in a new epoch."""
+        """Lose the messages of a room from number *next_* on, and continue in a new epoch."""
         room = self.rooms[key]
         kept = [slice_block(each, 0, next_) for each in room.blocks]
         room.blocks = [each for each in kept if each is not None]

@@ -16,7 +16,7 @@ from .sockets import open_client
 class JsonClient:
     """A JSON client; *welcome* is the last welcome that it received.
 
-    *ids* are those of the messages that it has said, or heard by `hear`, by text.
+    *ids* are those of the messages that it has sent, or received by `hear`, by text.
     """
 
     def __init__(self, client: ScriptedClient) -> None:

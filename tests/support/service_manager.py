@@ -1,7 +1,7 @@
-"""A service manager for tests: starts a command as systemd would, and hears what it says.
+"""A service manager for tests: starts a command as systemd would, and gets its notifications.
 
 As systemd does, it passes sockets as the descriptors from 3 on, and sets LISTEN_PID in the process
-itself, because nobody else knows its id before.
+itself, because no other process knows its id before.
 """
 
 import socket

@@ -23,7 +23,7 @@ _READ_BYTES = 64 * 1024
 # The one in the examples of RFC 6455.
 _MASK = b"\x37\xfa\x21\x3d"
 
-# A test fails instead of waiting for ever; more than any timeout of the server.
+# A test fails instead of waiting forever; more than any timeout of the server.
 _PATIENCE_SECONDS = 900.0
 
 

@@ -1,4 +1,4 @@
-"""The operator's input line on a real terminal: intact below the log, and delaying nobody."""
+"""The operator's input line on a real terminal: intact below the log, never delaying the server."""
 
 import os
 import pty
@@ -24,7 +24,7 @@ IN_FRONT = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
-# A server whose event loop stands still from SIGUSR1 on until somebody writes into a named pipe.
+# A server whose event loop stands still after SIGUSR1 until a named pipe is written to.
 BUSY = """
 import os, signal
 from pathlib import Path
@@ -181,7 +181,7 @@ async def test_stop_background_and_foreground(terminal: Terminal) -> None:
     assert await modes(terminal) == before
     await terminal.type("t", "bg")
     async with multichat.connect(LOOPBACK, int(found[1]), name="bob") as bob:
-        await terminal.wait_for("t", "Client 1 is now called bob")  # the log goes on
+        await terminal.wait_for("t", "Client 1 is now called bob")  # the log continues
         assert STATUS not in await terminal.screen("t")
         assert await modes(terminal) == before
         await terminal.type("t", "fg")
@@ -234,7 +234,7 @@ async def test_a_blocked_terminal_does_not_delay_the_server(tmp_path: Path) -> N
                 seen += await trio.to_thread.run_sync(os.read, ours, 65536, abandon_on_cancel=True)
         found = re.search(rb"Listening on 127\.0\.0\.1:(\d+)", seen)
         assert found
-        with trio.fail_after(2 * WAIT_SECONDS):  # from here on nobody reads the terminal
+        with trio.fail_after(2 * WAIT_SECONDS):  # from here on the terminal is not read
             async with (
                 multichat.connect(LOOPBACK, int(found[1]), name="alice") as alice,
                 multichat.connect(LOOPBACK, int(found[1]), name="bob") as bob,

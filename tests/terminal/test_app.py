@@ -104,7 +104,7 @@ async def test_a_pending_message_is_grey_and_then_appears_in_room_order(
         pending = r"\d\d:\d\d alice  first\s*\n\d\d:\d\d alice  second\s*\n>\s*\nalice in lobby"
         await terminal.wait_for_match("t", pending)
         assert await terminal.colors_of("t", "alice  first") == {GREY}
-        # Bob came before the first, and after the second nobody knows yet.
+        # Bob came before the first; after the second no change is known yet.
         said = {"type": "said", "time": "", "room": "lobby", "client": 2}
         await server.send(**said, id="x-1", name="bob", text="before")
         await server.send(type="accepted", nonce=first["nonce"], id="x-2")

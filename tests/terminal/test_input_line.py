@@ -94,7 +94,7 @@ def test_after_any_key_at_a_confirmation_the_line_can_be_edited_and_sent(
             assert keyboard.sent() == [], sequence
             keyboard.press("c-s")
         assert keyboard.sent()[-1].endswith("!"), sequence
-        keyboard.press("c-a", "c-k")  # the line is there again behind an old one
+        keyboard.press("c-a", "c-k")  # the line is there again after an old one
 
 
 def test_an_arrow_key_with_shift_moves_the_cursor(keyboard: Keyboard) -> None:

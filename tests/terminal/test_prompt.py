@@ -404,7 +404,7 @@ async def test_stop_and_continue(how: str, terminal: Terminal, tmp_path: Path) -
         else:
             os.kill(await pid_of("alice", server.port), signal.Signals[how])
         await terminal.wait_for("t", "Stopped")
-        if how != "SIGSTOP":  # which leaves nobody the time to tidy up; the shell does, for itself
+        if how != "SIGSTOP":  # which leaves no time to clean up; the shell does, for itself
             assert await modes(terminal) == before
         await terminal.type("t", "fg", "C-j")  # Enter is another key in a mode that is not ours
         await wait_for_input(terminal, "t", "half a sen")
@@ -417,7 +417,7 @@ async def test_stop_and_continue(how: str, terminal: Terminal, tmp_path: Path) -
 
 
 async def test_leaving_before_the_connection_exists(terminal: Terminal) -> None:
-    with trio.socket.socket() as listener:  # answers nobody
+    with trio.socket.socket() as listener:  # never answers
         await listener.bind((LOOPBACK, 0))
         listener.listen()
         port = listener.getsockname()[1]

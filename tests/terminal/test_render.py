@@ -314,7 +314,7 @@ ANY = st.text(alphabet=st.characters(), max_size=60)
 def test_any_text_renders_as_one_clean_line_with_our_styles(
     name: str, text: str, own: str, act: bool
 ) -> None:
-    """Also of a hostile server, whose strings nobody has filtered."""
+    """Also from a hostile server, whose strings are not filtered."""
     look = Renderer(UTC)
     us = Identity(1, own)
     events: list[Event] = [

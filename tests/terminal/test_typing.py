@@ -44,7 +44,7 @@ async def test_a_space_before_a_command_asks_for_confirmation(
         await terminal.type("t", " /msg bob a secret")
         question = "looks like /msg: Enter again runs it, Ctrl+S sends it to everybody in lobby, or"
         await terminal.wait_for_match("t", rf"^>  /msg bob a secret\s*\n{re.escape(question)}")
-        await terminal.type("t", "was that right?")  # as somebody does who looks at the keys
+        await terminal.type("t", "was that right?")  # as a user does who looks at the keys
         await wait_for_input(terminal, "t", " /msg bob a secretwas that right?", asked=question)
         await terminal.press("t", *["BSpace"] * len("was that right?"))
         await wait_for_input(terminal, "t", " /msg bob a secret")
@@ -265,7 +265,7 @@ async def test_an_unfinished_line_is_shown_on_exit(
 async def test_lines_that_wait_for_a_connection_are_shown_on_exit(
     terminal: Terminal, tmp_path: Path
 ) -> None:
-    async with listening() as (_, port):  # answers nobody
+    async with listening() as (_, port):  # never answers
         await terminal.open("t", MULTICHAT, "connect", LOOPBACK, str(port))
         await terminal.wait_for("t", "connecting · ")
         await terminal.type("t", "first")

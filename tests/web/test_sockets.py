@@ -106,7 +106,7 @@ async def test_a_forwarded_address_counts_from_a_trusted_proxy_only() -> None:
         server.ban(ban)
         assert (await ask(server, forwarded("203.0.113.7"))).status == 403
         assert (await ask(server, forwarded("203.0.113.8"))).status == 200
-        # Whoever is behind the proxy has made up what comes first.
+        # The client behind the proxy has invented what comes first.
         assert (await ask(server, forwarded("198.51.100.9, 203.0.113.7"))).status == 403
     async with running() as server:
         server.ban(ban)

@@ -1,4 +1,4 @@
-"""Posted messages: what they may be, who may post them, and where they are heard."""
+"""Posted messages: what they may be, who may post them, and where they are delivered."""
 
 from functools import partial
 
@@ -249,7 +249,7 @@ async def test_the_name_of_a_client_or_account_is_refused() -> None:
         await alice.finish()
         await alice.rest()
         assert (await ask(server, posting(said("bob", "x"), json=True))).status == 201
-        # An account is somebody's also while the owner is away.
+        # The name of an account stays taken while its owner is away.
         refused(await ask(server, posting(said("alice", "x"), json=True)), 409, "name-taken")
 
 

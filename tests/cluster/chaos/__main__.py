@@ -2,10 +2,10 @@
 
 Two nodes (`multichat serve --cluster`), a real engine and a load balancer run as in production; six
 clients chat in three rooms, reconnect and resume anywhere.  Each accepted message must arrive at
-every member of its room exactly once, in one order; nobody may be a ghost in the end.  During short
+every member of its room exactly once, in one order; no ghost may remain in the end.  During short
 faults a member that returns in time is never announced as left; a client of each node, which no
 fault of clients' connections hits, watches that, too.  A private message arrives once, or its
-sender is told that it did not or that nobody knows; an account has one holder; bans and topics that
+sender gets `not-delivered` or `delivery-unknown`; an account has one holder; bans and topics that
 were acknowledged hold on all nodes.  Prints a line of figures for each run, and every violation
 with what was seen.
 """

@@ -1,4 +1,4 @@
-"""What members of rooms were told, and whether that keeps the promises.  Pure.
+"""Checks what members of rooms received against the promises.  Pure.
 
 Imports nothing from multichat: the reference is docs/protocol.md.  A message is identified by its
 text, which is unique; the ids of a room, compared as strings, are its order.
@@ -35,7 +35,7 @@ History = Sequence[Heard]
 
 @dataclass
 class Record:
-    """What one member of a room did and was told there.
+    """What one member of a room sent and received there.
 
     *said* are its texts in the order in which it sent them for the first time.  *refused* were
     certainly not published, *unsure* were given up, *late* were repeated after a refusal, so that
@@ -68,8 +68,8 @@ def check_room(
 
     *history* is what a new client gets as a replay in the end.  With *lossy* acknowledged messages
     may be missing there, and one that was delivered before the loss may be delivered again.  With
-    *retained* it has only the newest messages; the others are known by what was told of them.
-    Those that were deleted before anybody was told of them may be told as missed.
+    *retained* it has only the newest messages; the others are known by what members got of them.
+    Those that were deleted before their delivery may be reported as missed.
     """
     untold = 0
     if retained:
@@ -175,7 +175,7 @@ def _check_heard(
 def _check_gaps(
     record: Record, others: History, theirs: set[str], history: History, lossy: bool, untold: int
 ) -> Iterator[str]:
-    """Check that what was not heard, and only that, is told as missed, in its place."""
+    """Check that exactly the messages that were not received are `missed`, in their place."""
     heard = {each.text for each in record.messages()}
     after, missed = "", 0
     for each in (*record.heard, None):

@@ -58,7 +58,7 @@ _NAMES = ("red", "green", "blue", "black", "white", "brown", "grey", "pink", "or
 _DIRECT_CHANCE = 0.25
 _MAX_TRIES = 6
 
-# How much of what it was called is told with a violation.
+# How many of its last events are printed with a violation.
 _STORY = 20
 
 # After these a private message is certainly not delivered.
@@ -238,7 +238,7 @@ class Chatter:
     def _give_up_directs(self) -> None:
         """Give up what was sent again so often: the engine may have lost that it was delivered.
 
-        Its sender waits for longer than these clients, then, and is told that nobody knows.
+        Its sender then waits for longer than these clients, and gets `delivery-unknown`.
         """
         for direct in self.open_directs.values():
             if direct.tries >= _MAX_TRIES:
@@ -324,7 +324,7 @@ class Chatter:
     def _rename(self) -> dict[str, Any]:
         self._nonce += 1
         nonce = f"name {self._nonce}"
-        # The name of a client that is away can be taken, and then that client is told to have left.
+        # The name of a client that is away can be taken, and then the client is announced as left.
         own = f"{self.name}-{self._nonce}"
         self._asked[nonce] = own if self.crowd.quiet else self._dice.choice(_NAMES)
         self._story.append(f"asks for {self._asked[nonce]}")
@@ -417,7 +417,7 @@ class Chatter:
             return
         if event["code"] == "storage-failed" and "nonce" not in event:
             return
-        if event["code"] == "unknown-id" and self.crowd.lossy:  # and nobody has spoken since
+        if event["code"] == "unknown-id" and self.crowd.lossy:  # and no message was sent since
             return
         each = self.unaccepted.get(event.get("nonce", 0))
         if event["code"] != "storage-failed" or each is None:
@@ -476,7 +476,7 @@ class Crowd:
 
     @property
     def decided(self) -> int:
-        """How much has arrived or was answered: once nobody talks, this ends."""
+        """How much has arrived or was answered: it stops changing once no client sends."""
         records = [record for each in self.chatters for record in each.records.values()]
         messages = sum(len(each.heard) + len(each.accepted) + len(each.refused) for each in records)
         directs = [one for each in self.chatters for one in each.directs.sent.values()]

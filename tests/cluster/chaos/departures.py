@@ -68,7 +68,7 @@ class Presence:
         return max((end - start for start, end in self.absences), default=0.0)
 
     def may_have_left(self, at: float) -> bool:
-        """Whether others may be told at the time *at* that it has left."""
+        """Whether others may get its `left` at the time *at*."""
         least = AWAY_SECONDS - _MARGIN_SECONDS
         return any(
             end - start >= least and start + least <= at <= end + _TOLD_SECONDS
@@ -76,7 +76,7 @@ class Presence:
         )
 
     def may_have_strayed(self, at: float) -> bool:
-        """Whether others may be told then that a connection of it without a session has left."""
+        """Whether others may get a `left` then for a connection of it without a session."""
         return _count_near(at, self.strays) > 0
 
     def is_called(self, name: str) -> bool:

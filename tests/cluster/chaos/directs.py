@@ -1,4 +1,4 @@
-"""The private messages of a run, and whether their fates were told as they are.  Pure.
+"""The private messages of a run, and whether their outcomes were reported rightly.  Pure.
 
 Imports nothing from multichat: the reference is docs/protocol.md.  A message is identified by its
 text, which is unique.
@@ -37,7 +37,7 @@ class Direct:
 
 @dataclass
 class Directs:
-    """What a member sent, by nonce, and heard; and the times at which its connections ended."""
+    """What a member sent, by nonce, and received, and the times when its connections ended."""
 
     sent: dict[str, Direct] = field(default_factory=dict)
     heard: list[str] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Directs:
 
 
 def check_directs(members: Mapping[str, Directs], *, lossy: bool = False) -> list[str]:
-    """Return the violations: each message is delivered once, or not, as its sender was told.
+    """Return the violations: each message is delivered once, or not, as its answer says.
 
     With *lossy* the engine may have lost what it knew of a message.
     """

@@ -188,7 +188,7 @@ async def _sentinel(cluster: Cluster, dice: random.Random) -> None:
             await trio.sleep(0.1)
     await old.start()
     cluster.primary, cluster.replica = new, old
-    with trio.fail_after(60):  # until then another failover has nobody to promote
+    with trio.fail_after(60):  # until then another failover has no replica to promote
         while not await _follows(old):
             await trio.sleep(0.1)
 
@@ -270,7 +270,7 @@ FAULTS = {
     "client-late": Fault(cause=_client_late, quiet=True),
     "failover": Fault(cause=_failover, replica=True),
     "failover-lost": Fault(cause=_failover_lost, replica=True, lossy=True),
-    # What is lost is told to those who are connected then: somebody must be.
+    # Losses are reported to the clients that are connected then: at least one must be.
     "sentinel": Fault(
         cause=_sentinel, replica=True, sentinel=True, lossy=True, patient=True, disconnects=True
     ),

@@ -102,7 +102,7 @@ class _Person:
 
 
 class _Owner(_Person):
-    """One of those who have the account; *has_it* as far as it was told."""
+    """One of the clients of an account; *has_it* says whether its last answer was a login."""
 
     has_it = False
 
@@ -137,14 +137,14 @@ class _Intruder(_Person):
 
 
 class _Operator(_Person):
-    """Bans, lifts bans, and sets topics; what it was told is in the office."""
+    """Bans, lifts bans, and sets topics; the office records the answers."""
 
     async def talk(self) -> None:
         office = self.office
         answer = await self.ask("login", name=OPERATOR, passphrase=PASSPHRASE)
         if answer["type"] != "logged-in":
             raise Cut("not logged in")
-        targets: list[str] = []  # in force, as this connection was told
+        targets: list[str] = []  # in force, according to the answers on this connection
         while True:
             if not office.working:
                 await self.ask("ping", token="x")

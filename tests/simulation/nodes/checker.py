@@ -475,7 +475,7 @@ def _repeated(history: NodesHistory, talking: Talking) -> set[object]:
 
 
 def private_messages_come_once(history: NodesHistory) -> Iterator[str]:
-    """A private message comes once, or not if its sender was told so each time that it sent it."""
+    """A private message comes once, or not if each answer to its sender said so."""
     heard = Counter(text for talking in history.talkings for text in talking.told_privately)
     sent: Counter[str] = Counter()
     refused: Counter[str] = Counter()
@@ -521,7 +521,7 @@ def bans_and_topics_are_the_same_everywhere(history: NodesHistory) -> Iterator[s
 
 
 def registered_names_have_one_holder(history: NodesHistory) -> Iterator[str]:
-    """When everything is quiet, nobody has the name of an account but the one that is logged in.
+    """When everything is quiet, only the client that is logged in has the name of an account.
 
     A client that had the name before it was registered keeps it until somebody logs in; so does one
     that has resumed on a node that did not know the account yet.

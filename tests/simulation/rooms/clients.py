@@ -1,7 +1,7 @@
 """Clients that are in several rooms, and have accounts; see `..clients`.
 
 Every JSON request has a nonce, so that its answer is known: messages have a number, other requests
-`r7`.  Every passphrase contains `PASSPHRASE`, so that it is found wherever it is told.
+`r7`.  Every passphrase contains `PASSPHRASE`, so that it is found wherever it is sent.
 """
 
 import json

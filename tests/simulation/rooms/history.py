@@ -43,7 +43,7 @@ class RoomsHistory(History):
         return {}
 
     def talk(self, visit: Visit) -> Talk:
-        """Return what *visit* requested and was told."""
+        """Return what *visit* requested and received."""
         if id(visit) not in self._talks:
             self._talks[id(visit)] = self._parse(visit)
         return self._talks[id(visit)]

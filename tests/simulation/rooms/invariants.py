@@ -176,7 +176,7 @@ def no_forged_tag(history: History) -> Iterator[str]:
 
 
 def sessions_keep_rooms(history: History) -> Iterator[str]:
-    """A resumed session has all rooms that it had, and no other; what cannot be is told."""
+    """A resumed session has all rooms that it had, and no other; a failure is an error."""
     rooms_history = cast("RoomsHistory", history)
     chronicle = rooms_history.chronicle
     plan = history.plan
@@ -189,7 +189,7 @@ def sessions_keep_rooms(history: History) -> Iterator[str]:
         wishes |= {hello["room"].lower()} if "room" in hello else set()
         before = remembered.setdefault(client, {"lobby"})
         may_be_there = before | wishes
-        # Who knows one room is told of a refusal, and not of which room.
+        # A client that knows one room gets the error, which does not name the room.
         before |= walk.refused_rooms
         if not walk.has_all_errors or "" in walk.refused_rooms:
             before |= wishes
@@ -258,7 +258,7 @@ def _rooms_before(
 
 
 def sessions_hold(history: History) -> Iterator[str]:
-    """A client that sends its token has its number; nobody else has."""
+    """A client that sends its token has its number; no other client has."""
     chronicle = history.chronicle
     issued: dict[str, int] = {}
     rooms_history = cast("RoomsHistory", history)
@@ -290,7 +290,7 @@ def registered_names_are_owned(history: History) -> Iterator[str]:
 
 
 def logins_have_a_proof(history: History) -> Iterator[str]:
-    """Whoever is logged in has given the present passphrase, or resumed a session that had."""
+    """A logged-in client has sent the current passphrase, or resumed a session that had."""
     yield from cast("RoomsHistory", history).chronicle.problems.logins
 
 
@@ -325,7 +325,7 @@ def right_passphrases_open(history: History) -> Iterator[str]:
 
 
 def the_unnamed_are_told(history: History) -> Iterator[str]:
-    """Whoever loses its name to the owner, or its login to another, is told."""
+    """A client that loses its name to the owner, or its login to another, gets an event."""
     chronicle = cast("RoomsHistory", history).chronicle
     for visit, walk in _walks(history):
         departure = history.departure(visit)
@@ -348,7 +348,7 @@ def the_unnamed_are_told(history: History) -> Iterator[str]:
 
 
 def no_passphrase_is_told(history: History) -> Iterator[str]:
-    """No passphrase is in the log, or in anything that anybody is told."""
+    """No passphrase is in the log, or in anything that a client receives."""
     for entry in history.log:
         if PASSPHRASE in entry.text:
             yield f"the log has {entry.text}"

@@ -51,7 +51,7 @@ class Walk:
         self.client = visit.server_number or 0
         self.welcomed_in: set[str] | None = None  # None without a welcome
         self.refused_rooms: set[str] = set()
-        self.has_all_errors = False  # it was told everything about the rooms of its hello
+        self.has_all_errors = False  # it has received everything about the rooms of its hello
         self.is_resumed = False
         self.answered: set[int] = set()  # the indices of requests
         self._history, self._visit, self._chronicle = history, visit, history.chronicle

@@ -1,4 +1,4 @@
-"""Parses what a connection requested, and what it was told; see `..history`."""
+"""Parses what a connection requested and received; see `..history`."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -25,7 +25,7 @@ def server(tmp_path: Path) -> Iterator[WebServer]:
 
 @pytest.fixture
 def visit(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Callable[..., Visitor]]:
-    """Return a function that opens the page of `server`, or of *url*, as somebody new."""
+    """Return a function that opens the page of `server`, or of *url*, as a new user."""
     with ExitStack() as stack:
 
         def opened(url: str = "", **options: Any) -> Visitor:

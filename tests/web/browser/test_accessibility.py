@@ -99,7 +99,7 @@ def states(visitor: Visitor, proxy: Switch, bob: Line, *, is_phone: bool) -> Ite
     visitor.hears("line 39")
     page.evaluate("() => document.getElementById('log').scrollTo(0, 0)")
     page.wait_for_selector("#newest")
-    page.wait_for_timeout(100)  # until the page has noted that nobody reads the end
+    page.wait_for_timeout(100)  # until the page has noted that the end is not read
     bob.say("newer")
     page.wait_for_selector("#newest:has-text('1 new message')")
     yield "reading old messages while new ones come"

@@ -1,4 +1,4 @@
-"""Names that belong to somebody, in the page."""
+"""Names that belong to accounts, in the page."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_register_log_out_and_log_in(server: WebServer, visit: Visit) -> None:
     page.press("#register-again", "Enter")
     page.wait_for_selector("#me >> text=Logged in")
 
-    # Nobody else can have the name, but who knows the passphrase.
+    # Only a user who knows the passphrase can have the name.
     eve = visit().join("alice")
     eve.page.wait_for_selector("#name-dialog[open]")
     wait_until(

@@ -1,6 +1,6 @@
 """Attacks in a real browser: hostile people, a hostile server, other sites.
 
-The browser must not run anything, load anything or leave the page; the page must go on working.
+The browser must not run anything, load anything or leave the page; the page must keep working.
 """
 
 import json

@@ -144,7 +144,7 @@ def test_a_lost_connection_does_not_scroll_a_reader(visit: Visit, tmp_path: Path
         assert abs(page.evaluate(PLACE_ON_SCREEN, text) - place) <= 2
 
 
-# How long frames take while somebody scrolls and types.
+# How long frames take while a user scrolls and types.
 FRAMES = """() => new Promise((done) => {
   const log = document.getElementById("log");
   const field = document.getElementById("field");
@@ -181,7 +181,7 @@ def test_ten_thousand_messages_do_not_make_the_page_slow(server: WebServer, visi
         alice.hears("message 9999")
         assert page.evaluate(ROWS) <= MAX_ROWS
         usual, usual_slow = few[len(few) // 2], few[len(few) * 9 // 10]
-        for _ in range(3):  # other tests come and go on this machine
+        for _ in range(3):  # other tests start and end on this machine
             many = page.evaluate(FRAMES)
             median, slow = many[len(many) // 2], many[len(many) * 9 // 10]
             is_fast = median <= 2 * usual + 17 and slow <= 3 * usual_slow + 34
