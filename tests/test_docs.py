@@ -208,6 +208,9 @@ def test_options_named_in_documents_exist(page: Path) -> None:
         "--maxmemory-policy",
         "--dir",
         "--rdb",
+        "--requirepass",
+        "--protected-mode",
+        "--askpass",
     }
     # the last ones are of Valkey
     known |= {
