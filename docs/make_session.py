@@ -130,7 +130,7 @@ def encode(screens: dict[str, str]) -> str:
     """Return the page."""
     introduction = (
         "`nc`, `multichat connect` and a bot in one room, in terminals of 60 columns.\n"
-        "This page is what they showed, written down by `python docs/make_session.py`."
+        "This page shows their real output, recorded by `python docs/make_session.py`."
     )
     # Times would change with every run.
     screens = {
@@ -140,9 +140,7 @@ def encode(screens: dict[str, str]) -> str:
     sections = [f"# A session\n\n{introduction}\n"]
     for name, command in PANES.items():
         if name == "parrot":
-            sections.append(
-                f"The bot, `parrot.py`, which has nothing to show:\n\n```python\n{BOT}```\n"
-            )
+            sections.append(f"The bot, `parrot.py`, which has no output:\n\n```python\n{BOT}```\n")
         else:
             sections.append(f"```text\n{command}\n{screens[name]}\n```\n")
     return "\n".join(sections)

@@ -169,7 +169,7 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "troubleshooting.md": dict.fromkeys(
         (
             "The server does not start",
-            "Nobody can connect, or some cannot",
+            "Some or all clients cannot connect",
             "In the chat",
             "The log says",
             "Systemd says",
