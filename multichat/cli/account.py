@@ -172,6 +172,7 @@ async def _run(
     with lone_exception():
         async with trio.open_nursery() as nursery:
             await nursery.start(backend.run)
+            nursery.start_soon(_discard_events, backend)
             accounts = Accounts(ServerConfig(), backend)
             accounts.load()
             try:
@@ -184,6 +185,11 @@ async def _run(
             finally:
                 nursery.cancel_scope.cancel(reason="done")
     raise AssertionError  # it returns or raises
+
+
+async def _discard_events(backend: "Backend") -> None:
+    while True:
+        await backend.receive()
 
 
 async def _act(

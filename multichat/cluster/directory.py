@@ -63,6 +63,7 @@ from multichat.cluster.errors import (
     NotOurs,
     reading_answer,
 )
+from multichat.cluster.event_queue import EventQueue
 from multichat.cluster.held_rooms import HeldRooms
 from multichat.cluster.link import Link, Request
 from multichat.cluster.replica import DirectAnswered, Replica, Update
@@ -80,9 +81,6 @@ _MAX_BLOCK = 64
 
 # How many events are read at once: about 1 MiB.
 _PAGE = 2000
-
-# How many events are returned before a checkpoint.
-_RECEIVED_AT_ONCE = 16
 
 # Digits of an event's number.
 _MAX_DIGITS = 19
@@ -105,13 +103,15 @@ class DirectoryConfig:
     that two renewals may be lost.  A private message waits *direct_seconds* for the recipient's
     node, which is longer than that node waits for a slow client.  An answer waits *follow_seconds*
     for the events that precede it, which is several renewals, because each reads events; after
-    that, the link is given up.
+    that, the link is given up.  Events that wait for the server may take *events_bytes*, as the
+    engine sent them: only an engine that floods its nodes comes near.
     """
 
     settings: Settings
     renew_seconds: float = 3.0
     direct_seconds: float = 5.0
     follow_seconds: float = 15.0
+    events_bytes: int = 32 * 1024 * 1024
 
 
 class NodeInUse(Exception):
@@ -140,9 +140,7 @@ class Directory:
         self._clients: dict[int, ClientRecord] = {}
         self._sessions: dict[str, SaveSession] = {}
         self._rooms = HeldRooms()
-        self._events: deque[Event] = deque()
-        self._heard = trio.Event()
-        self._received = 0
+        self._events = EventQueue(config.events_bytes)
         self._data = ""  # the id of the data that the replica follows
         self._numbers: deque[int] = deque()
         self._number_lock = trio.Lock()
@@ -165,21 +163,13 @@ class Directory:
 
     async def receive(self) -> Event:
         """Return the next event; if cancelled, it stays the next one."""
-        # A snapshot has thousands of events, which must not keep other tasks waiting.
-        self._received = (self._received + 1) % _RECEIVED_AT_ONCE
-        if not self._received:
-            await trio.lowlevel.checkpoint()
-        while not self._events:
-            self._heard = trio.Event()
-            await self._heard.wait()
-        return self._events.popleft()
+        return await self._events.receive()
 
     def tell(self, event: Event) -> None:
         """Queue *event* for `receive`."""
-        self._events.append(event)
-        self._heard.set()
+        self._events.put(event)
 
-    def _hear(self, updates: Sequence[Update]) -> None:
+    def _hear(self, updates: Sequence[Update], size: int = 0) -> None:
         for update in updates:
             match update:
                 case DirectAnswered(id=id_, fate=fate):
@@ -190,6 +180,7 @@ class Directory:
                     self._replaced(update)
                 case _:
                     self.tell(update)
+        self._events.spend(size)
         self._applied.set()
 
     def _replaced(self, event: Replaced) -> None:
@@ -544,7 +535,12 @@ class Directory:
     # --- The feed ---------------------------------------------------------------------------------
 
     async def take(self, link: Link, payload: bytes) -> None:
-        """Apply a push on `CHANNEL`, and read any events that are missing before it."""
+        """Apply a push on `CHANNEL`, and read any events that are missing before it.
+
+        While the events that wait for the server take too much, it is read later, at a renewal.
+        """
+        if self._events.is_full:
+            return
         number, _, packed = payload.partition(b" ")
         updates = None
         # Anybody with the engine's password can publish here, including invalid numbers.
@@ -553,11 +549,11 @@ class Directory:
         if updates is None:
             await self.catch_up(link)
         else:
-            self._hear(updates)
+            self._hear(updates, len(payload))
 
     async def catch_up(self, link: Link) -> None:
-        """Read the missing events, or a snapshot."""
-        while True:
+        """Read the missing events, or a snapshot; some of them later if too much waits."""
+        while not self._events.is_full:
             after = self.replica.number
             try:
                 flat = await link.call("FCALL_RO", "multichat_events", 0, after, _PAGE)
@@ -568,9 +564,9 @@ class Directory:
                 return
             with reading_answer():
                 numbers, events = map(read_number, flat[::2]), map(read_event, flat[1::2])
-                read = list(zip(numbers, events, strict=True))
-            for number, event in read:
-                self._hear(self.replica.apply(number, event) or ())
+                read = list(zip(numbers, events, map(len, flat[1::2]), strict=True))
+            for number, event, size in read:
+                self._hear(self.replica.apply(number, event) or (), size)
             if len(flat) < 2 * _PAGE:
                 return
             if self.replica.number <= after:
@@ -579,6 +575,8 @@ class Directory:
     async def _load(self, link: Link) -> None:
         """Load a snapshot, one at a time; it never replaces a later snapshot or later events."""
         async with self._load_lock:
+            if self._events.has_snapshot:  # another one would come on top of it
+                await self._events.wait_empty()
             before = self.replica.number
             reply = await link.call("FCALL_RO", "multichat_snapshot", 0)
             with reading_answer():
@@ -586,6 +584,7 @@ class Directory:
             if snapshot.number < self.replica.number != before:
                 return  # the feed has advanced beyond it
             self._hear(self.replica.load(snapshot, self._clients))
+            self._events.has_snapshot = True
 
     async def _call(self, link: Link, function: str, *arguments: str | bytes | int) -> Any:
         return await link.call("FCALL", function, 0, self.node, self.run, *arguments)

@@ -149,10 +149,16 @@ async def test_an_answer_that_is_not_ours_ends_no_node(engine: Engine, answer: s
 
 async def test_a_snapshot_never_replaces_a_later_one(engine: Engine) -> None:
     b = ScriptedNode(engine, "b")
-    async with linked(engine) as link:
+
+    async def receive() -> None:
+        while True:
+            await directory.receive()
+
+    async with linked(engine) as link, trio.open_nursery() as receiving:
         await link.call(*(load_command(None) or ()))
         await b.join()
         directory = Directory("a", DirectoryConfig(settings=Settings()))
+        receiving.start_soon(receive)
         await link.subscribe(CHANNEL).reply()
         await directory.connect(link)
         for client in range(20):
@@ -166,6 +172,7 @@ async def test_a_snapshot_never_replaces_a_later_one(engine: Engine) -> None:
                     link.request("FCALL", "multichat_change", 0, *words)
                 engine.thaw()
             assert client in directory.replica.clients
+        receiving.cancel_scope.cancel(reason="the test has ended")
 
 
 async def test_a_link_that_ends_before_it_is_served_leaves_nothing_to_wait_for(
