@@ -1,5 +1,5 @@
-// What somebody notices who does not look: the title, the icon, notifications, and what a screen
-// reader says.
+// What reaches a user who is not looking at the page: the title, the icon, notifications, and what a
+// screen reader says.
 
 import { byId } from "./dom.js";
 
@@ -46,7 +46,7 @@ export class Attention {
     }
   }
 
-  /** Show in title and icon how much is unread. */
+  /** Show in title and icon how many messages are unread. */
   count(title, unread, mentions) {
     const wanted = unread > 0 ? `(${unread}${mentions > 0 ? "!" : ""}) ${title}` : title;
     if (wanted !== this._title) document.title = this._title = wanted;
@@ -54,7 +54,7 @@ export class Attention {
     if (icon !== this._icon) byId("icon").href = this._icon = icon;
   }
 
-  /** Notify of a mention or a private message while nobody looks. */
+  /** Notify of a mention or a private message while the user is not looking. */
   notify(conversation, item) {
     if (!item.isMention || (document.visibilityState === "visible" && document.hasFocus()) || !this.isOn) return;
     const title = conversation.kind === "direct" ? item.name : `${item.name} in ${conversation.title}`;

@@ -1,8 +1,8 @@
-// The chat as the page knows it: who we are, our conversations, what we have asked for.  Pure: no
-// DOM, no I/O; lines to send gather in `takeLines`, and methods return effects for the page:
+// The state of the chat: who we are, our conversations, our requests.  Pure: no DOM, no I/O;
+// `takeLines` returns the lines to send, and methods return effects for the page:
 //
-//   {type: "heard", conversation, item}   a new message of somebody else
-//   {type: "told", text, isError}         something to say in the status line
+//   {type: "heard", conversation, item}   a new message of another client
+//   {type: "told", text, isError}         a text for the status line
 //   {type: "answered", purpose, event}    an answer to a request of a dialog, or its error
 //   {type: "password", isWrong}, {type: "name", text}, {type: "opened", key}
 //
@@ -29,7 +29,7 @@ const KEPT_CHARACTERS = 1_000_000;
 
 const MAX_CONVERSATIONS = 200;
 
-// Asks for all messages of a room that was empty when we entered it.
+// Requests all messages of a room that was empty when we entered it.
 const EVERYTHING = 2 ** 31 - 1;
 
 const HISTORY_PAGE = 100;
@@ -37,7 +37,7 @@ const HISTORY_PAGE = 100;
 export class Chat {
   /** *saved* is what `keep` returned before a reload, or null. */
   constructor({ saved = null, prefix, random = Math.random, now = Date.now, isPrivate = true }) {
-    this.isPrivate = isPrivate; // nobody on the way can read: a passphrase may be sent
+    this.isPrivate = isPrivate; // the network cannot read it: a passphrase may be sent
     this.me = { client: null, name: saved?.name ?? "", account: saved?.account ?? "" };
     this.now = now;
     this.session = new Session({ token: saved?.token ?? "", random });
@@ -97,7 +97,7 @@ export class Chat {
     return conversation;
   }
 
-  /** Close a private conversation: rather one in which we have never written. */
+  /** Close a private conversation, preferably one in which we have never written. */
   _closeOldestDirect() {
     const others = this.directs.filter((each) => each.key !== this.current);
     const oldest = others.find((each) => !each.isAnswered) ?? others[0];
@@ -202,7 +202,7 @@ export class Chat {
     return true;
   }
 
-  // What a person does ---------------------------------------------------------------------------
+  // Actions of the user --------------------------------------------------------------------------
 
   /** Carry out a typed line in *conversation*: a message or a command. */
   typed(conversation, line) {
@@ -236,7 +236,7 @@ export class Chat {
     return effects;
   }
 
-  /** Show *key*: what is unread there is read as soon as somebody looks. */
+  /** Show *key*: its messages count as read once the user is looking. */
   show(key) {
     if (!this.conversations.has(key)) return;
     if (this.shown && this.current !== key && this.shown.unread === 0) this.shown.divider = null;
@@ -245,7 +245,7 @@ export class Chat {
     if (conversation.kind === "room" && conversation.isIn) this.ask({ type: "who", room: conversation.title }, "members");
   }
 
-  /** Whether somebody looks at the end of the shown conversation. */
+  /** Whether the user is looking at the end of the shown conversation. */
   attend(isAttentive) {
     this.isAttentive = isAttentive;
     if (isAttentive && this.shown?.unread) this.shown.markRead();
@@ -267,7 +267,7 @@ export class Chat {
 
   forget(conversation) {
     if (this.conversations.size === 1) {
-      conversation.isIn = false; // something has to be shown
+      conversation.isIn = false; // a conversation must be shown
       return;
     }
     this.conversations.delete(conversation.key);
@@ -275,7 +275,7 @@ export class Chat {
     if (!this.current) this.show([...this.conversations.keys()][0]);
   }
 
-  /** Ask for older messages of a room; return whether any were asked for. */
+  /** Request older messages of a room; return whether a request was sent. */
   loadOlder(conversation) {
     if (conversation.isLoading || conversation.kind !== "room") return false;
     if (!conversation.isFresh && !conversation.hasMore) return false;
@@ -300,13 +300,13 @@ function keptItems({ items }, characters) {
   return kept.reverse();
 }
 
-/** From where a room is replayed to us; a room of which we have nothing has its history instead. */
+/** Where the replay of a room starts; one of which we have no messages gets its history instead. */
 function startOf({ since, isFresh }) {
   if (since !== null) return { since };
   return isFresh ? {} : { replay: EVERYTHING };
 }
 
-/** What is kept of a line that is not finished. */
+/** The part of an unfinished line that is kept. */
 function keptDraft({ draft }) {
   return mayHoldSecret(draft) ? "" : draft;
 }

@@ -1,5 +1,5 @@
-// What a typed line asks for: a message, a command, or a line that only looks like a command; and
-// the completion of commands and names.  Pure: no DOM.
+// Parses a typed line: a message, a command, or a line that only looks like a command; and completes
+// commands and names.  Pure: no DOM.
 //
 // The commands are those of the terminal client.  A command has `parse`, which returns a request,
 // `{local: WHAT, …}` for what the page does itself, or null if its arguments are not valid.
@@ -56,7 +56,7 @@ export function usage(command) {
   return command.arguments ? `${command.name} ${command.arguments}` : command.name;
 }
 
-/** Whether a line of *text* may hold a passphrase, also behind a mistyped command: it is not kept. */
+/** Whether a line of *text* may hold a passphrase, also after a mistyped command: it is not kept. */
 export function mayHoldSecret(text) {
   return text.split(/[\r\n]/u).some((line) => {
     const [, name] = /^\s*(\/\s*\S*)/u.exec(line) ?? [];

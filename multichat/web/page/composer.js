@@ -1,11 +1,11 @@
-// Where messages are typed: Enter sends, unless an input method is composing; a list completes
-// commands and names; a paste of several lines is one question.
+// The input field: Enter sends, unless an input method is composing; a list completes commands and
+// names; for a paste of several lines it asks once.
 
 import { completions, mayHoldSecret } from "./commands.js";
 import { byId, element } from "./dom.js";
 import { typedLines, utf8Bytes } from "./text.js";
 
-// When so much of a line is used, the rest is shown.
+// Once fewer bytes of a line's limit are left, their number is shown.
 const SHOW_REST_BELOW = 2000;
 
 // An input method sends this code with the key that ends a composition.
@@ -80,14 +80,14 @@ export class Composer {
     }
   }
 
-  /** On the keyboards of phones Enter may be no key, but a line break. */
+  /** On the keyboards of phones Enter may insert a line break instead of being a key. */
   _lineBreak(event) {
     if (event.inputType !== "insertLineBreak" || event.isComposing || !matchMedia("(pointer: coarse)").matches) return;
     event.preventDefault();
     this._submit();
   }
 
-  /** The lines that were sent from this page, as a shell has them. */
+  /** The lines that were sent from this page, to be recalled as in a shell. */
   _recall(event, step) {
     const at = Math.min((this._at ?? this._history.length) + step, this._history.length);
     if (at < 0) return;

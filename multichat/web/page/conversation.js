@@ -1,17 +1,17 @@
-// One conversation, with a room or with one person: its messages in order, what is unread, who is
-// here.  Pure: no DOM.
+// One conversation, with a room or with one person: its messages in order, what is unread, and the
+// members.  Pure: no DOM.
 //
 // Messages of a room are in the order of their ids, each once, whichever way they came: live, by
 // replay, by history or as the acknowledgement of our own.  Our pending messages are at the end.
-// An item that changes gets another `version`, by which the log sees what to draw again.
+// An item that changes gets another `version`, so that the log draws it again.
 
-/** Older messages are dropped from memory beyond this, and come back from the server's history. */
+/** Above this, older messages are dropped from memory, and come back from the server's history. */
 const MAX_ITEMS = 10_000;
 
 // The number that is dropped at once, because dropping moves the rest.
 const DROPPED_ITEMS = 1000;
 
-// How many of those who join and leave between two messages are named.
+// How many of the clients that join and leave between two messages are named.
 const MAX_CHANGES = 200;
 
 let serial = 0;
@@ -33,22 +33,22 @@ export class Conversation {
     this.memberCount = 0;
     this.client = null; // the other's number, in a direct conversation
     this.isKnown = false; // the other has written to us in this connection
-    this.isIn = false; // the server has let us in
-    this.isFresh = kind === "room"; // nothing was read of its history
+    this.isIn = false; // we have entered it
+    this.isFresh = kind === "room"; // its history was not loaded
     this.isLoading = false;
     this.hasMore = false; // there are older messages on the server
-    this.last = null; // the id of the room's last message when we were let in
-    this.since = null; // the id after which the server is asked to replay
+    this.last = null; // the id of the room's last message when we entered it
+    this.since = null; // the id after which the server is to replay
     this.unread = 0;
     this.mentions = 0;
     this.divider = null; // the first unread item
     this.read = null; // the id up to which everything is read
     this.draft = "";
-    this.isHeld = false; // a person reads old messages: keep them
+    this.isHeld = false; // the user reads old messages: keep them
     this._ids = new Set();
   }
 
-  /** The first message of a room, before which the history is asked; null if there is none. */
+  /** The first message of a room, before which the history is requested; null if there is none. */
   get oldestId() {
     return this.items.find((item) => item.id)?.id ?? null;
   }
@@ -134,7 +134,7 @@ export class Conversation {
     item.error = reason;
   }
 
-  /** Another's message came: count it, unless it is seen at once. */
+  /** A message of another client came: count it, unless it is seen at once. */
   heard(item, isSeen) {
     if (isSeen) {
       if (item.id) this.read = item.id;
@@ -145,7 +145,7 @@ export class Conversation {
     if (item.isMention || this.kind === "direct") this.mentions += 1;
   }
 
-  /** Everything is read.  The line above the first unread message stays until we go on. */
+  /** Everything is read.  The line above the first unread message stays until we show another. */
   markRead() {
     this.unread = 0;
     this.mentions = 0;
@@ -180,7 +180,7 @@ export class Conversation {
     this.isFresh = true;
   }
 
-  /** Somebody joined, left or has another name: one item for all between two messages. */
+  /** A client joined, left or changed its name: one item for all changes between two messages. */
   changed(time, change) {
     let last = this.items.findLast((item) => item.state !== "pending");
     if (last?.kind !== "presence" || last.changes.size >= MAX_CHANGES) {
@@ -211,7 +211,7 @@ export class Conversation {
   }
 }
 
-/** Return what a `presence` item says, in words; empty if nothing has changed in the end. */
+/** Return the text of a `presence` item; empty if the changes have cancelled each other. */
 export function describeChanges({ changes, counts }) {
   const groups = { joined: [], left: [], visited: [], returned: [] };
   const parts = [];

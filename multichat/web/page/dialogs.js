@@ -8,7 +8,7 @@ import { byId, element, nameElement } from "./dom.js";
 
 const MIN_PASSPHRASE = 8;
 
-// How to log in where there is only a line to type; a dialog has a button for it.
+// How to log in from the input field; a dialog has a button for it.
 const TYPED_LOGIN = /: \/login .*$/u;
 
 const KEYS = [
@@ -103,7 +103,7 @@ export class Dialogs {
     else this._ask(name, { type: name, passphrase });
   }
 
-  /** The name that was typed is somebody's, who says that it is theirs. */
+  /** The typed name is that of an account, and the user claims to own it. */
   _logInAs(name) {
     this.close("name");
     this.open("login");
@@ -112,7 +112,7 @@ export class Dialogs {
 
   // Entering the chat ------------------------------------------------------------------------------
 
-  /** Ask who is there, before the first connection. */
+  /** Ask the user for a name, before the first connection. */
   join() {
     this._withAccount(false);
     this.open("join");
@@ -182,7 +182,7 @@ export class Dialogs {
     return new Promise((resolve) => {
       dialog.returnValue = "";
       const closed = () => {
-        if (dialog.open) return; // the event of the time before
+        if (dialog.open) return; // the event of an earlier dialog
         dialog.removeEventListener("close", closed);
         resolve(dialog.returnValue);
       };

@@ -27,7 +27,7 @@ export function nameElement(name, className = "") {
 
 const NAMESPACE = "http://www.w3.org/2000/svg";
 
-/** Return a drawn icon from *path*, which nobody reads aloud. */
+/** Return a drawn icon from *path*, which screen readers skip. */
 export function icon(path) {
   const svg = document.createElementNS(NAMESPACE, "svg");
   svg.setAttribute("viewBox", "0 0 20 20");
@@ -45,7 +45,7 @@ export const ICONS = Object.freeze({
   leave: "M5 5l10 10M15 5L5 15",
 });
 
-// A page that nobody sees has no frames, but a title and an icon.
+// A hidden page has no frames, but its title and icon are still updated.
 const HIDDEN_MILLISECONDS = 250;
 
 const FRAME_MILLISECONDS = 17;
@@ -53,8 +53,8 @@ const FRAME_MILLISECONDS = 17;
 /**
  * Return *make* such that several calls before the next frame are one.
  *
- * After one that took long, as much time is left for what comes: otherwise a flood of messages would
- * be drawn one by one.
+ * After each call the page does other work for as long as the call took: otherwise a flood of
+ * messages would be drawn one by one.
  */
 export function oncePerFrame(make) {
   let frame = 0;

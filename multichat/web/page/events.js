@@ -6,13 +6,13 @@
 import { directItem, noteIn, saidItem } from "./items.js";
 import { directKey, roomKey } from "./names.js";
 
-// More than anybody reads; a server of ours lets a client into 32, unless it is told otherwise.
+// More than anybody reads; by default our server lets a client be in 32.
 const MAX_ROOMS = 100;
 
 // How many of a room's members are kept by name; the count is always right.
 const MAX_MEMBERS = 5000;
 
-// In larger rooms the list of members is asked for only when somebody goes there.
+// In larger rooms the list of members is requested only when the user shows the room.
 const SMALL_ROOM = 200;
 
 /** The room that an event is about; an event without one is about our only room. */
@@ -47,7 +47,7 @@ function rename(chat, client, old, name) {
   noteIn(conversation, chat, "notice", `${old} is now ${name}`);
 }
 
-/** Somebody who wrote before has another name now, which we were not told in a large room. */
+/** A client that wrote before has another name now; in a large room no event has said so. */
 function followName(chat, { client, name }) {
   const known = chat.directs.find((each) => each.isKnown && each.client === client);
   if (!known || known.key === directKey(name)) return;
@@ -191,7 +191,7 @@ export const HANDLERS = Object.freeze({
     conversation.isFresh = false;
     const page = event.messages.filter(({ room }) => roomKey(room) === conversation.key);
     const fresh = conversation.addPage(page.map((message) => saidItem(chat, message)));
-    // A server that repeats itself is not asked forever.
+    // Do not ask a server that repeats itself forever.
     conversation.hasMore = event.more && (fresh.length > 0 || wasFresh);
     const unread = event.missed === 1 ? "1 message" : `${event.missed} messages`;
     if (event.missed) noteIn(conversation, chat, "missed", `${unread} of the history cannot be read`);

@@ -1,8 +1,7 @@
-// Whom a person does not want to read: names, and the clients that have had one of them.  Pure: no
-// DOM.
+// The ignored names, and the clients that have had one of them.  Pure: no DOM.
 //
-// A name is ignored until it is named again.  Who had it stays ignored under any other name, by the
-// number of the client; that other name is not ignored when somebody else has it.
+// A name is ignored until the user repeats the command.  A client that had it stays ignored under
+// any other name, by its number; that other name is not ignored for another client.
 
 import { fold } from "./names.js";
 
@@ -20,7 +19,7 @@ export class Ignored {
     return [...this._names];
   }
 
-  /** Whether what *name* says, which is *client*, is not shown.  A client of 0 is nobody. */
+  /** Whether messages of *name*, which is *client*, are hidden.  0 is not the number of a client. */
   has({ client, name }) {
     if (this._names.size === 0) return false;
     const key = fold(name);
@@ -29,7 +28,7 @@ export class Ignored {
     return true;
   }
 
-  /** The numbers of clients may be others' now. */
+  /** The numbers may belong to other clients now. */
   forgetClients() {
     this._clients.clear();
   }

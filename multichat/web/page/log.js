@@ -1,4 +1,4 @@
-// The message log: draws part of the shown conversation, and keeps what is read where it is.
+// The message log: draws part of the shown conversation, and keeps the text that is read in place.
 //
 // At the end it follows; anywhere else nothing moves: the first visible row is measured before and
 // after each change, and the difference is scrolled.  At most `RowWindow.most` rows are in the page.
@@ -9,13 +9,13 @@ import { hueOf, initialsOf } from "./names.js";
 import { RowWindow, rowsOf } from "./rows.js";
 import { segments, SHOWN_CHARACTERS } from "./text.js";
 
-// Nearer to an end than this, more is drawn, or asked for.
+// Nearer to an end than this, more is drawn, or requested.
 const NEAR_PIXELS = 500;
 
 // Nearer to the end than this, the log follows.
 const AT_END_PIXELS = 40;
 
-/** What somebody reads in a row: its head comes and goes with the rows above it. */
+/** The text in a row: its head comes and goes with the rows above it. */
 const textOf = (row) => row.querySelector(".text") ?? row;
 
 const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
@@ -24,7 +24,7 @@ const FULL = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: 
 
 export class Log {
   /**
-   * *loadOlder* asks for earlier messages of a conversation; *changed* is called when somebody
+   * *loadOlder* requests earlier messages of a conversation; *changed* is called when the user
    * scrolls; *retry* and *discard* are for messages that were not sent; *write* opens a private
    * conversation.
    */
@@ -73,7 +73,7 @@ export class Log {
     this._fill();
   }
 
-  /** Carry out *change*, which may move the log as a whole: what is read stays where it is. */
+  /** Carry out *change*, which may move the log as a whole; the text that is read stays in place. */
   keepPlace(change) {
     const top = () => this._scroller.getBoundingClientRect().top;
     const before = top();
@@ -93,7 +93,7 @@ export class Log {
   _render() {
     const { items, divider } = this._conversation;
     const anchor = this._window.isFollowing ? null : this._anchor();
-    // In the same step: a line between days may go, and there may be nothing above to scroll to.
+    // In the same step: a line between days may vanish, and there may be nothing above to scroll to.
     if (anchor && this._scroller.scrollTop < NEAR_PIXELS) this._window.up(items);
     const [start, end] = this._window.range(items);
     const rows = rowsOf(items, start, end, divider, this._ignored);
@@ -152,7 +152,7 @@ export class Log {
     this._scroller.scrollTop += textOf(row).getBoundingClientRect().top - top - offset;
   }
 
-  /** Follow the end, unless somebody has just scrolled up: the event of that may be yet to come. */
+  /** Follow the end, unless the user has just scrolled up: that event may still be to come. */
   _stick() {
     if (!this._window.isFollowing || this._goTo) return;
     const { scrollHeight, scrollTop, clientHeight } = this._scroller;
@@ -276,7 +276,7 @@ export class Log {
 
   _author(item) {
     const name = nameElement(item.name, "name");
-    // Client 0 is a script behind the webhook, which nobody can answer.
+    // Client 0 is a script that uses the webhook; it cannot be answered.
     if (item.isOwn || item.client === 0 || this._conversation.kind === "direct") return name;
     return element(
       "button",

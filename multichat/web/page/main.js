@@ -1,7 +1,7 @@
-// The page: connects the chat, the WebSocket, and what is on the screen.
+// The page: connects the chat, the WebSocket, and the screen.
 //
-// One direction: a person's action or a message changes the `Chat`, which returns effects; then
-// everything is drawn once, with the next frame.
+// In one direction: an action of the user or a message changes the `Chat`, which returns effects;
+// then everything is drawn once, with the next frame.
 
 import { Attention } from "./attention.js";
 import { Chat } from "./chat.js";
@@ -16,7 +16,7 @@ import { lastName, prefix, rememberName, Tab } from "./tab.js";
 
 const TOLD_MILLISECONDS = 8000;
 
-// style.css makes the people a drawer below this width.
+// Below this width, style.css makes the list of members a drawer.
 const NARROW = matchMedia("(max-width: 1000px)");
 
 const tab = new Tab();
@@ -113,12 +113,12 @@ function carryOut(effect) {
   }
 }
 
-/** The name that a dialog offers: in a duplicated tab, the first one has that which was used last. */
+/** The name that a dialog offers; none in a duplicated tab, as the first tab has the last name. */
 function offeredName(dialog) {
   return tab.isDuplicate && dialog !== "login" ? "" : lastName();
 }
 
-/** Say something in the status line for a while. */
+/** Show a text in the status line for a while. */
 function tell(text, isError = false) {
   const place = byId("told");
   place.textContent = text;
@@ -186,12 +186,12 @@ function drawNow() {
   );
 }
 
-/** Whether somebody looks at the newest message of the shown conversation. */
+/** Whether the user is looking at the newest message of the shown conversation. */
 function isSeen() {
   return document.visibilityState === "visible" && document.hasFocus() && log.isAtEnd && !dialogs.isOpen;
 }
 
-/** What comes from now on is unread if nobody looks, also before the next frame. */
+/** Note whether the user is looking: messages are unread otherwise, also before the next frame. */
 function lookChanged() {
   if (!isSeen()) chat.attend(false);
   draw();
@@ -300,5 +300,5 @@ if (saved?.token || saved?.outbox?.length) {
   composer.focus();
 } else {
   dialogs.join();
-  draw(); // the banner says what the dialog does
+  draw(); // without the banner, which would say the same as the dialog
 }

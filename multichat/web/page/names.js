@@ -1,4 +1,4 @@
-// How people and rooms are told apart on the screen.  Pure: no DOM.
+// How people and rooms are distinguished on the screen.  Pure: no DOM.
 
 /** The number of colours for names in style.css: `.hue-0` and so on. */
 export const HUES = 12;

@@ -1,13 +1,13 @@
 // Messages that are not acknowledged yet.  Pure: no DOM.
 //
-// Every message has a nonce with a random prefix of its page load: the server takes a nonce that it
-// has seen in this session for the same message.  After a lost connection all are sent again, in
+// Every message has a nonce with a random prefix of its page load: the server treats a nonce that it
+// has seen in this session as the same message.  After a lost connection all are sent again, in
 // order and with their nonces, so that each is published once.  The outbox survives a reload.
 
-/** The server remembers 256 nonces of a session: never more are on their way. */
+/** The server remembers 256 nonces of a session, so no more messages are unacknowledged. */
 export const MAX_UNACKNOWLEDGED = 200;
 
-// More cannot be typed; a paste is refused beyond.
+// Above this, input and pastes are refused.
 const MAX_PENDING = 2000;
 
 export class Outbox {
@@ -56,7 +56,7 @@ export class Outbox {
     return taken;
   }
 
-  /** The connection is lost: what is not acknowledged has to be sent again. */
+  /** The connection is lost: unacknowledged messages have to be sent again. */
   reset() {
     for (const entry of this.pending) entry.sent = false;
   }

@@ -9,8 +9,8 @@ const dayOf = (time) => new Date(time).toDateString();
 /**
  * Return the rows for `items[start:end]`: `{key, signature, kind, item?, isHead?, time?}`.
  *
- * A row with the same key and signature looks the same.  What those say who are *ignored* is
- * left out.
+ * A row with the same key and signature looks the same.  Messages of *ignored* clients are left
+ * out.
  */
 export function rowsOf(items, start, end, divider = null, ignored = null) {
   const rows = [];
@@ -46,9 +46,9 @@ function continues(before, item) {
   );
 }
 
-/** The part of a conversation that is drawn: its end, or around what somebody reads. */
+/** The part of a conversation that is drawn: its end, or the surroundings of the text being read. */
 export class RowWindow {
-  /** At first *size* items, *step* more at either end when somebody gets there, at most *most*. */
+  /** At first *size* items, *step* more at an end that is scrolled to, at most *most*. */
   constructor({ size = 100, step = 60, most = 260 } = {}) {
     this.size = size;
     this.step = step;
@@ -99,14 +99,14 @@ export class RowWindow {
     return true;
   }
 
-  /** Keep what is drawn while somebody reads it. */
+  /** Keep what is drawn while the user reads it. */
   hold(items) {
     if (!this.isFollowing) return;
     this.range(items);
     this.isFollowing = false;
   }
 
-  /** Draw the end, and what comes. */
+  /** Draw the end, and follow it. */
   follow(size = this.size) {
     this.isFollowing = true;
     this.size = Math.min(size, this.most);

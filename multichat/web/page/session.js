@@ -1,9 +1,9 @@
 // One connection after the other, without I/O: lines in, events and lines out.  Pure: no DOM, no
 // clock (times are given), no randomness (it is given).
 //
-// Owns the state of the connection, the password, the session token, and when to come back.
-// Whether to come back is the server's decision (`reconnect` and `after` of its goodbye); a
-// connection that ends without a goodbye is lost, and another one is made.
+// Owns the state of the connection, the password, the session token, and when to reconnect.  Whether
+// to reconnect is the server's decision (`reconnect` and `after` of its goodbye); a connection that
+// ends without a goodbye is lost, and another one is made.
 
 import { clean } from "./text.js";
 import { encodeHello, parseEvent } from "./wire.js";
@@ -13,15 +13,15 @@ export const STATES = Object.freeze({
   connecting: "connecting", // a connection is being made, or the welcome has not come
   online: "online",
   waiting: "waiting", // for the time of the next attempt
-  password: "password", // for a person to type it
-  ended: "ended", // the server said that coming back is no use, or we left
+  password: "password", // for the user to type it
+  ended: "ended", // the server does not allow reconnecting, or we left
 });
 
 const TIMEOUTS = Object.freeze({
   welcome: 15, // for the connection, the password's check and the welcome together
-  quiet: 30, // without a byte, then the server is asked
+  quiet: 30, // without a byte; then the server is pinged
   pong: 10, // for its answer
-  fresh: 3, // a server that was heard so recently is there
+  fresh: 3, // a server that has sent something so recently is reachable
   slack: 30, // more while messages are unacknowledged: the server may be waiting for others
   firstRetry: 1,
   longestRetry: 30,
@@ -69,7 +69,7 @@ export class Session {
     this._goodbye = null;
     this._hello = null;
     this._isUnreached = false; // the last connection could not be made
-    this._backAt = null; // when a server that drains may be back
+    this._backAt = null; // when a draining server may be back
   }
 
   /** A connection is being made. */
@@ -149,7 +149,7 @@ export class Session {
     }
   }
 
-  /** A person has to type the password, which takes longer than the server waits. */
+  /** The user has to type the password, which takes longer than the server waits. */
   _ask(result, isWrong) {
     this.state = STATES.password;
     this._password = "";
@@ -182,9 +182,9 @@ export class Session {
     const delay = backoff(this._failures, this._random, this._timeouts);
     this._failures += 1;
     if (goodbye?.code !== "draining") this.retryAt = now + Math.max(after, delay);
-    else this.retryAt = now + delay; // another node may be there at once
+    else this.retryAt = now + delay; // another node may be available at once
     if (this._backAt !== null && this.retryAt >= this._backAt) {
-      // Then the server may be back, however long the backoff has become; not all at one moment.
+      // Then the server may be back, however long the backoff has become; clients spread out.
       this.retryAt = Math.min(this.retryAt, Math.max(now, this._backAt) + this._random());
       this._backAt = null;
       this._failures = 0;
@@ -201,7 +201,7 @@ export class Session {
     this.reason = reason || `the server, or a proxy in front of it, answers with status ${status}`;
   }
 
-  /** Somebody comes back to the page, or the network does: ask at once whether the server is there. */
+  /** The user or the network has returned: check at once whether the server is reachable. */
   probe(now) {
     const { fresh, quiet } = this._timeouts;
     if (this.state === STATES.online && !this._asked && now - this._heard > fresh) this._heard = now - quiet - 0.001;

@@ -1,4 +1,4 @@
-// The lists beside the log: rooms, private conversations, the people of the room, and who we are.
+// The lists beside the log: rooms, private conversations, the members of the room, and who we are.
 //
 // A list is drawn again only if what it shows has changed, and keeps the keyboard's focus.
 

@@ -1,7 +1,7 @@
-// The WebSocket beneath the chat: opens it, closes it, and lets time pass.
+// The WebSocket beneath the chat: opens it, closes it, and drives the timers.
 //
-// The address is relative to the page, so the page works under any prefix.  Everything that is
-// decided is decided in `session.js`.
+// The address is relative to the page, so the page works under any prefix.  All decisions are made
+// in `session.js`.
 
 import { STATES } from "./session.js";
 import { encodeRequest } from "./wire.js";
@@ -22,7 +22,7 @@ const webSocketAddress = () => new URL("ws", document.baseURI);
 const seconds = () => performance.now() / 1000;
 
 export class Socket {
-  /** *told* is called with the effects of what came, and after each change of the state. */
+  /** *told* is called with the effects of received messages, and after each change of the state. */
   constructor(chat, told) {
     this._chat = chat;
     this._told = told;
@@ -46,7 +46,7 @@ export class Socket {
     this._connect();
   }
 
-  /** Somebody looks again, or the network is there again. */
+  /** The user is looking again, or the network is back. */
   _back() {
     const { session } = this._chat;
     if (session.state === STATES.waiting) this.now();
@@ -88,7 +88,7 @@ export class Socket {
     if (close) this._drop();
   }
 
-  /** Send *lines*, several in a message where the server has agreed to that. */
+  /** Send *lines*, several in one message if the server has agreed to that. */
   send(lines) {
     const socket = this._socket;
     if (!socket || socket.readyState !== WebSocket.OPEN || lines.length === 0) return;

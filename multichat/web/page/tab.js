@@ -5,7 +5,7 @@
 // starts with a session of its own.  Web Locks tell them apart where the page is a secure context;
 // elsewhere the holder answers on a BroadcastChannel.
 
-// On a reload the page before may hold the lock a little longer.
+// On a reload the previous page may hold the lock a little longer.
 const PATIENCE_MILLISECONDS = 600;
 const ANSWER_MILLISECONDS = 150;
 
@@ -26,7 +26,7 @@ export class Tab {
     this.isDuplicate = false; // another page has the session, and its name
   }
 
-  /** Return what this tab has kept, or null; *keep* returns what is to be kept. */
+  /** Return what this tab has saved, or null; *keep* returns what to save. */
   async open(keep) {
     this._keep = keep;
     const kept = this._read();
@@ -70,7 +70,7 @@ export class Tab {
     }
   }
 
-  /** Return whether the tab *id* is ours: nobody else holds it. */
+  /** Return whether the tab *id* is ours: no other page holds it. */
   async _claim(id) {
     this._id = id;
     const name = `multichat ${new URL(".", document.baseURI).pathname} ${id}`;

@@ -6,7 +6,7 @@
 /** The longest text that is shown at once; the rest is behind a button. */
 export const SHOWN_CHARACTERS = 4000;
 
-// Beyond this a text is cut: no honest server sends longer lines.
+// A longer text is cut: no honest server sends longer lines.
 const KEPT_CHARACTERS = 1024 * 1024;
 
 // Further links and mentions in one message are plain text.
@@ -46,7 +46,7 @@ export function typedLines(text) {
 /**
  * Return the parts of *text* in order: `{kind: "text" | "link" | "mention", text, href?}`.
  *
- * Only `http:` and `https:` become links.  *name* is ours; empty if nobody can mention us.
+ * Only `http:` and `https:` become links.  *name* is ours; empty if we have none to mention.
  */
 export function segments(text, name = "") {
   const found = [];

@@ -1,5 +1,5 @@
-// What a typed line does: messages are sent, commands are carried out or asked of the server.  Pure:
-// no DOM.
+// Carries out a typed line: messages are sent, commands run here or requested from the server.
+// Pure: no DOM.
 
 import { NOT_PRIVATE } from "./commands.js";
 import { recipientOf, roomKey } from "./names.js";
@@ -50,7 +50,7 @@ function runLocal(chat, conversation, request) {
   }
 }
 
-/** Hide what *name* says, or show it again; return what that means. */
+/** Hide the messages of *name*, or show them again; return the text that says so. */
 function toggleIgnored(chat, name) {
   if (!chat.ignored.toggle(name)) return `You see the messages of ${name} again.`;
   return `The messages of ${name} are hidden in this tab. /ignore ${name} shows them again.`;

@@ -1,6 +1,6 @@
 // The JSON protocol: events in, requests out.  Pure: no DOM.
 //
-// `parseEvent` trusts nothing: an event with a missing, wrong or oversized field is no event, and
+// `parseEvent` trusts nothing: it refuses an event with a missing, wrong or oversized field, and
 // every string that is shown has passed `clean`.  docs/protocol.md describes the fields.
 
 import { clean } from "./text.js";
@@ -104,7 +104,7 @@ const PARSERS = new Map(
   }),
 );
 
-/** Return the event in *line*, or null if it is none, or of a type that this page does not know. */
+/** Return the event in *line*, or null if it is not valid, or of a type unknown to the page. */
 export function parseEvent(line) {
   if (line.length > MAX_LINE_CHARACTERS || line[0] !== "{") return null;
   let value;
@@ -132,7 +132,7 @@ export function encodeHello(hello) {
   return `/json ${JSON.stringify(hello)}`;
 }
 
-/** Return the time of a message in milliseconds; *otherwise* if it is none. */
+/** Return the time of a message in milliseconds; *otherwise* if it is not valid. */
 export function timeOf(timestamp, otherwise) {
   const time = Date.parse(timestamp ?? "");
   return Number.isNaN(time) ? otherwise : time;
