@@ -18,7 +18,7 @@ test("a passphrase is not sent where others could read it", () => {
   assert.deepEqual(taken(chat), []);
 });
 
-test("a fresh room asks for its history, and joins it with what came meanwhile", () => {
+test("a fresh room requests its history, and merges it with messages that came meanwhile", () => {
   const { chat, sent } = onlineChat();
   assert.deepEqual(sent.hello, { protocol: 1, rooms: { lobby: {} } });
   const nonce = nonceOf(sent.sent, "history");
@@ -26,10 +26,10 @@ test("a fresh room asks for its history, and joins it with what came meanwhile",
   receive(chat, { type: "history", room: "lobby", more: true, nonce, messages: [said(1), said(2), said(3)] });
   assert.deepEqual(textsOf(chat.shown), ["message 1", "message 2", "message 3", "message 4"]);
   assert.ok(chat.shown.hasMore);
-  assert.equal(chat.shown.unread, 2); // the live ones: nobody looks
+  assert.equal(chat.shown.unread, 2); // the live ones: the user is not looking
 });
 
-test("after a lost connection every room goes on behind its last message", () => {
+test("after a lost connection every room continues after its last message", () => {
   const { chat } = onlineChat();
   receive(chat, said(1), said(2));
   chat.closed(1);
@@ -81,7 +81,7 @@ test("a message is pending until it is accepted, and has its place then", () => 
   assert.equal(chat.outbox.pending.length, 0);
 });
 
-test("what is typed offline is kept over a reload and sent once, with its nonce", () => {
+test("messages typed offline survive a reload and are sent once, with their nonces", () => {
   const { chat } = onlineChat();
   chat.closed(1);
   chat.typed(chat.shown, "offline");
@@ -100,7 +100,7 @@ test("what is typed offline is kept over a reload and sent once, with its nonce"
   assert.equal(again.outbox.pending.length, 0);
 });
 
-test("an accepted message that the history also has is there once", () => {
+test("an accepted message that is also in the history appears once", () => {
   const { chat } = onlineChat();
   chat.typed(chat.shown, "mine");
   const [{ nonce }] = taken(chat);
@@ -109,7 +109,7 @@ test("an accepted message that the history also has is there once", () => {
   assert.deepEqual(textsOf(chat.shown), ["mine"]);
 });
 
-test("never more than the server remembers are on their way", () => {
+test("no more messages are unacknowledged than the server remembers", () => {
   const { chat } = onlineChat();
   for (let number = 0; number < 500; number++) chat.typed(chat.shown, `line ${number}`);
   const sent = taken(chat);
@@ -143,7 +143,7 @@ test("a refused message that cannot be sent again is kept", () => {
   assert.ok(chat.shown.items.includes(item));
 });
 
-test("unread messages and mentions are counted where nobody looks", () => {
+test("unread messages and mentions are counted in conversations that are not looked at", () => {
   const rooms = { lobby: { members: 1, last: null }, ops: { members: 1, last: null } };
   const { chat } = onlineChat({ rooms });
   chat.attend(true);
@@ -159,7 +159,7 @@ test("unread messages and mentions are counted where nobody looks", () => {
   assert.equal(ops.divider, null);
 });
 
-test("after a reload the messages behind the last one read are unread", () => {
+test("after a reload the messages after the last one read are unread", () => {
   const { chat } = onlineChat();
   chat.attend(true);
   receive(chat, said(1));
@@ -170,7 +170,7 @@ test("after a reload the messages behind the last one read are unread", () => {
   assert.equal(again.shown.divider.text, "message 2");
 });
 
-test("after a reload what comes before the history is counted with it", () => {
+test("after a reload messages that come before the history are counted with it", () => {
   const { chat } = onlineChat();
   receive(chat, said(1));
   chat.attend(true);
@@ -184,7 +184,7 @@ test("after a reload what comes before the history is counted with it", () => {
   assert.equal(again.shown.divider.text, "message 2");
 });
 
-test("private messages have a conversation of their own", () => {
+test("private messages have a separate conversation", () => {
   const { chat } = onlineChat();
   const { effects } = receive(chat, { type: "direct", time: "", client: 7, name: "bob", text: "psst" });
   assert.equal(effects[0].type, "heard");
@@ -254,7 +254,7 @@ test("an id from another history starts the room anew, and keeps what is not sen
   assert.deepEqual(connect(chat).hello.rooms, { lobby: { replay: 2 ** 31 - 1 } }); // it was empty
 });
 
-test("a room that starts anew goes on behind the message that was its last", () => {
+test("a room that starts anew continues after its last message", () => {
   const { chat } = onlineChat();
   receive(chat, said(1));
   chat.closed(1);
@@ -266,7 +266,7 @@ test("a room that starts anew goes on behind the message that was its last", () 
   assert.deepEqual(connect(chat, { rooms }).hello.rooms, { lobby: { since: "f-1000007" } });
 });
 
-test("a server that has forgotten the session is told to the person", () => {
+test("the user is notified when the server has forgotten the session", () => {
   const { chat } = onlineChat();
   chat.typed(chat.shown, "mine");
   taken(chat);
@@ -275,9 +275,9 @@ test("a server that has forgotten the session is told to the person", () => {
   assert.match(effects.find(({ type }) => type === "told").text, /twice/u);
 });
 
-test("a command that a lost connection has left without an answer is not lost in silence", () => {
+test("a command without an answer because of a lost connection is reported", () => {
   const { chat } = onlineChat();
-  assert.deepEqual(chat.closed(1), []); // what the page has asked for itself, nobody waits for
+  assert.deepEqual(chat.closed(1), []); // no user waits for requests of the page itself
   connect(chat);
   chat.typed(chat.shown, "/name bob");
   const [told] = chat.closed(2);
@@ -285,13 +285,13 @@ test("a command that a lost connection has left without an answer is not lost in
   assert.deepEqual(chat.closed(3), []);
 });
 
-test("a refused name opens the question again", () => {
+test("a refused name opens the dialog again", () => {
   const { chat } = onlineChat();
   const { effects } = receive(chat, { type: "error", code: "name-taken", text: "the name 'alice' is taken" });
   assert.deepEqual(effects, [{ type: "name", text: "the name 'alice' is taken" }]);
 });
 
-test("a line that is too long is not taken", () => {
+test("a line that is too long is refused", () => {
   const { chat } = onlineChat();
   const [effect] = chat.typed(chat.shown, "é".repeat(40_000));
   assert.ok(effect.isError);
@@ -347,7 +347,7 @@ test("any order and any repetition of the same messages gives the same room", ()
   }
 });
 
-test("the last conversation stays, whatever the server says", () => {
+test("the last conversation stays, whatever the server sends", () => {
   const { chat } = onlineChat();
   receive(chat, { type: "left", client: 1, name: "alice", reason: "", room: "lobby" });
   assert.equal(chat.shown.title, "lobby");
@@ -363,7 +363,7 @@ test("the members of a large room are asked for once, not with every change", ()
   assert.deepEqual(receive(chat, { ...presence, members: 40 }).sent.map(({ type }) => type), ["who"]);
 });
 
-test("whoever is ignored is neither counted nor shown, also under another name", () => {
+test("an ignored client is neither counted nor shown, also under another name", () => {
   const { chat } = onlineChat();
   assert.match(chat.typed(chat.shown, "/ignore Bob")[0].text, /hidden/u);
   const { effects } = receive(chat, said(1, { text: "alice!" }), { type: "direct", time: "", client: 2, name: "bob", text: "psst" });
@@ -385,12 +385,12 @@ test("a name that an ignored person has had for a while is not ignored for its n
   assert.deepEqual(effects.filter(({ type }) => type === "heard").map(({ item }) => item.name), ["carol"]);
 });
 
-test("whoever is ignored stays so under a name that nobody was told of", () => {
+test("an ignored client stays ignored after a rename that was not announced", () => {
   const { chat } = onlineChat();
   chat.typed(chat.shown, "/ignore bob");
   receive(chat, said(1), { type: "presence", room: "lobby", joined: 0, left: 0, renamed: 30, members: 2 });
   assert.deepEqual(receive(chat, said(2, { name: "eve" }), { type: "direct", client: 2, name: "eve", text: "psst" }).effects, []);
-  connect(chat, { resumed: false }); // the numbers of clients may be others' now
+  connect(chat, { resumed: false }); // the numbers may belong to other clients now
   assert.equal(receive(chat, said(3, { name: "eve" })).effects.length, 1);
 });
 
@@ -402,7 +402,7 @@ test("one person has one private conversation, under however many names", () => 
   assert.deepEqual(chat.directs.map(({ title }) => title), ["carol", "m299"]);
 });
 
-test("strangers without end close no conversation in which we have written", () => {
+test("endless strangers close no conversation in which we have written", () => {
   const { chat } = onlineChat();
   receive(chat, { type: "direct", client: 3, name: "carol", text: "at noon" });
   chat.typed(chat.direct("carol"), "I will be there");
@@ -422,7 +422,7 @@ test("long private messages do not keep others from surviving a reload", () => {
   assert.ok(textsOf(again.chat.direct("mallory")).length > 5);
 });
 
-test("a server that sends the same history again and again is not asked for ever", () => {
+test("a server that repeats the same history is not asked forever", () => {
   const { chat, sent } = onlineChat();
   const page = { type: "history", room: "lobby", more: true, messages: [said(1), said(2)] };
   receive(chat, { ...page, nonce: nonceOf(sent.sent, "history") });

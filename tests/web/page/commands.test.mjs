@@ -32,7 +32,7 @@ test("commands make the requests of the protocol", () => {
   for (const [line, request] of Object.entries(cases)) assert.deepEqual(parseLine(line), request, line);
 });
 
-test("mistakes are explained and nothing is said", () => {
+test("mistakes are explained and nothing is sent", () => {
   for (const line of ["/frobnicate", "/", "/name", "/msg bob", "/me", "/logout now", " /msg bob a secret", "/join"]) {
     const { local, text } = parseLine(line);
     assert.equal(local, "error", line);

@@ -12,7 +12,7 @@ test("messages of one sender in a row are a group", () => {
   assert.deepEqual(rows.map(({ kind, isHead }) => (kind === "day" ? "day" : isHead)), ["day", true, false, true, true, true, true, true]);
 });
 
-test("a line stands between two days, and above what is unread", () => {
+test("there is a line between two days, and above the unread messages", () => {
   const second = item(1, { time: NOON + 86_400_000 });
   const all = [item(0), second, item(2, { time: second.time + 1 })];
   assert.deepEqual(rowsOf(all, 0, 3, all[2]).map(({ kind }) => kind), ["day", "said", "day", "said", "divider", "said"]);
@@ -48,7 +48,7 @@ test("the window follows the end, and is bounded", () => {
   assert.deepEqual(shown.range(all), [all.length - 10, all.length]);
 });
 
-test("the window survives that what it shows is gone", () => {
+test("the window survives the removal of its messages", () => {
   const shown = new RowWindow({ size: 10, step: 5, most: 20 });
   const all = items(50);
   shown.hold(all);
@@ -61,7 +61,7 @@ test("the window survives that what it shows is gone", () => {
   assert.equal(shown.down(all), false);
 });
 
-test("changes are described as they are in the end", () => {
+test("changes are described by their final result", () => {
   const described = (...changes) => {
     const conversation = new Conversation("room", "#a", "a");
     for (const change of changes) conversation.changed(0, change);

@@ -9,12 +9,12 @@ const started = (options = {}) => {
   return session;
 };
 
-test("the hello resumes the session that is known", () => {
+test("the hello resumes the known session", () => {
   assert.deepEqual(started().opened({ name: "alice" }, 0), ['/json {"protocol":1,"name":"alice"}']);
   assert.deepEqual(started({ token: "old" }).opened({}, 0), ['/json {"protocol":1,"session":"old"}']);
 });
 
-test("text before the welcome is no event", () => {
+test("text before the welcome is not an event", () => {
   const session = started();
   session.opened({}, 0);
   const { events } = session.received(`[bob] hello\n{"type":"said"}\n${WELCOME}\nnonsense`, 1);
@@ -37,7 +37,7 @@ test("a lost connection is made again, each time later and with jitter", () => {
   assert.ok(backoff(0, () => 0) < backoff(0, () => 0.99));
 });
 
-test("a server that welcomes and drops us at once is not hammered", () => {
+test("a server that welcomes and drops us at once does not reset the backoff", () => {
   const session = started();
   const delay = (seconds) => {
     session.connecting(0);
@@ -48,7 +48,7 @@ test("a server that welcomes and drops us at once is not hammered", () => {
   assert.deepEqual([delay(0), delay(0), delay(0), delay(5)], [0.75, 1.5, 3, 0.75]);
 });
 
-test("why a WebSocket is refused is said as the server has it", () => {
+test("the reason for a refused WebSocket is the server's", () => {
   const reason = (status, text, isLost = false) => {
     const session = started();
     if (isLost) session.received(WELCOME, 0);
@@ -63,7 +63,7 @@ test("why a WebSocket is refused is said as the server has it", () => {
   assert.equal(reason(503, "x".repeat(1e6)).length, 300);
 });
 
-test("the goodbye decides whether and when to come back", () => {
+test("the goodbye decides whether and when to reconnect", () => {
   const goodbye = (fields) => {
     const session = started();
     session.opened({}, 0);
@@ -74,7 +74,7 @@ test("the goodbye decides whether and when to come back", () => {
   };
   assert.equal(goodbye({ code: "shutdown", reconnect: true, after: 7 }).retryAt, 7);
   assert.equal(goodbye({ code: "idle", reconnect: true, after: 1e9 }).retryAt, 300);
-  // Of a cluster, another node may be there at once; of one server, it is back then.
+  // In a cluster another node may be available at once; a single server is back then.
   const drained = goodbye({ code: "draining", reconnect: true, after: 20 });
   const tries = [];
   while (tries.length < 8) {
@@ -136,7 +136,7 @@ test("a password is asked for, typed, and sent with the hello", () => {
   assert.deepEqual(wrong.events, [{ type: "password-needed", isWrong: true }]);
 });
 
-test("a silent server is asked, and given up", () => {
+test("a silent server is pinged, and then given up", () => {
   const session = started();
   assert.equal(session.tick(16), "close");
   session.opened({}, 0);
@@ -144,14 +144,14 @@ test("a silent server is asked, and given up", () => {
   assert.equal(session.tick(30), null);
   assert.equal(session.tick(31), "ping");
   assert.equal(session.tick(32), null);
-  assert.equal(session.tick(41, true), null); // it may be waiting for somebody slow
+  assert.equal(session.tick(41, true), null); // it may be waiting for a slow client
   assert.equal(session.tick(76, true), "close");
   assert.equal(session.tick(41), "close");
   session.received('{"type":"pong"}', 41);
   assert.equal(session.tick(60), null);
 });
 
-test("whoever comes back to the page learns soon whether the server is there", () => {
+test("a user who returns to the page soon sees whether the server is reachable", () => {
   const session = started();
   session.opened({}, 0);
   session.received(WELCOME, 100);
@@ -164,7 +164,7 @@ test("whoever comes back to the page learns soon whether the server is there", (
   assert.equal(session.tick(121), "close");
 });
 
-test("the reason tells a lost connection from a server that is not there", () => {
+test("the reason distinguishes a lost connection from an unreachable server", () => {
   const session = started();
   session.closed(0);
   assert.match(session.reason, /reached/u);

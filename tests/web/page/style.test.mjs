@@ -50,6 +50,6 @@ for (const [theme, values] of Object.entries(themes)) {
   });
 }
 
-test("there is a class for every colour, and no inline style is needed", () => {
+test("there is a class for every colour, without inline styles", () => {
   for (let hue = 0; hue < HUES; hue++) assert.ok(css.includes(`.hue-${hue} { --hue: var(--hue-${hue}); }`));
 });

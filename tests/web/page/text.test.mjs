@@ -22,7 +22,7 @@ test("the segments together are the text", () => {
   }
 });
 
-test("a mention is a word of its own", () => {
+test("a mention is a separate word", () => {
   for (const text of ["alice", "hi alice!", "@Alice:", "(ALICE)", "alice's"]) assert.ok(mentions(text, "alice"), text);
   for (const text of ["malice", "alices", "alice_2", "al ice", "", "alicé"]) assert.ok(!mentions(text, "alice"), text);
   assert.ok(mentions("ask Client 7", "Client 7"));
@@ -38,12 +38,12 @@ test("a name is not a pattern", () => {
   assert.ok(mentions("hi a-b", "a-b"));
 });
 
-test("every mention of a text is found, whatever was searched before", () => {
+test("every mention in a text is found, independently of earlier searches", () => {
   mentions("x alice", "alice");
   assert.deepEqual(segments("alice and alice", "alice").map((part) => part.kind), ["mention", "text", "mention"]);
 });
 
-test("a name in a link is no mention", () => {
+test("a name in a link is not a mention", () => {
   assert.deepEqual(segments("https://x.example/alice", "alice").map((part) => part.kind), ["link"]);
 });
 
@@ -60,8 +60,8 @@ test("long texts take linear time", () => {
   for (const text of nasty) segments(text, "alice");
 });
 
-test("what ends a link takes no longer to find than the link", () => {
-  // The least of several, so that what else the machine does is left out.
+test("finding the end of a link takes no longer than the link", () => {
+  // The least of several, so that other work of the machine is left out.
   const time = (text) => {
     let least = Infinity;
     for (let round = 0; round < 20; round++) {
@@ -78,7 +78,7 @@ test("what ends a link takes no longer to find than the link", () => {
   assert.deepEqual(links("(see https://x/a_(b)_[c]))]."), ["https://x/a_(b)_[c]"]);
 });
 
-test("typed lines leave out the empty ones", () => {
+test("empty typed lines are left out", () => {
   assert.deepEqual(typedLines("one\r\n\r\n  two \n\t\nthree\r"), ["one", "  two ", "three"]);
   assert.equal(utf8Bytes("é€😀"), 9);
 });

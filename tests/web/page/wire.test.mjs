@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 import { encodeRequest, MAX_LINE_CHARACTERS, parseEvent, timeOf } from "../../../multichat/web/page/wire.js";
 
-test("what is not an event is dropped", () => {
+test("a line that is not an event is dropped", () => {
   const lines = ["", "hello", "{", "[]", "null", "{}", '{"type":5}', '{"type":"dance"}', '{"type":"__proto__"}', '{"type":"constructor"}', "[".repeat(100_000), '{"a":'.repeat(50_000), `{"type":"notice","text":"${"x".repeat(MAX_LINE_CHARACTERS)}"}`];
   for (const line of lines) assert.equal(parseEvent(line), null, line.slice(0, 50));
 });
@@ -34,7 +34,7 @@ test("a request is one line, its type first", () => {
   assert.ok(!encodeRequest({ type: "say", text: "\ud800" }).includes("\ud800"));
 });
 
-test("a time that is none is now", () => {
+test("an invalid time is replaced by the current time", () => {
   assert.equal(timeOf("2025-01-15T10:30:45.123Z", 5), 1736937045123);
   for (const time of [undefined, "", "soon"]) assert.equal(timeOf(time, 5), 5);
 });
