@@ -180,8 +180,9 @@ def _configured_socket() -> Path:
     settings = load_settings(settings_path())
     value = settings.serve.get("admin")
     if value is None:
-        where = f"admin in [serve] of {settings.path}"
-        raise UsageMistake(f"--socket is missing: the path of serve --admin, also as {where}")
+        raise UsageMistake(
+            f"give --socket, the path of serve --admin, or set admin in [serve] of {settings.path}"
+        )
     if not isinstance(value, str):
         raise InvalidSettings(settings.path, "serve.admin", "expected a path")
     try:

@@ -99,11 +99,16 @@ def _summary(done: "Imported", damaged: int) -> list[str]:
     accounts, topics = counted(done.accounts, "account"), counted(done.topics, "topic")
     sessions = counted(done.sessions, "session")
     lines = [f"imported {messages}, {accounts}, {topics}, {sessions}"]
-    lines += [f"left alone: another room {room} is there" for room in done.other_rooms]
-    lines += [f"left alone: another account like {name} is there" for name in done.other_accounts]
+    lines += [
+        f"not imported: the room {room}, which the cluster has already" for room in done.other_rooms
+    ]
+    lines += [
+        f"not imported: the account {name}, because the cluster has one with such a name"
+        for name in done.other_accounts
+    ]
     if done.other_sessions:
         others = counted(done.other_sessions, "session")
-        lines.append(f"left alone: {others}, with numbers of clients that are taken")
+        lines.append(f"not imported: {others}, because other clients have their numbers")
     if damaged:
         lines.append(f"damaged, and not imported: {counted(damaged, 'place')}")
     return lines

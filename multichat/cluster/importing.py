@@ -67,8 +67,8 @@ async def import_contents(
     others = [room.name for room in rooms if not _is_ours(room, tails[room.name])]
     strange = [*others, *(name for name in there if name not in set(names))]
     if strange and not add:
-        what = f"rooms already, such as {strange[0]}"
-        raise engine.failed(f"it has {what}: with --add they are left alone, and others are added")
+        has = f"it already has rooms, such as {strange[0]}"
+        raise engine.failed(f"{has}: with --add these stay unchanged, and the others are imported")
     done.other_rooms = others
     await _call(engine, "begin", contents.clients_ever, contents.last_epoch)
     for room in rooms:

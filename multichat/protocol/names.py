@@ -155,16 +155,16 @@ def parse_name(name: str, kind: str = "a name") -> str:
     # Folded, too: an iota subscript, for one, becomes a letter.
     if not may_mix(name + fold_name(name)):
         raise InvalidName(
-            f"{kind} has letters of one script, or of Chinese, Japanese or Korean with Latin"
+            f"{kind} cannot mix scripts, except Latin with Chinese, Japanese or Korean"
         )
     if len({ord(digit) - int(digit) for digit in name if digit.isdecimal()}) > 1:
-        raise InvalidName(f"{kind} has digits of one script")
+        raise InvalidName(f"{kind} cannot mix digits of different scripts")
     if any(map(_is_small_capital, name)):
-        raise InvalidName(f"{kind} has no phonetic letters that look like small capitals")
+        raise InvalidName(f"{kind} cannot contain phonetic letters that look like small capitals")
     if name.startswith("-") or not any(map(str.isalnum, name)):
-        raise InvalidName(f"{kind} has a letter or a digit, and does not start with '-'")
+        raise InvalidName(f"{kind} needs a letter or a digit, and cannot start with '-'")
     if _is_right_to_left(name) and not _is_right_to_left(name[0]):
-        raise InvalidName(f"{kind} that is written from right to left starts with a letter")
+        raise InvalidName(f"{kind} that is written from right to left must start with a letter")
     return name
 
 

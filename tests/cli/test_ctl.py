@@ -307,7 +307,7 @@ async def test_the_socket_may_be_in_the_environment_or_the_configuration_file(
     for text, error in (
         (
             "",
-            f"--socket is missing: the path of serve --admin, also as admin in [serve] of {config}",
+            f"give --socket, the path of serve --admin, or set admin in [serve] of {config}",
         ),
         ("[serve]\nadmin = 7", f"{config}: serve.admin: expected a path"),
         ("[serve", f"{config}: "),

@@ -215,15 +215,15 @@ async def test_an_engine_that_has_rooms_is_refused_unless_stated(
     status, out, err = await run("journal", "import", other, engine.url)
     assert (status, out) == (1, "")
     assert err == (
-        f"multichat: {engine.url}: it has rooms already, such as lobby: with --add they are left "
-        "alone, and others are added\n"
+        f"multichat: {engine.url}: it already has rooms, such as lobby: with --add these stay "
+        "unchanged, and the others are imported\n"
     )
     status, out, err = await run("journal", "import", other, engine.url, "--add")
     assert (status, out.splitlines()) == (
         0,
         [
             "imported 1 message of 1 room, 0 accounts, 0 topics, 0 sessions",
-            "left alone: another room lobby is there",
+            "not imported: the room lobby, which the cluster has already",
         ],
     )
     shown = (await run("history", engine.url))[1]

@@ -27,11 +27,11 @@ pytestmark = pytest.mark.unit
 
 TOO_LONG = "a name has at most 32 characters"
 CHARACTERS = "a name consists of letters, digits, '-', '_' and '.'"
-MIXED = "a name has letters of one script, or of Chinese, Japanese or Korean with Latin"
-DIGITS = "a name has digits of one script"
-SMALL = "a name has no phonetic letters that look like small capitals"
-START = "a name has a letter or a digit, and does not start with '-'"
-RIGHT_TO_LEFT = "a name that is written from right to left starts with a letter"
+MIXED = "a name cannot mix scripts, except Latin with Chinese, Japanese or Korean"
+DIGITS = "a name cannot mix digits of different scripts"
+SMALL = "a name cannot contain phonetic letters that look like small capitals"
+START = "a name needs a letter or a digit, and cannot start with '-'"
+RIGHT_TO_LEFT = "a name that is written from right to left must start with a letter"
 
 
 @pytest.mark.parametrize(

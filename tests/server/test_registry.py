@@ -41,7 +41,7 @@ from tests.support.log import LogRecorder
 
 pytestmark = pytest.mark.unit
 
-MIXED = "a name has letters of one script, or of Chinese, Japanese or Korean with Latin"
+MIXED = "a name cannot mix scripts, except Latin with Chinese, Japanese or Korean"
 
 
 def make_client(number: int, address: str = "") -> Client:

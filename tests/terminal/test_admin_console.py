@@ -30,7 +30,7 @@ pytestmark = pytest.mark.unit
 
 HINT = "/help lists them; start with // to send a line that starts with /"
 NOW = 1_736_937_045.0
-MIXED = "a name has letters of one script, or of Chinese, Japanese or Korean with Latin"
+MIXED = "a name cannot mix scripts, except Latin with Chinese, Japanese or Korean"
 
 
 class Desk:
