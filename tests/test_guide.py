@@ -35,7 +35,7 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "What the service may do": (
             f"{SERVICE}::test_the_service_runs_with_nothing_that_it_does_not_need",
-            f"{SERVICE}::test_a_server_that_was_killed_is_started_again_with_what_it_had",
+            f"{SERVICE}::test_a_killed_server_is_started_again_with_its_data",
             f"{SERVICE}::test_a_server_that_hangs_is_started_again",
             f"{SERVICE}::test_systemctl_returns_when_clients_can_connect",
             f"{SERVICE}::test_a_mistake_in_the_settings_is_one_line_and_no_loop",
@@ -89,7 +89,7 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "server/test_proxied::test_bans_are_about_the_clients_address",
             "server/test_proxied::test_only_a_header_that_says_tls_makes_a_connection_private",
             "server/test_proxied::test_tls_to_the_server_begins_after_the_header",
-            "server/test_proxied::test_a_check_of_health_is_no_client",
+            "server/test_proxied::test_a_health_check_does_not_count_as_a_client",
             "server/test_proxied::test_the_time_for_the_header_is_limited",
             "server/test_proxied::test_a_proxy_of_the_page_at_the_same_address_sends_no_header",
         ),
@@ -109,7 +109,7 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "Accounts": (
             "cli/test_account::test_accounts_are_added_listed_and_removed",
             "cli/test_account::test_the_journal_of_a_running_server_is_left_alone",
-            "cli/test_account::test_the_passphrase_is_asked_for_twice_and_not_shown",
+            "cli/test_account::test_the_prompt_requires_the_passphrase_twice_and_does_not_show_it",
             "server/test_accounts::test_accounts_survive_a_restart_if_the_journal_is_a_file",
             "server/test_accounts::test_the_name_of_an_operator_cannot_be_registered_in_the_chat",
             "server/test_logins::test_where_a_login_is_required_others_can_only_read",
@@ -130,7 +130,7 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "Reload": (
             "cli/test_reload::test_everything_is_reloaded_and_the_clients_stay",
-            "cli/test_reload::test_what_is_wrong_is_one_line_and_stays_as_it_was",
+            "cli/test_reload::test_an_invalid_file_is_one_line_and_its_old_contents_stay_in_force",
             "cli/test_reload::test_a_key_of_another_certificate_and_an_expired_one_are_refused",
             "cli/test_reload::test_a_pipe_that_gave_the_password_is_not_read_again",
             "cli/test_reload::test_a_log_that_is_rotated_under_a_flood_has_every_line",
@@ -174,7 +174,7 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "The log says",
             "Systemd says",
         ),
-        ("test_troubleshooting::test_each_quoted_text_is_one_of_the_programs",),
+        ("test_troubleshooting::test_each_quoted_text_occurs_in_the_program",),
     ),
 }
 

@@ -67,7 +67,7 @@ def crash() -> Exception:
     return fail(ExceptionGroup(f"two of {SECRET}", [inner, nested]))
 
 
-def test_each_message_is_an_object_with_what_is_known_of_it() -> None:
+def test_each_message_is_an_object_with_its_known_fields() -> None:
     fields = {"event": "said", "client": 0, "name": "bob", "room": "", "act": False, "of": None}
     said = Messages("RX", "[bob]", 'a\n"b"\\\t', 2, fields)
     common = {**START, "tag": "RX", "event": "said", "client": 0, "name": "bob", "clients": 2}

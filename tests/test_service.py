@@ -58,9 +58,7 @@ async def open_files(service: Service) -> tuple[int, int]:
     return int(soft), int(hard)
 
 
-async def test_a_server_that_was_killed_is_started_again_with_what_it_had(
-    tmp_path: Path, port: int
-) -> None:
+async def test_a_killed_server_is_started_again_with_its_data(tmp_path: Path, port: int) -> None:
     async with installed(tmp_path, port) as service:
         await service.start()
         client = await service.client()

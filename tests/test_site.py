@@ -31,7 +31,7 @@ def test_the_api_pages_document_every_public_name_once() -> None:
 
 @pytest.mark.unit
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
-def test_guides_link_only_to_what_can_be_read_in_the_repository(page: Path) -> None:
+def test_guides_link_only_to_files_in_the_repository(page: Path) -> None:
     """The pages of the API reference are directives there; `conf.py` links public names."""
     assert re.findall(r"\]\([^)]*\.rst\b[^)]*\)", page.read_text("utf-8")) == []
 

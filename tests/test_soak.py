@@ -39,7 +39,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-async def test_the_memory_of_a_server_is_bounded_while_tls_clients_come_and_go(
+async def test_the_memory_of_a_server_is_bounded_while_tls_clients_connect_and_leave(
     certificates: Path, tmp_path: Path
 ) -> None:
     """TLS streams are freed only by garbage collection, so memory first grows, but is bounded."""

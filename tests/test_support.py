@@ -141,7 +141,7 @@ def test_commands_do_not_see_the_environment_of_the_developer(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("find", [program, module])
-def test_what_is_missing_skips_a_test_and_fails_it_under_ci(
+def test_a_missing_program_skips_a_test_and_fails_it_under_ci(
     find: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CI", raising=False)

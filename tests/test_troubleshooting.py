@@ -92,7 +92,7 @@ def quotes() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("section", "quoted"), list(quotes()))
-def test_each_quoted_text_is_one_of_the_programs(section: str, quoted: str) -> None:
+def test_each_quoted_text_occurs_in_the_program(section: str, quoted: str) -> None:
     for reason in SYSTEMS_REASONS:
         if quoted.endswith(reason):
             quoted = quoted.removesuffix(reason) + ": …"

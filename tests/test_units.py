@@ -62,7 +62,7 @@ def test_each_part_of_a_unit_is_in_its_section() -> None:
 
 
 @pytest.mark.unit
-def test_what_the_service_writes_is_in_its_own_folder() -> None:
+def test_the_service_writes_only_to_its_own_folder() -> None:
     for name in ("journal", "ban-file"):
         assert CONFIG[name].startswith(f"/var/lib/{setting('StateDirectory')}/")
     for path in SOCKETS:

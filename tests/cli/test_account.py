@@ -80,7 +80,9 @@ async def test_the_journal_of_a_running_server_is_left_alone(tmp_path: Path, sec
             assert err.endswith("stop it first, or type /account at its console\n")
 
 
-async def test_the_passphrase_is_asked_for_twice_and_not_shown(tmp_path: Path) -> None:
+async def test_the_prompt_requires_the_passphrase_twice_and_does_not_show_it(
+    tmp_path: Path,
+) -> None:
     terminal = Terminal(tmp_path)
     try:
         await terminal.open_shell("shell")

@@ -218,7 +218,7 @@ async def test_a_passphrase_comes_from_a_file_and_is_in_no_list_of_processes(
         assert missing == "nowhere: no such file or directory"
 
 
-async def test_a_passphrase_is_asked_for_on_a_terminal(
+async def test_ctl_prompts_for_a_passphrase_on_a_terminal(
     path: Path, tmp_path: Path, terminal: Terminal
 ) -> None:
     async with running(tmp_path, path) as operator:

@@ -280,7 +280,7 @@ async def test_a_private_message_to_an_unknown_client_is_an_error(tmp_path: Path
         await fails(one, "hello\n/msg bob psst\n", error)
 
 
-async def test_refused_commands_are_no_error(tmp_path: Path) -> None:
+async def test_refused_commands_are_not_an_error(tmp_path: Path) -> None:
     async with (
         serve(tmp_path, "--max-rooms", "1") as server,
         connect(tmp_path, server, "--name", "alice") as alice,

@@ -268,7 +268,7 @@ async def test_a_refused_client_prints_one_line(
 
 
 @pytest.mark.parametrize("protocol", [(), ("--plain",)], ids=["json", "plain"])
-async def test_what_is_delivered_over_tls_is_a_success(
+async def test_a_delivery_over_tls_is_a_success(
     protocol: tuple[str, ...], files: Files, log: LogRecorder, tmp_path: Path
 ) -> None:
     """Over TLS the client has to say `/quit`, and gets a goodbye."""

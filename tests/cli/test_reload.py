@@ -233,7 +233,9 @@ WRONG = {
 }
 
 
-async def test_what_is_wrong_is_one_line_and_stays_as_it_was(files: Files, tmp_path: Path) -> None:
+async def test_an_invalid_file_is_one_line_and_its_old_contents_stay_in_force(
+    files: Files, tmp_path: Path
+) -> None:
     files.write("bans", "name mallory\n")
     async with (
         serve(tmp_path, "--web", "0", *files.options) as server,

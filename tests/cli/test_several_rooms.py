@@ -102,7 +102,7 @@ async def test_a_log_names_the_room_of_each_message_if_there_are_several(tmp_pat
         assert await alice.wait() == 0
 
 
-async def test_a_log_names_the_room_of_which_messages_may_be_missing(
+async def test_a_log_names_the_room_in_which_messages_may_be_missing(
     port: int, tmp_path: Path
 ) -> None:
     async with (

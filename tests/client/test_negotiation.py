@@ -361,7 +361,7 @@ async def use_another(message: Filtered) -> Filtered:
 
 
 @pytest.mark.parametrize("password", [None, "secret"])
-async def test_a_name_and_a_room_that_a_filter_changes_are_no_refusal(
+async def test_a_name_and_a_room_that_a_filter_changes_are_not_refused(
     password: str | None, autojump_clock: MockClock
 ) -> None:
     config = ServerConfig(filters=(use_another,), filter_joins=True, password=password)

@@ -113,7 +113,7 @@ async def test_the_password_may_be_typed_in_plain_text(autojump_clock: MockClock
         assert await anext(chat) == Notice("1 in lobby:")
 
 
-async def test_name_and_room_are_asked_for_once_the_typed_password_is_accepted(
+async def test_name_and_room_are_requested_once_the_typed_password_is_accepted(
     autojump_clock: MockClock,
 ) -> None:
     async with (
@@ -127,7 +127,7 @@ async def test_name_and_room_are_asked_for_once_the_typed_password_is_accepted(
         assert (info.name, info.room) == ("alice", "den")
 
 
-async def test_a_password_is_not_sent_unless_asked_for(autojump_clock: MockClock) -> None:
+async def test_a_password_is_sent_only_on_request(autojump_clock: MockClock) -> None:
     async with memory_server() as network:
         for plain in (False, True):
             async with open_line_chat(network.connect(), password=SECRET, plain=plain) as chat:

@@ -475,7 +475,7 @@ async def test_a_goodbye_may_set_the_delay(
 
 
 @pytest.mark.parametrize("is_back", [True, False], ids=["another node", "one server"])
-async def test_a_client_of_a_server_that_drains_comes_back_as_soon_as_there_is_one(
+async def test_a_client_of_a_draining_server_reconnects_as_soon_as_possible(
     is_back: bool, autojump_clock: MockClock
 ) -> None:
     async with conversation() as (chat, network, peer):

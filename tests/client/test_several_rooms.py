@@ -99,7 +99,7 @@ async def _enter_den(chat: multichat.Chat) -> None:
     assert (entered.room, entered.last) == ("den", "e-0005")
 
 
-async def test_a_message_is_for_the_room_that_was_current_when_it_was_said(
+async def test_a_message_is_for_the_room_that_was_current_when_it_was_sent(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation() as (chat, network, peer):
@@ -364,7 +364,7 @@ async def test_a_server_that_was_restarted_without_a_journal_has_us_in_all_rooms
         nursery.cancel_scope.cancel(reason="the test is over")
 
 
-async def test_a_room_that_is_refused_is_asked_for_until_it_is_left(
+async def test_a_room_that_is_refused_is_requested_until_it_is_left(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation(rooms=("ops", "den", "tea")) as (chat, network, peer):
@@ -409,7 +409,7 @@ async def test_a_client_that_loses_its_only_room_continues(autojump_clock: MockC
         assert chat.rooms == ("lobby", "den")
 
 
-async def test_rooms_that_are_no_list_of_names_are_refused() -> None:
+async def test_rooms_that_are_not_a_list_of_names_are_refused() -> None:
     ours, _ = trio.testing.memory_stream_pair()
     for rooms in "lobby", (1, 2):
         with pytest.raises(LocalProtocolError, match="rooms must be a list of names"):

@@ -54,7 +54,7 @@ def test_an_answer_that_could_not_be_sent_back_is_not_ours(call: Call[Any], repl
 
 
 @pytest.mark.parametrize("epoch", [_HUGE.decode(), "null"])
-def test_a_block_in_an_epoch_that_is_none_is_not_ours(epoch: str) -> None:
+def test_a_block_in_an_invalid_epoch_is_not_ours(epoch: str) -> None:
     with pytest.raises(NotOurs, match=r"no epoch|invalid literal"):
         _APPEND.read(msgspec.msgpack.encode([(0, epoch, 0, 0, [])]))
 
@@ -78,7 +78,7 @@ def test_an_answer_about_messages_that_were_not_sent_is_not_ours(answer: tuple[A
         _APPEND.read(msgspec.msgpack.encode([answer]))
 
 
-def test_blocks_that_do_not_follow_are_left_out_of_what_was_read() -> None:
+def test_blocks_that_do_not_follow_are_left_out_of_a_read() -> None:
     payload = pack_block(_SAID)
     blocks = [b"%d 2 1a 0 run 1 0\n%b" % (first, payload) for first in (0, 0, 1, 2, 8, 4, 20)]
     forward = read("lobby", 1, 10, max_bytes=1000).read(blocks)

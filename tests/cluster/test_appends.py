@@ -98,7 +98,7 @@ def test_calls_of_a_former_run_are_repeated_as_they_were() -> None:
     assert made.next_call() is new
 
 
-def test_what_was_never_sent_can_be_taken_back() -> None:
+def test_blocks_that_were_never_sent_can_be_taken_back() -> None:
     made = appends(call_blocks=1, calls=1)
     for number in range(3):
         made.add(block(), number)

@@ -53,7 +53,7 @@ pytestmark = pytest.mark.process
 _SESSION = SessionRecord(digest=b"d" * 32, client=1, name="alice", rooms=("lobby",))
 
 
-async def test_what_one_node_does_the_other_hears_and_a_later_one_knows(engine: Engine) -> None:
+async def test_changes_of_a_node_reach_the_other_and_one_that_joins_later(engine: Engine) -> None:
     async with (
         run_node(cluster_config(engine, "a")) as a,
         run_node(cluster_config(engine, "b")) as b,

@@ -77,7 +77,7 @@ def test_every_change_is_answered_once_in_order_however_often_the_connection_bre
     assert batches.answered_up_to == done
 
 
-def test_while_the_engine_is_away_only_what_has_ended_is_kept() -> None:
+def test_while_the_engine_is_away_only_ends_are_kept() -> None:
     batches: Batches[str] = Batches()
     batches.add(Announce("in flight"), "a")
     assert _taken(batches) == [[Announce("in flight")]]

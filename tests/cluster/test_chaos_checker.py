@@ -37,7 +37,7 @@ def test_a_faultless_run_has_no_violations() -> None:
     assert found(*heard(0, 1, 2)) == []
 
 
-def test_a_message_that_was_reported_as_missed_is_no_violation() -> None:
+def test_a_message_that_was_reported_as_missed_is_not_a_violation() -> None:
     assert found(*heard(0), Missed(1), *heard(2)) == []
 
 
@@ -55,7 +55,7 @@ def test_a_message_that_was_reported_as_missed_is_no_violation() -> None:
         ([*heard(0, 1), Heard("f-2", "room alice 2")], "heard with another id"),
     ],
 )
-def test_what_a_member_heard_is_compared_with_the_history(
+def test_the_messages_of_a_member_are_compared_with_the_history(
     bob: list[Heard | Missed], words: str
 ) -> None:
     assert any(words in each for each in found(*bob)), found(*bob)
@@ -100,7 +100,7 @@ def test_a_message_that_was_deleted_before_its_delivery_may_be_reported_as_misse
 @pytest.mark.parametrize(
     ("repeated", "is_right"), [({0: 3}, True), ({0: 2}, True), ({0: 1}, False), ({1: 3}, False)]
 )
-def test_a_message_that_was_sent_again_comes_before_all_that_were_said_later(
+def test_a_message_that_was_sent_again_precedes_all_later_ones(
     repeated: dict[int, int], is_right: bool
 ) -> None:
     """The first message is stored after the second; the third was said after both."""
@@ -134,7 +134,7 @@ def found_directs(
     ("heard", "fate"),
     [(["hi"], "accepted"), ([], "refused"), ([], "unknown"), (["hi"], "unknown")],
 )
-def test_a_private_message_with_its_true_outcome_is_no_violation(
+def test_a_private_message_with_its_true_outcome_is_not_a_violation(
     heard: list[str], fate: Fate
 ) -> None:
     assert found_directs(*heard, fate=fate) == []
@@ -206,7 +206,7 @@ def test_a_connection_that_has_no_session_may_leave_when_it_ends() -> None:
     assert departures_found(several, strays=[49.0]) != []
 
 
-def test_what_an_event_tells_about_departures_is_read() -> None:
+def test_departures_are_read_from_events() -> None:
     left = {"type": "left", "room": "den", "name": "alice", "reason": "", "client": 1}
     assert Departure.of(left, 1.0) == Departure(1.0, "den", "alice")
     counts = {"type": "presence", "room": "den", "joined": 1, "left": 2, "renamed": 0}

@@ -139,7 +139,7 @@ async def test_addresses_that_cannot_be_used(url: str, reason: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("text", ["foo://x", "VALKEY://x", "file:///tmp/chat.db"])
-def test_a_journal_at_an_unknown_url_is_refused_with_what_is_allowed(text: str) -> None:
+def test_the_error_for_a_journal_at_an_unknown_url_names_the_allowed_schemes(text: str) -> None:
     with pytest.raises(UsageMistake) as caught:
         parse_place(text)
     scheme = text.partition("//")[0]
@@ -149,7 +149,7 @@ def test_a_journal_at_an_unknown_url_is_refused_with_what_is_allowed(text: str) 
     )
 
 
-def test_a_path_is_no_url() -> None:
+def test_a_path_is_not_a_url() -> None:
     for text in "chat.db", "./foo://x", "valkey:x", "a b://c":
         assert parse_place(text) == Path(text)
 

@@ -268,7 +268,7 @@ async def test_a_sentinel_with_a_password_gets_that_of_the_engine(engines: Engin
     ("name", "reason"),
     [("chat", "it is not a Sentinel: write valkey://"), ("other", "it is not a Sentinel")],
 )
-async def test_an_engine_is_no_sentinel(engine: Engine, name: str, reason: str) -> None:
+async def test_an_engine_is_not_a_sentinel(engine: Engine, name: str, reason: str) -> None:
     address = ClusterAddress.parse(f"valkey+sentinel://{LOOPBACK}:{engine.port}/{name}")
     with pytest.raises(EngineUnavailable, match=reason):
         async with Connection(ConnectionConfig(address=address)).open():

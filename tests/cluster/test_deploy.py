@@ -183,7 +183,7 @@ def test_every_service_is_known_here() -> None:
 [HEALTH] = re.findall(r"^HEALTHCHECK .*?CMD (\[.*?\])$", CONTAINERFILE, re.MULTILINE | re.DOTALL)
 
 
-def test_the_image_has_what_its_check_of_health_and_its_volume_need() -> None:
+def test_the_image_fits_its_health_check_and_its_volume() -> None:
     name, option, source = json.loads(HEALTH)
     assert (name, option) == ("python", "-c")
     assert "http://127.0.0.1:8080/live" in source

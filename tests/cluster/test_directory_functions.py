@@ -288,7 +288,7 @@ async def test_a_client_whose_name_was_taken_while_its_node_was_away_loses_it(jo
 # Presence and sessions ----------------------------------------------------------------------------
 
 
-async def test_what_clients_are_is_in_the_feed_once(join: Join) -> None:
+async def test_the_state_of_clients_is_in_the_feed_once(join: Join) -> None:
     a, b = await join("a"), await join("b")
     await a.put(1, name="alice")
     await b.put(2)

@@ -171,7 +171,7 @@ async def test_a_sender_who_resumed_elsewhere_waits_for_the_first_message(start:
     assert (await c.session("token"))[4] == _KNOWN
 
 
-async def test_what_was_not_delivered_may_be_sent_again_with_its_nonce(start: Start) -> None:
+async def test_an_undelivered_message_may_be_sent_again_with_its_nonce(start: Start) -> None:
     a, b = await start("a"), await start("b")
     await b.put(2)
     await a.one(_to_bob("x", nonce="7"))

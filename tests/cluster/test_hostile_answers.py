@@ -158,7 +158,7 @@ RESULTS = {
 
 @pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS)
 @pytest.mark.parametrize("result", RESULTS.values(), ids=RESULTS)
-async def test_a_strange_result_fails_at_most_what_one_client_has_asked_for(
+async def test_a_strange_result_fails_at_most_the_request_of_one_client(
     result: list[Any], ask: Ask, autojump_clock: MockClock
 ) -> None:
     engine = HostileEngine()
@@ -220,7 +220,7 @@ STEPS = {
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("answer", ANSWERS)
-async def test_an_engine_that_answers_nonsense_is_away_and_comes_back(
+async def test_an_engine_that_answers_nonsense_is_away_and_returns(
     answer: str, step: str, autojump_clock: MockClock
 ) -> None:
     ask = STEPS[step] or _claim
@@ -344,7 +344,7 @@ def test_any_answer_is_read_or_not_ours(reply: Any) -> None:
     st.lists(_PACKED, max_size=6) | st.tuples(st.just("ok"), *[_PACKED] * 4).map(list),
     st.sampled_from(_CHANGES),
 )
-def test_any_result_is_what_its_change_has_or_a_refusal(result: list[Any], change: Change) -> None:
+def test_any_result_fits_its_change_or_is_a_refusal(result: list[Any], change: Change) -> None:
     try:
         packed = msgspec.msgpack.encode([result])
         _, [found] = read_results([0, packed], [change])

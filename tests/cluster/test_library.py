@@ -90,7 +90,7 @@ async def test_blocks_get_numbers_in_the_order_of_their_arguments(caller: Caller
     assert answers[0].epoch == answers[2].epoch != answers[1].epoch
 
 
-async def test_what_was_said_comes_back_as_it_was(caller: Caller) -> None:
+async def test_messages_are_read_back_unchanged(caller: Caller) -> None:
     text = "grüße \N{GRINNING FACE}\x00\n\t\nlast"
     await caller.append(block(text, name="Zoë", client=2**40))
     [packet] = await caller.call(read("lobby", 0, 3, max_bytes=MANY))
@@ -251,7 +251,7 @@ async def test_nonces_belong_to_a_client_and_2_is_not_the_string_2(caller: Calle
     assert appended(await caller.append(block("one", nonces=(2,), client=7))) == [2]
 
 
-async def test_a_nonce_of_another_text_is_told_apart(caller: Caller) -> None:
+async def test_a_nonce_of_another_text_is_distinguished(caller: Caller) -> None:
     await caller.append(block("one", nonces=("a",)))
     [answer] = await caller.append(block("other", nonces=("a",)))
     assert (answer.status, answer.known[0].same) == (Status.KNOWN, 0)

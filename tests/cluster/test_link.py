@@ -123,7 +123,7 @@ async def test_a_subscription_without_the_right_is_refused(engines: Engines) -> 
         nursery.cancel_scope.cancel()
 
 
-async def test_what_waits_to_be_sent_is_bounded_and_calls_wait_for_room(engine: Engine) -> None:
+async def test_the_send_buffer_is_bounded_and_calls_wait_for_room(engine: Engine) -> None:
     limits = LinkLimits(requests=10, unsent=100_000)
     async with linked(engine, limits=limits) as link:
         engine.freeze()
@@ -284,7 +284,7 @@ async def test_a_replica_is_refused_with_the_address_of_its_primary(engines: Eng
     assert not error.lasting
 
 
-async def test_a_sentinel_is_no_engine(engines: Engines) -> None:
+async def test_a_sentinel_is_not_an_engine(engines: Engines) -> None:
     sentinel = await engines.start_sentinel(await engines.start())
     assert "it is a Sentinel: write valkey+sentinel://" in (await refusal(sentinel, Login())).reason
 
@@ -308,7 +308,7 @@ async def test_a_full_engine_says_so(engines: Engines) -> None:
     assert "max number of clients reached" in error.reason or "closes the connec" in error.reason
 
 
-async def test_tls_and_plain_are_told_apart(engines: Engines) -> None:
+async def test_tls_and_plain_are_distinguished(engines: Engines) -> None:
     encrypted = await engines.start(EngineConfig(tls=True))
     assert "valkeys://" in (await refusal(encrypted, Login())).reason
     plain = await engines.start()
@@ -353,7 +353,7 @@ def answering(
         (b"%0\r\n$99999999\r\n", True, "a reply of more than"),
     ],
 )
-async def test_peers_that_are_no_engine(data: bytes, stays: bool, reason: str) -> None:
+async def test_peers_that_are_not_an_engine(data: bytes, stays: bool, reason: str) -> None:
     async with peer(answering(data, stays=stays)) as port:
         with pytest.raises(EngineUnavailable, match=reason):
             await open_link(LOOPBACK, port, Login(), timeouts=IMPATIENT)

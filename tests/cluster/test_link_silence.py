@@ -79,7 +79,7 @@ async def test_an_engine_that_answers_each_request_too_late_is_away(
             assert (logs.refusal == AWAY) is ((answers + 1) * 0.5 >= AWAY_SECONDS)
 
 
-async def test_what_others_say_is_no_answer(autojump_clock: trio.testing.MockClock) -> None:
+async def test_pushes_do_not_count_as_an_answer(autojump_clock: trio.testing.MockClock) -> None:
     async with scripted() as (link, engine):
         logs = RoomLogs(LogConfig(node="a"))
         logs.connected(link, "run")

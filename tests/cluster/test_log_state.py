@@ -75,7 +75,7 @@ def test_a_packet_that_was_too_large_to_be_pushed_is_read() -> None:
     assert numbers(state) == [0]
 
 
-def test_what_waits_is_bounded_and_the_rest_is_read_later() -> None:
+def test_waiting_packets_are_bounded_and_the_rest_is_read_later() -> None:
     state = state_at(max_bytes=2000)
     for number in range(100):
         state.push(packet(number))
@@ -128,7 +128,7 @@ def test_after_a_reconnect_nothing_is_handed_out_before_the_tail() -> None:
     assert state.wanted == (1, 2)
 
 
-def test_what_a_failover_lost_is_counted_before_a_new_epoch_has_begun() -> None:
+def test_messages_lost_in_a_failover_are_counted_before_a_new_epoch_begins() -> None:
     state = state_at(10)
     state.reconnected()
     state.tail(tail(7, ("e1", 0)))
@@ -265,7 +265,7 @@ def test_an_own_block_that_was_deleted_before_it_was_handed_out_is_skipped(
     assert state.close() == []
 
 
-def test_epochs_of_which_all_was_deleted_are_known_after_the_skip() -> None:
+def test_completely_deleted_epochs_are_known_after_the_skip() -> None:
     state = state_at(5)
     state.reconnected()
     state.tail(tail(9, ("e1", 0), ("e2", 6), ("e3", 8), first=9))
@@ -274,7 +274,7 @@ def test_epochs_of_which_all_was_deleted_are_known_after_the_skip() -> None:
     assert state.number_of(message_id("e3", 8)) == 8
 
 
-def test_an_entry_that_the_engine_does_not_have_is_not_asked_for_again_and_again() -> None:
+def test_an_entry_that_the_engine_does_not_have_is_not_requested_repeatedly() -> None:
     state = state_at(5)
     state.push(packet(7))
     assert state.read(5, 8, [])

@@ -48,7 +48,7 @@ pytestmark = pytest.mark.unit
         ),
     ],
 )
-def test_an_operator_reads_what_to_do_and_a_client_no_words_of_the_engine(
+def test_an_operator_gets_advice_and_a_client_no_words_of_the_engine(
     line: str, said: str, told: str
 ) -> None:
     error = EngineRefused.parse(line)
@@ -58,7 +58,7 @@ def test_an_operator_reads_what_to_do_and_a_client_no_words_of_the_engine(
     assert judge_error(error).reason.startswith(("it ", "its "))
 
 
-def test_an_answer_that_is_not_ours_is_no_error_of_the_engine() -> None:
+def test_an_answer_that_is_not_ours_is_not_an_error_of_the_engine() -> None:
     error = NotOurs("no list\x1b[31m")
     assert str(error) == "the engine's answer is not ours: no list␛[31m"
     assert not error.is_known

@@ -203,7 +203,7 @@ def test_the_replica_is_the_directory_whatever_is_lost_repeated_or_early(
 
 
 @given(_FEEDS)
-def test_a_server_that_hears_each_event_knows_what_the_directory_has(feed: list[Fed]) -> None:
+def test_a_server_that_gets_each_event_has_the_state_of_the_directory(feed: list[Fed]) -> None:
     replica, server = Replica("us"), _Server()
     server.hear(replica.load(_Model().snapshot()))
     for number, fed in enumerate(feed, 1):

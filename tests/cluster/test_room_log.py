@@ -219,7 +219,7 @@ async def test_a_full_queue_is_sent_after_a_repeated_message_was_refused(engine:
 
 
 @pytest.mark.parametrize("answer", ["'x'", "cmsgpack.pack({})", "cmsgpack.pack({{0}})", "{}"])
-async def test_an_answer_that_is_not_ours_ends_the_link_and_is_asked_for_again(
+async def test_an_answer_that_is_not_ours_ends_the_link_and_is_requested_again(
     engine: Engine, answer: str
 ) -> None:
     strange = mutated(
@@ -375,7 +375,7 @@ async def test_a_fenced_node_is_refused_until_it_has_a_new_run(engine: Engine) -
         assert room.texts == ["before", "again"]
 
 
-async def test_the_fate_of_what_a_run_had_in_flight_is_known_to_the_next(engine: Engine) -> None:
+async def test_a_run_knows_the_outcome_of_appends_of_the_previous_run(engine: Engine) -> None:
     async with relayed_node(engine) as (a, relay), running_node(engine, "b") as b:
         here, there = await a.open(), await b.open()
         relay.hold_replies()
@@ -489,7 +489,7 @@ async def failed_over(engines: Engines) -> AsyncIterator[tuple[Node, list[str], 
             nursery.cancel_scope.cancel(reason="the test has ended")
 
 
-async def test_what_a_failover_lost_is_counted_and_numbers_are_given_again_in_a_new_epoch(
+async def test_messages_lost_in_a_failover_are_counted_and_numbers_reused_in_a_new_epoch(
     engines: Engines,
 ) -> None:
     async with failed_over(engines) as (node, ids, replica):
@@ -537,7 +537,7 @@ async def test_without_a_lineage_an_old_id_would_name_another_message(engines: E
 # --- Retention and loading ------------------------------------------------------------------------
 
 
-async def test_what_is_deleted_moves_the_first_on_all_nodes(engine: Engine) -> None:
+async def test_deletions_move_the_first_number_on_all_nodes(engine: Engine) -> None:
     async with running_node(engine, "a") as a, running_node(engine, "b") as b:
         here, there = await a.open(), await b.open()
         for number in range(10):
@@ -567,7 +567,7 @@ async def test_a_node_that_was_away_while_messages_were_deleted_continues_with_t
         assert here.log.first == 8
 
 
-async def test_loading_an_open_room_waits_for_what_others_have_said(engine: Engine) -> None:
+async def test_loading_an_open_room_waits_for_the_messages_of_others(engine: Engine) -> None:
     async with running_node(engine, "a") as a, running_node(engine, "b") as b:
         here, there = await a.open(), await b.open()
         for number in range(20):
@@ -670,7 +670,7 @@ async def test_kills_of_the_engine_under_load_lose_only_what_its_aof_may(
             assert len(missing) <= max(here.lost, there.lost)
 
 
-def test_what_an_engine_has_lost_is_summed_up_once() -> None:
+def test_the_losses_of_an_engine_are_summed_up_once() -> None:
     logs = RoomLogs(LogConfig(node="a"))
     assert logs.take_lost() == ""
     for number, room in enumerate("abcdefg"):

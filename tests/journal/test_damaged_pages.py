@@ -292,7 +292,7 @@ async def test_a_damaged_number_beside_a_damaged_page_does_not_make_reading_endl
     assert await does_start(open_journal(path, max_messages=20), tidy)
 
 
-async def test_the_command_shows_what_is_beside_a_damaged_page(
+async def test_the_command_shows_messages_beside_a_damaged_page(
     whole: Whole, tmp_path: Path
 ) -> None:
     """Also where no server starts: the last page of messages, which each new one needs."""

@@ -429,7 +429,7 @@ def test_a_slice_of_a_block_has_the_messages_with_those_numbers(
 
 
 @given(st.lists(lines, min_size=1, max_size=4), st.integers(0, 80))
-def test_a_bounded_read_returns_what_fits_and_at_least_one_message(
+def test_a_bounded_read_returns_the_messages_that_fit_and_at_least_one(
     blocks: list[list[str]], max_bytes: int
 ) -> None:
     whole: list[SaidBlock] = []

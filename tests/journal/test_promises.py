@@ -140,7 +140,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "journal/test_damaged_pages::test_messages_beside_a_damaged_page_are_read",
         "journal/test_damaged_pages::test_a_start_is_refused_only_if_no_room_can_store_messages",
         "server/test_damaged_sessions::test_connect_in_a_pipe_sends_and_ends",
-        "journal/test_damaged_pages::test_the_command_shows_what_is_beside_a_damaged_page",
+        "journal/test_damaged_pages::test_the_command_shows_messages_beside_a_damaged_page",
         "journal/test_damage::test_every_client_is_answered_whichever_session_pages_are_damaged",
         "cli/test_hostile_files::test_a_server_with_a_journal_with_flipped_bytes",
         "cli/test_hostile_files::test_history_of_a_journal_with_flipped_bytes",

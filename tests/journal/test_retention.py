@@ -282,7 +282,7 @@ async def test_messages_dated_ahead_do_not_protect_later_ones(tmp_path: Path) ->
         assert await left(journal) == ["new"]
 
 
-async def test_messages_dated_ahead_are_kept_as_long_as_what_follows_them(tmp_path: Path) -> None:
+async def test_messages_dated_ahead_are_kept_as_long_as_those_that_follow(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     await write_dated(path, ("old", NOW - YEAR), ("ahead", NOW + YEAR), ("new", NOW - DAY))
     clocks = Clocks()
@@ -291,7 +291,7 @@ async def test_messages_dated_ahead_are_kept_as_long_as_what_follows_them(tmp_pa
         assert await left(journal) == ["ahead", "new"]
 
 
-async def test_messages_dated_behind_are_kept_as_long_as_what_was_said_before(
+async def test_messages_dated_too_early_are_kept_as_long_as_those_before(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "chat.db"

@@ -140,7 +140,7 @@ async def test_clients_of_a_socket_for_both_protocols_have_their_own_addresses(
             await server.wait_for(f"Client 1 connected from {LOOPBACK}:")
 
 
-async def test_a_port_that_is_the_same_is_no_mistake_and_others_are_opened(
+async def test_the_port_of_a_passed_socket_may_be_given_and_other_ports_are_opened(
     tmp_path: Path, port: int
 ) -> None:
     local = tmp_path / "own.sock"
@@ -172,7 +172,7 @@ async def test_a_port_that_is_the_same_is_no_mistake_and_others_are_opened(
         ),
     ],
 )
-async def test_what_does_not_fit_is_one_line(
+async def test_a_socket_that_does_not_fit_its_purpose_is_refused_with_one_line(
     names: str, options: tuple[str, ...], status: int, error: str, tmp_path: Path
 ) -> None:
     with tcp_listener() as passed:
@@ -205,7 +205,7 @@ async def test_a_socket_of_another_kind_is_one_line(tmp_path: Path) -> None:
                 ), server.err
 
 
-async def test_what_was_passed_to_another_process_is_left_alone(tmp_path: Path) -> None:
+async def test_sockets_passed_to_another_process_are_left_alone(tmp_path: Path) -> None:
     with tcp_listener() as passed:
         options = ("0", "--host", LOOPBACK)
         async with activated(tmp_path, [passed], "wbe", *options, LISTEN_PID="1") as server:
@@ -236,7 +236,7 @@ async def test_a_server_without_a_service_manager_is_as_before(tmp_path: Path) -
             assert await pinged(client)
 
 
-async def test_a_server_that_cannot_be_opened_closes_what_was_passed(tmp_path: Path) -> None:
+async def test_a_server_that_fails_to_start_closes_the_passed_sockets(tmp_path: Path) -> None:
     with tcp_listener() as listener:
         passed = PassedSockets(chat=(listener,))
         server = Server(journal=SqliteJournal(tmp_path / "no folder" / "chat.db"))

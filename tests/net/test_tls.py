@@ -362,7 +362,7 @@ async def test_an_untrusted_certificate_is_one_line_on_both_sides(
     assert not [line for line in log.lines if "crashed" in line or "connected" in line]
 
 
-async def test_a_client_that_reconnects_trusts_what_is_in_its_file_then(
+async def test_a_client_that_reconnects_trusts_the_present_contents_of_its_file(
     certificates: Certificates, tmp_path: Path
 ) -> None:
     """A server whose certificate was renewed by another authority."""

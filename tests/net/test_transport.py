@@ -108,7 +108,7 @@ async def test_keepalive_detects_dead_peers() -> None:
         assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
-async def test_unsent_bytes_are_what_the_peer_has_not_acknowledged() -> None:
+async def test_unsent_bytes_are_those_that_the_peer_has_not_acknowledged() -> None:
     ours, theirs = await tcp_pair()
     async with theirs:
         write_now = eager(ours)

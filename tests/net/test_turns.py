@@ -193,7 +193,7 @@ async def test_a_tls_record_is_decrypted_when_it_is_its_turn(
         assert waited >= SHARES.longest_seconds
 
 
-async def test_a_replay_takes_its_next_turn_behind_others(
+async def test_a_replay_takes_its_next_turn_after_others(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with running() as turns, lane_in_use(turns):

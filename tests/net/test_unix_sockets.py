@@ -169,7 +169,7 @@ async def test_a_stale_socket_is_replaced(path: Path) -> None:
     assert not path.exists()
 
 
-async def test_of_servers_that_start_at_once_one_has_the_socket(path: Path) -> None:
+async def test_of_servers_that_start_at_once_exactly_one_gets_the_socket(path: Path) -> None:
     """Also where a killed server has left one; a server at such a path would have no clients."""
     for _ in range(10):
         with closing(socket.socket(socket.AF_UNIX)) as stale:

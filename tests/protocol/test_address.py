@@ -81,5 +81,7 @@ def test_host_and_port_are_parsed_back(port: int, host: str) -> None:
         ("", False),
     ],
 )
-def test_loopback_is_only_what_is_certainly_this_machine(host: str, expected: bool) -> None:
+def test_only_an_address_that_is_certainly_this_machine_is_loopback(
+    host: str, expected: bool
+) -> None:
     assert is_loopback(host) is expected

@@ -147,7 +147,7 @@ def test_the_error_says_what_a_name_can_be_mistaken_for(name: str, taken_for: st
 
 
 @pytest.mark.parametrize("name", ["server", "admin", "all", "2024", "v1.2", "10m", "127.1", "7"])
-def test_room_names_may_be_what_person_names_may_not(name: str) -> None:
+def test_rooms_may_have_names_that_persons_may_not(name: str) -> None:
     assert parse_name(name) == name
 
 

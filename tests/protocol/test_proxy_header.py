@@ -105,7 +105,7 @@ def test_other_headers(data: bytes, header: ProxyHeader) -> None:
         (v2("192.0.2.7", more=tlv(0x20, b"\x01")), "an invalid PROXY header"),
     ],
 )
-def test_bytes_that_are_no_header(data: bytes, reason: str) -> None:
+def test_bytes_that_are_not_a_header(data: bytes, reason: str) -> None:
     for sizes in [], [1] * 6000, [5] * 1200:
         with pytest.raises(BadProxyHeader, match=reason):
             read(data, sizes)
@@ -121,6 +121,6 @@ def test_garbage_raises_only_bad_proxy_header(data: bytes, sizes: list[int]) -> 
 
 
 @given(SIZES, st.integers(0, 200))
-def test_an_incomplete_header_is_none_yet(sizes: list[int], cut: int) -> None:
+def test_an_incomplete_header_gives_no_result_yet(sizes: list[int], cut: int) -> None:
     for data in v1("192.0.2.7"), v2("2001:db8::1", tls=True), v2_local():
         assert read(data[: min(cut, len(data) - 1)], sizes) == (None, b"")

@@ -486,7 +486,7 @@ def test_disguised_lines_are_found_among_any_others(block: str) -> None:
 
 
 @given(st.sampled_from(DISGUISES) | st.text().map(clean).filter(bool), st.text().map(clean))
-def test_text_that_is_said_literally_is_a_message(start: str, rest: str) -> None:
+def test_text_that_is_sent_literally_is_a_message(start: str, rest: str) -> None:
     text = start + rest
     assert list(TEXT.parse_requests(say_literally(text))) == [SayBlock(text)]
 
@@ -738,5 +738,5 @@ async def test_who_with_the_name_of_a_person_names_the_room() -> None:
         ("  ", "  "),
     ],
 )
-def test_the_console_does_not_show_what_may_be_a_passphrase(line: str, shown: str) -> None:
+def test_the_console_does_not_show_a_possible_passphrase(line: str, shown: str) -> None:
     assert masked(line) == shown

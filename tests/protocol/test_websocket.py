@@ -171,7 +171,9 @@ def test_the_code_of_a_protocol_error_is_that_of_another_implementation(
         (frame(CLOSE, b"\x03\xe8\xff"), 1007, "the reason in a close frame is not valid UTF-8"),
     ],
 )
-def test_what_breaks_the_protocol_closes_with_its_code(wire: bytes, code: int, reason: str) -> None:
+def test_a_violation_of_the_protocol_closes_with_its_code(
+    wire: bytes, code: int, reason: str
+) -> None:
     before = frame(TEXT, b"before")
     single_bytes = [wire[i : i + 1] for i in range(len(wire))]
     for chunks in ([before + wire + frame(TEXT, b"after")], [before, *single_bytes]):
@@ -256,7 +258,7 @@ def test_little_is_buffered_whatever_comes(data: bytes, size: int) -> None:
         assert decoder.buffered_bytes <= LINE_BYTES + 1 + 14 + 125
 
 
-def test_a_message_without_its_end_is_no_message() -> None:
+def test_a_message_without_its_end_is_dropped() -> None:
     decoder = new_decoder()
     assert decoder.feed(frame(TEXT, b"half of", fin=False)) == []
     assert decoder.finish() == []
@@ -320,7 +322,7 @@ def test_an_answer_gets_its_nonce_in_a_frame(
         assert "\n".join(received(framed.with_nonce(framed.encode(answer), nonce))) == line
 
 
-def test_an_event_that_a_protocol_cannot_express_is_no_message() -> None:
+def test_an_event_that_a_protocol_cannot_express_is_not_encoded() -> None:
     assert LINES.text.encode(Accepted(id="x-1", nonce=1)) == b""
     for codecs in (WEBSOCKET, WEBSOCKET_LINES):
         assert codecs.text.encode(Accepted(id="x-1", nonce=1)) == b""

@@ -94,7 +94,7 @@ async def test_a_client_with_the_password_is_admitted(log: LogRecorder) -> None:
     ]
 
 
-async def test_before_the_password_nothing_works_and_nothing_is_announced(
+async def test_before_the_password_no_request_works_and_nothing_is_announced(
     log: LogRecorder, autojump_clock: MockClock
 ) -> None:
     async with memory_server(asking(announce=True)) as network:

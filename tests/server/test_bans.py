@@ -350,7 +350,7 @@ def test_a_ban_of_a_name_covers_the_names_that_look_like_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["Server", "client_7", "αlice", "10m", "...", "花子Ζωή"])
-def test_a_ban_of_a_name_that_nobody_can_have_any_more_stays_in_its_file(name: str) -> None:
+def test_a_ban_of_a_name_that_is_no_longer_allowed_stays_in_its_file(name: str) -> None:
     data = f"name {name}\n".encode()
     [ban] = read_bans(data, "bans")
     assert ban.subject == f"name {name}"
@@ -365,7 +365,7 @@ def test_the_last_ban_of_a_target_applies() -> None:
     assert bans.current(NOW) == [second]
 
 
-def test_bans_are_removed_by_what_people_type() -> None:
+def test_a_ban_is_removed_by_any_spelling_of_its_target() -> None:
     texts = ["203.0.113.7", "203.0.113.0/24", "2001:db8::/64", "name bob"]
     bans = Bans([Ban(target=parse_target(text)) for text in texts], now=NOW)
     for text in ("203.0.113.8", "2001:db8::/65", "alice"):

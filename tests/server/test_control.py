@@ -193,7 +193,7 @@ async def test_a_drain_of_no_valid_time_does_nothing(desk: Desk) -> None:
     assert not desk.server.shutting_down
 
 
-async def test_who_lists_all_rooms_of_a_client_and_what_waits_for_it(desk: Desk) -> None:
+async def test_who_lists_all_rooms_of_a_client_and_its_waiting_bytes(desk: Desk) -> None:
     client = await desk.network.join()
     await client.send('/json {"name":"alice","room":"attic","rooms":{"den":{}}}')
     await wait_all_tasks_blocked()
@@ -239,7 +239,7 @@ async def test_a_passphrase_may_have_spaces_and_is_not_logged(log: LogRecorder) 
     assert "horse" not in text
 
 
-async def test_what_changes_something_is_logged_without_the_text_of_messages(
+async def test_commands_that_change_something_are_logged_without_the_text_of_messages(
     desk: Desk, log: LogRecorder
 ) -> None:
     await desk.network.join()
@@ -566,7 +566,7 @@ class SlowPace(Pace):
 
 # The second has no answer before its end: what is measured is the decoding of each read.
 @pytest.mark.parametrize("noise", [b"\n" * 8192, b"x" * 8192, b"\xc3\xa9" * 4095 + b"\r\n"])
-async def test_input_that_is_no_request_gets_its_share_of_the_time_and_no_more(
+async def test_invalid_input_gets_its_share_of_the_time_and_no_more(
     autojump_clock: trio.testing.MockClock, noise: bytes
 ) -> None:
     limits = ControlLimits(share=0.25, max_line_bytes=1000, idle_seconds=math.inf)

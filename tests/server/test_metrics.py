@@ -103,7 +103,7 @@ async def test_a_histogram_has_cumulative_buckets(autojump_clock: MockClock) -> 
 
 
 @pytest.mark.unit
-async def test_the_format_of_openmetrics_is_there_for_those_who_ask() -> None:
+async def test_the_openmetrics_format_is_sent_on_request() -> None:
     from prometheus_client.openmetrics import parser
 
     parse: Callable[[str], Iterable[Any]] = parser.text_string_to_metric_families
@@ -197,7 +197,7 @@ async def reset(person: Person) -> None:
 
 
 @pytest.mark.process
-async def test_the_figures_are_what_the_clients_have_counted(tmp_path: Path) -> None:
+async def test_the_metrics_equal_the_counts_of_the_clients(tmp_path: Path) -> None:
     journal = ("--journal", str(tmp_path / "chat.db"))
     async with (
         serve(tmp_path, "--metrics", "0", *journal) as server,

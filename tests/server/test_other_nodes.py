@@ -122,7 +122,7 @@ async def test_a_message_is_accepted_when_it_is_delivered_here(autojump_clock: C
         assert (await alice.answer(1))["id"] == bob.ids["hi"]
 
 
-async def test_a_message_of_a_sender_that_goes_before_it_is_decided_is_delivered_once(
+async def test_a_message_whose_sender_leaves_before_the_decision_is_delivered_once(
     autojump_clock: Clock,
 ) -> None:
     hub = Hub()
@@ -297,7 +297,9 @@ async def test_a_name_belongs_to_one_client_of_all_nodes(autojump_clock: Clock) 
         assert (await other.ask("name", name="alice"))["type"] == "renamed"
 
 
-async def test_of_two_clients_that_want_a_name_at_once_one_gets_it(autojump_clock: Clock) -> None:
+async def test_exactly_one_of_two_clients_gets_a_name_requested_at_once(
+    autojump_clock: Clock,
+) -> None:
     async with two_nodes() as (one, two):
         clients = [await join(each) for each in (one, two, one, two)]
         answers: list[dict[str, Any]] = []
@@ -392,7 +394,7 @@ async def test_a_connection_whose_session_is_resumed_elsewhere_is_replaced(
         assert await bob.said() == ("lobby", "and here")
 
 
-async def test_what_a_replaced_connection_still_says_is_refused(autojump_clock: Clock) -> None:
+async def test_messages_of_a_replaced_connection_are_refused(autojump_clock: Clock) -> None:
     hub = Hub()
     async with two_nodes(hub) as (one, two):
         alice, bob = await join(one, name="alice"), await join(two, name="bob")
@@ -734,7 +736,7 @@ async def test_clients_read_whether_the_storage_is_away_or_full(autojump_clock: 
         )
 
 
-async def test_an_outage_that_is_over_when_it_is_told_is_told_with_its_reason(
+async def test_an_outage_that_is_over_before_it_is_reported_is_reported_with_its_reason(
     autojump_clock: Clock, log: LogRecorder
 ) -> None:
     hub = Hub()
@@ -832,7 +834,7 @@ async def test_without_the_engine_a_name_and_a_private_message_are_refused_in_th
         assert told == [f"messages cannot be stored now: {AWAY}"] * 3
 
 
-async def test_without_the_engine_an_operator_is_told_what_was_not_stored(
+async def test_without_the_engine_the_answer_to_an_operator_says_what_was_not_stored(
     autojump_clock: Clock,
 ) -> None:
     hub = Hub()
@@ -851,7 +853,7 @@ async def test_without_the_engine_an_operator_is_told_what_was_not_stored(
             assert str(failed.value) == f"{what} cannot be stored now: {AWAY}"
 
 
-async def test_a_session_that_changes_after_it_was_found_is_taken_as_it_is(
+async def test_a_session_that_changes_after_its_lookup_is_taken_in_its_new_state(
     autojump_clock: Clock,
 ) -> None:
     hub = Hub()
@@ -968,7 +970,7 @@ async def test_a_client_that_reads_nothing_holds_no_room_that_it_cannot_enter(
 
 
 @pytest.mark.parametrize("requests", [("/name",), ("/name", "/register correct horse")])
-async def test_a_client_that_takes_no_answer_is_for_other_nodes_what_it_is(
+async def test_a_client_that_reads_no_answers_has_its_true_state_on_other_nodes(
     requests: tuple[str, ...], autojump_clock: Clock
 ) -> None:
     """Once its request is carried out, the answer may wait for its send queue without limit."""
@@ -1017,7 +1019,9 @@ async def test_a_room_that_cannot_be_claimed_is_refused_and_not_kept(autojump_cl
         assert (await alice.ask("enter", room="den"))["type"] == "joined"
 
 
-async def test_nodes_that_come_and_go_are_logged(log: LogRecorder, autojump_clock: Clock) -> None:
+async def test_nodes_that_join_and_leave_are_logged(
+    log: LogRecorder, autojump_clock: Clock
+) -> None:
     hub = Hub()
     async with two_nodes(hub):
         for event in NodeAdded("5f"), NodeRemoved("5f", True), NodeRemoved("6a", False):

@@ -190,7 +190,7 @@ async def test_tls_to_the_server_begins_after_the_header(tmp_path: Path) -> None
         assert "TLS" in (await plain.rest())[0]
 
 
-async def test_a_check_of_health_is_no_client(log: LogRecorder) -> None:
+async def test_a_health_check_does_not_count_as_a_client(log: LogRecorder) -> None:
     async with behind_balancer() as server, AsyncExitStack() as stack:
         check = await arrive(server, stack, v2_local())
         assert await check.rest() == []
@@ -214,7 +214,7 @@ async def test_a_check_of_health_is_no_client(log: LogRecorder) -> None:
         (v2(CLIENT)[:14] + b"\xff\xff", "a PROXY header of more than 4096 bytes"),
     ],
 )
-async def test_bytes_that_are_no_header_are_refused_with_one_line(
+async def test_bytes_that_are_not_a_header_are_refused_with_one_line(
     data: bytes, words: str, log: LogRecorder
 ) -> None:
     async with behind_balancer() as server, AsyncExitStack() as stack:

@@ -166,7 +166,7 @@ def test_a_waiter_gets_the_next_token(
     st.lists(st.tuples(st.booleans(), st.integers(0, 4)), max_size=60),
     st.integers(0, 60),
 )
-def test_a_budget_counts_what_is_shared_once(
+def test_a_budget_counts_shared_bytes_once(
     datas: list[bytes], steps: list[tuple[bool, int]], limit: int
 ) -> None:
     datas = [bytes(bytearray(data)) for data in datas]  # objects of their own

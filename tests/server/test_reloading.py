@@ -124,7 +124,7 @@ async def test_reloads_at_once_follow_each_other() -> None:
     assert seen == list(range(10))
 
 
-async def test_a_file_that_cannot_be_read_in_time_keeps_nothing_else(
+async def test_a_file_that_cannot_be_read_in_time_does_not_stop_the_reload_of_others(
     thread_clock: trio.testing.MockClock,
 ) -> None:
     reloading, changed = Reloading(Log("server"), seconds=30), list[object]()
@@ -332,7 +332,7 @@ async def saved(path: Path, *lines: str) -> None:
             await trio.sleep(0.01)
 
 
-async def test_a_ban_of_the_console_keeps_what_was_edited_and_not_reloaded_yet(
+async def test_a_ban_at_the_console_keeps_edits_of_the_file_that_were_not_reloaded_yet(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "bans"

@@ -142,7 +142,7 @@ def make_blocks(plan: Iterable[tuple[int, int, int, int]], first: int = 3) -> li
 @given(
     plan=_BLOCKS, skip=st.integers(0, 30), codec=CODECS, max_bytes=st.sampled_from([1, 300, 9999])
 )
-def test_a_replay_sends_the_messages_of_others_once_in_order_and_counts_what_is_missing(
+def test_a_replay_sends_the_messages_of_others_once_in_order_and_counts_missing_ones(
     plan: list[tuple[int, int, int, int]], skip: int, codec: Codec, max_bytes: int
 ) -> None:
     blocks = make_blocks(plan)

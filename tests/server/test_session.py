@@ -155,7 +155,7 @@ async def test_input_after_the_last_line_end_is_a_message() -> None:
         assert await b.lines(2) == ["[Client 1] whole", "[Client 1] half"]
 
 
-async def test_a_client_at_the_end_of_its_input_gets_what_was_queued_for_it() -> None:
+async def test_a_client_that_ends_its_input_gets_its_queued_data() -> None:
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
         await b.send("for you")

@@ -370,7 +370,7 @@ async def test_messages_that_are_read_while_a_client_changes_to_json_are_in_json
         assert [event["text"] for event in events] == ["2", "3", "4"]
 
 
-async def test_the_last_id_of_a_member_is_before_what_the_room_waits_for_it_to_take(
+async def test_the_last_id_of_a_member_precedes_messages_that_it_has_not_taken(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with slow_room(config(Slow.WAIT)) as (network, sender, slow):

@@ -151,7 +151,7 @@ async def test_a_session_that_is_cancelled_is_aborted() -> None:
 # --- Lagging clients ------------------------------------------------------------------------------
 
 
-async def test_what_a_lagging_client_missed_is_counted_once_although_it_is_encoded_again(
+async def test_missed_messages_are_counted_once_although_they_are_encoded_again(
     autojump_clock: MockClock,
 ) -> None:
     """While its page is read, an answer fills the send queue: the page does not fit in it."""

@@ -431,7 +431,7 @@ async def test_the_time_for_pings_and_fragments_is_charged(flood: bytes) -> None
         nursery.cancel_scope.cancel(reason="the test is over")
 
 
-async def test_what_a_client_held_is_released(autojump_clock: MockClock) -> None:
+async def test_the_memory_held_for_a_client_is_released(autojump_clock: MockClock) -> None:
     async with memory_server() as network:
         budget = network.server._registry.budget
         web = await join_websocket(network)

@@ -109,7 +109,7 @@ def client_in_terminal(folder: Path, *argv: str) -> Iterator[Client]:
             process.wait()
 
 
-def test_drawing_on_a_closed_terminal_is_no_error() -> None:
+def test_drawing_on_a_closed_terminal_is_not_an_error() -> None:
     """Neither when it is drawn nor when Python flushes its streams at the end."""
     drawn = subprocess.run(
         [sys.executable, "-c", DRAW], capture_output=True, text=True, timeout=WAIT_SECONDS

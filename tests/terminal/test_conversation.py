@@ -212,7 +212,7 @@ def test_joining_one_of_our_rooms_shows_it_at_once() -> None:
     assert texts(lines) == ["· you are in Kitchen; 2 are here", "bob  hello"]
 
 
-def test_leaving_shows_the_previous_room_with_what_was_said_there() -> None:
+def test_leaving_shows_the_previous_room_with_its_unread_messages() -> None:
     chat = begun("kitchen", "lobby", "kitchen")
     assert chat.address("/leave") == ("kitchen", [])
     assert chat.address("hello") == ("lobby", [])
@@ -295,7 +295,7 @@ def test_a_room_that_we_entered_while_the_connection_was_lost_is_shown() -> None
 # --- Lists and typing -----------------------------------------------------------------------------
 
 
-def test_the_rooms_are_listed_with_what_is_unread() -> None:
+def test_the_rooms_are_listed_with_their_unread_counts() -> None:
     chat = begun("lobby", "lobby", "kitchen")
     take(chat, said("kitchen", 1))
     sizes = RoomList([RoomSize("kitchen", 2), RoomSize("den", 1), RoomSize("lobby", 4)], nonce=1)

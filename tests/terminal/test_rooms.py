@@ -190,7 +190,7 @@ def test_a_welcome_enters_rooms_and_shows_the_current_one() -> None:
     assert [(room.name, room.last) for room in old] == [("lobby", "x-9")]
 
 
-def test_after_a_reconnect_the_same_room_is_shown_and_what_is_unread_stays() -> None:
+def test_after_a_reconnect_the_same_room_is_shown_and_unread_messages_stay() -> None:
     rooms = entered("lobby", "kitchen", "ops")
     rooms.show("lobby")
     keep(rooms, "kitchen", "hello")

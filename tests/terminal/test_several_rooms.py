@@ -158,7 +158,7 @@ async def test_leaving_rooms_until_the_last(terminal: Terminal, tmp_path: Path) 
         await terminal.wait_for("t", "alice  hello")
 
 
-async def test_the_list_of_rooms_and_what_was_said_before_we_came(
+async def test_the_list_of_rooms_and_the_messages_before_we_entered(
     terminal: Terminal, tmp_path: Path
 ) -> None:
     async with (

@@ -104,7 +104,7 @@ def test_large_counts_are_cut() -> None:
     assert (count_of(999, 0), count_of(1000, 0), count_of(1000, 2)) == ("999", "999+", "999+!")
 
 
-def test_the_list_of_rooms_begins_with_ours_and_what_is_unread_there() -> None:
+def test_the_list_of_rooms_begins_with_ours_and_their_unread_counts() -> None:
     rooms = in_rooms("lobby", **{**THREE, "ops": (5, 2), "dev": (2, 1)})
     sizes = [RoomSize("random", 9), RoomSize("ops", 1), RoomSize("Lobby", 3), RoomSize("dev", 2)]
     assert list_rooms(rooms, sizes) == [

@@ -172,7 +172,7 @@ def test_a_body_in_chunks_is_one_body() -> None:
         post(b"40\r\n" + b"x" * 64 + b"\r\n40\r\n" + b"x" * 64, "Transfer-Encoding: chunked"),
     ],
 )
-def test_a_body_above_the_limit_is_refused_before_all_of_it_came(data: bytes) -> None:
+def test_a_body_above_the_limit_is_refused_before_it_is_complete(data: bytes) -> None:
     # A length of more than 20 digits is none to h11.
     assert refused(data, body_bytes=100).status in (400, 413)
 

@@ -61,7 +61,7 @@ def test_page_takes_nothing_from_elsewhere_and_makes_no_markup(path: Path) -> No
     assert not re.search(r"<script(?![^>]*\bsrc=)|\bstyle=|\son\w+=\"", text)
 
 
-def test_page_knows_what_the_server_says_in_text_before_the_welcome() -> None:
+def test_page_knows_the_lines_of_the_server_before_the_welcome() -> None:
     text = (PAGE / "session.js").read_text()
     [block] = re.findall(r"const MAY_RETURN = \[(.*?)\];", text, re.DOTALL)
     starts = re.findall(r'"(.*?)"', block)

@@ -142,7 +142,7 @@ async def test_a_chat_client_on_the_web_port_gets_a_line_that_says_so() -> None:
         )
 
 
-async def test_a_request_that_does_not_come_ends_in_time(
+async def test_a_request_that_does_not_come_is_a_timeout(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(ServerConfig(handshake_seconds=3)) as server:
@@ -194,7 +194,7 @@ async def test_a_client_of_websocket_is_a_member_like_all_others() -> None:
         assert (await client.event())["text"] == "hello"
 
 
-async def test_a_password_is_asked_for_over_websocket_too() -> None:
+async def test_the_server_requires_its_password_over_websocket_too() -> None:
     async with (
         memory_server(ServerConfig(password="correct horse")) as server,
         web_connection(server) as stream,

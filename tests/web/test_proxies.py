@@ -179,7 +179,7 @@ async def test_the_page_and_its_files_are_below_the_prefix(proxied: Proxied) -> 
     assert (await proxied.ask(http("", host=proxied.host))).status in (301, 302)
 
 
-async def test_the_clients_address_counts_and_not_what_it_claims(proxied: Proxied) -> None:
+async def test_the_clients_real_address_counts_and_not_the_claimed_one(proxied: Proxied) -> None:
     claim = f"X-Forwarded-For: {BANNED}"
     assert (await proxied.ask(http("/", claim, host=proxied.host))).status == 200
     claim = f"X-Forwarded-For: {CLIENT}"

@@ -67,7 +67,7 @@ def test_a_host_is_a_name_or_an_address_with_a_port(text: str, host: Host) -> No
         "a" * 254,
     ],
 )
-def test_anything_else_is_no_host(text: str) -> None:
+def test_anything_else_is_not_a_host(text: str) -> None:
     with pytest.raises(ValueError):
         Host.parse(text)
 
@@ -183,14 +183,14 @@ PROXIES = Proxies(["127.0.0.1", "10.0.0.0/24", "2001:db8::/64"])
         ("127.0.0.1", [""], "127.0.0.1"),
     ],
 )
-def test_the_client_is_the_last_address_that_is_no_trusted_proxy(
+def test_the_client_is_the_last_address_that_is_not_a_trusted_proxy(
     peer: str, forwarded: list[str], client: str
 ) -> None:
     assert PROXIES.client(peer, forwarded, ["https"]) == Peer(client, "https", is_forwarded=True)
 
 
 @pytest.mark.parametrize("peer", ["192.0.2.1", "10.0.1.1", "2001:db9::1", "", "x"])
-def test_a_peer_that_is_no_trusted_proxy_cannot_claim_an_address(peer: str) -> None:
+def test_a_peer_that_is_not_a_trusted_proxy_cannot_claim_an_address(peer: str) -> None:
     assert PROXIES.client(peer, ["203.0.113.7"], ["https"]) == Peer(peer)
 
 
@@ -313,7 +313,7 @@ def status(asked: Request, *, url: str | None = None) -> int:
     return refused.value.status
 
 
-def test_what_each_address_is() -> None:
+def test_the_purpose_of_each_path() -> None:
     page = route(request("/"))
     assert isinstance(page, Response)
     assert page.body == b"<p>page"
@@ -364,7 +364,7 @@ def test_other_addresses_and_methods_are_refused(path: str, method: str, expecte
         "/INDEX.HTML",
     ],
 )
-def test_only_the_pages_files_can_be_asked_for(path: str) -> None:
+def test_only_the_pages_files_can_be_requested(path: str) -> None:
     assert status(request(path)) == 404
 
 

@@ -211,7 +211,9 @@ async def test_a_room_that_cannot_be_is_not_found(room: str) -> None:
         assert (await ask(server, posting(b"x", room=room))).status == 404
 
 
-async def test_without_a_right_token_nothing_is_read_or_said(log: LogRecorder) -> None:
+async def test_without_a_right_token_no_body_is_read_and_nothing_is_published(
+    log: LogRecorder,
+) -> None:
     async with memory_server(hooked()) as server:
         listener = await server.join()
         for head in (
@@ -406,7 +408,7 @@ class _FullJournal(MemoryJournal):
         return _FullRoom(super().room(name))
 
 
-async def test_what_cannot_be_stored_is_refused_and_may_come_again(
+async def test_a_message_that_cannot_be_stored_is_refused_and_may_be_posted_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with memory_server(hooked(), journal=_FullJournal()) as server:
@@ -418,7 +420,7 @@ async def test_what_cannot_be_stored_is_refused_and_may_come_again(
         assert (await ask(server, body)).status == 201
 
 
-async def test_a_body_above_the_limit_is_refused_before_it_came() -> None:
+async def test_a_body_above_the_limit_is_refused_before_it_is_read() -> None:
     async with memory_server(hooked(max_line_bytes=100)) as server:
         head = posting(b"", "Content-Length: 103")
         refused(await ask(server, head), 413, "line-too-long")

@@ -202,7 +202,7 @@ def test_page_works_under_a_prefix(server: WebServer, visit: Visit) -> None:
     assert opened.value.url == f"ws://{LOOPBACK}:{server.web}/chat/ws"
 
 
-def test_password_is_asked_for_and_a_wrong_one_can_be_corrected(
+def test_page_asks_for_the_password_and_a_wrong_one_can_be_corrected(
     visit: Visit, tmp_path: Path
 ) -> None:
     (tmp_path / "password").write_text("swordfish")

@@ -106,9 +106,7 @@ def test_new_messages_do_not_scroll_a_reader(server: WebServer, visit: Visit) ->
         )
 
 
-def test_scrolling_up_counts_before_the_browser_has_told_of_it(
-    server: WebServer, visit: Visit
-) -> None:
+def test_scrolling_up_counts_before_its_event(server: WebServer, visit: Visit) -> None:
     fill(server, 150)
     alice = visit().join("alice").online()
     page = alice.page

@@ -50,7 +50,7 @@ def test_two_pages_a_terminal_client_and_nc_talk(
             process.wait()
 
 
-def test_rooms_count_what_is_unread_and_who_mentions_us(server: WebServer, visit: Visit) -> None:
+def test_rooms_count_unread_messages_and_mentions(server: WebServer, visit: Visit) -> None:
     alice = visit().join("alice").online()
     alice.say("/join kitchen")
     alice.page.wait_for_selector(".shown [data-key='#kitchen']")
@@ -270,7 +270,9 @@ def test_notifications_say_why_not_where_the_page_is_not_secure(
     assert alice.page.is_hidden("#notify-toggle")
 
 
-def test_what_was_wrong_with_a_line_goes_with_the_next_one(server: WebServer, visit: Visit) -> None:
+def test_the_error_about_a_line_disappears_with_the_next_one(
+    server: WebServer, visit: Visit
+) -> None:
     alice = visit().join("alice").online()
     alice.page.fill("#field", "/dance")
     alice.page.press("#field", "Enter")
