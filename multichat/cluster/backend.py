@@ -402,7 +402,7 @@ class ValkeyBackend(Backend):
 
     def _back(self) -> None:
         if not self._available:
-            self._available = True
+            self._available = self.is_away = True  # until `refusal` says what else is wrong
             self._changed.set()
             self._directory.resume()
             self._tell_reconnected()

@@ -39,6 +39,7 @@ from multichat.cluster.library import (
 from multichat.cluster.link import EngineTimeouts
 from multichat.errors import JournalFailed, NameTaken, StorageFailed, lone_exception
 from multichat.journal.base import AccountRecord, SavedNonce, SavedSession, SessionRecord
+from multichat.server.claims import Claims
 from tests.support.processes import LOOPBACK, WAIT_SECONDS
 
 from .engine import Engine, EngineConfig, EngineError, Engines
@@ -562,8 +563,12 @@ async def test_a_node_that_only_sends_messages_notices_a_full_engine(engine: Eng
         changed = await a.wait_for(AvailabilityChanged, lambda event: not event.available)
         assert changed.reason.startswith("the engine's memory is full: raise its maxmemory")
         assert a.backend.fault == "the engine of the cluster is full"
+        claims = Claims(a.backend)
+        assert claims.why_unavailable().endswith(": the engine of the cluster is full")
         await engine.call("CONFIG", "SET", "maxmemory", "0")
         await a.wait_for(AvailabilityChanged, lambda event: event.available)
+        # A client that is refused next, before the node has noticed why, does not read that.
+        assert claims.why_unavailable().endswith(": it cannot reach its storage")
 
 
 async def test_with_a_full_engine_nodes_live_and_clients_leave(engines: Engines) -> None:
