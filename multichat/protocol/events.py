@@ -307,8 +307,8 @@ class Error(Tagged, frozen=True, tag="error"):
 
     *holder* is the name in use that the requested name looks like, if that is the reason.  *room*
     is given in errors about one of several rooms, such as one of a hello that cannot be entered.
-    *registered* says that the requested name is an account's, so that it will not be free when
-    its present holder leaves.
+    *registered* says that the name in use is an account's, so that the requested one will not be
+    free when its present holder leaves.
     """
 
     code: str
