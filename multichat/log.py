@@ -90,7 +90,8 @@ class Log:
         self, tag: str, text: str, level: int = logging.INFO, *, fields: Fields = NO_FIELDS
     ) -> None:
         """Log one line; *text* is cleaned."""
-        self._lines(Lines(tag, clean(text), fields), level)
+        if self._logger.isEnabledFor(level):
+            self._handle(Lines(tag, clean(text), fields), level)
 
     def lines(self, tag: str, block: str) -> None:
         """Log one line for each line of *block*, which is clean."""
@@ -362,7 +363,9 @@ class LogWriter(logging.Handler):
                     pieces.append(self._queue.get_nowait())
             end = pieces[-1] is None
             data = b"".join(filter(None, pieces))
-            self._change_file()
+            # `reopen` sets it before it wakes this thread, and only this thread resets it: no lock.
+            if self._next_fd is not None:
+                self._change_file()
             if data:
                 self._write(data, formatter)
             with self._changed:
@@ -376,10 +379,9 @@ class LogWriter(logging.Handler):
                 self._write(notice, formatter)
 
     def _change_file(self) -> None:
-        """Write to the file of `reopen` from now on, if there is one."""
+        """Write to the file of `reopen` from now on."""
         with self._changed:
-            if self._next_fd is None:
-                return
+            assert self._next_fd is not None  # noqa: S101 - the caller has looked
             former, self.fd, self._next_fd = self.fd, self._next_fd, None
             self._is_changing = True
         # Without the lock: a disk may hang.
