@@ -83,7 +83,7 @@ class PresenceAnnouncer:
         self._returned: dict[int, int] = {}  # to be announced to newcomers above that number
         # Arriving clients that joined while no member received presence, with their names then.
         self._passed_over: dict[int, str] = {}
-        self._is_unheard = False  # since all changes were passed over, or treated as announced
+        self._is_unheard = True  # since all changes were passed over, or treated as announced
         if remote:  # they were there before anybody here
             for client in remote.values():
                 self._changes.enter(client.number, client.name)
