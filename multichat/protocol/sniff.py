@@ -1,7 +1,9 @@
 """Recognizes a client of another protocol by the first bytes of its connection.  Pure.
 
 A browser, a TLS client on a port without TLS, and a plain client on a port with TLS get an answer
-that their user can see, and the connection is closed.  Telnet clients use the text protocol and are
+that their user can see, and the connection is closed.  So does a client behind a load balancer that
+sends a PROXY header to a server that expects none: otherwise that and the client's hello, which may
+contain a session token, would be a message.  Telnet clients use the text protocol and are
 not refused: see `multichat.protocol.telnet`.
 """
 
@@ -32,19 +34,33 @@ _TLS = OtherProtocol(
     "the client uses TLS, which this port does not support",
     TEXT.encode(Goodbye("this server does not use TLS: omit --tls")),
 )
+_PROXIED = OtherProtocol(
+    "its load balancer sends a PROXY header: give the balancer's address to --proxy",
+    TEXT.encode(Goodbye("this server does not expect the PROXY header of its load balancer")),
+)
+# Of the 12 bytes with which version 2 begins, those that no text has.
+_PROXY_2 = b"\r\n\r\n\x00"
+_PROXY_1 = re.compile(r"PROXY (?:UNKNOWN|TCP[46](?: [0-9A-Fa-f:.]+){4})")
 _HTTP_REQUEST = re.compile(r"[A-Z]{3,20} \S+ HTTP/[0-9.]+")
 
 
 def sniff_bytes(data: bytes | bytearray) -> OtherProtocol | None:
-    """Return the protocol of a client's first bytes if it is TLS; two bytes are enough."""
+    """Return the protocol of a client's first bytes if it is TLS, or a PROXY header of version 2.
+
+    Two bytes are enough for TLS, and a PROXY header comes whole.
+    """
+    if data.startswith(_PROXY_2):
+        return _PROXIED
     return _TLS if data.startswith(TLS_RECORD + b"\x03") else None
 
 
 def sniff_line(line: str, web_url: str = "") -> OtherProtocol | None:
-    """Return the protocol of a client's first line if it is HTTP.
+    """Return the protocol of a client's first line if it is HTTP, or a PROXY header of version 1.
 
     *web_url* is where the server's page is, empty without one.
     """
+    if _PROXY_1.fullmatch(line):
+        return _PROXIED
     if not _HTTP_REQUEST.fullmatch(line):
         return None
     text = (

@@ -27,6 +27,8 @@ def test_http_gets_an_answer_that_a_browser_shows(line: str) -> None:
         "hello",
         "GET / HTTP/1.1 now",
         "GET / HTTP/1.1 is what browsers say",
+        "PROXY",
+        "PROXY TCP4 is a header",
         "",
     ],
 )
@@ -48,3 +50,25 @@ def test_tls_gets_a_goodbye_in_plain_text(data: bytes | bytearray) -> None:
 @pytest.mark.parametrize("data", [b"\x16", b"hello", b"", b"\x16\x04"])
 def test_other_bytes_are_not_tls(data: bytes) -> None:
     assert sniff_bytes(data) is None
+
+
+PROXIED = "its load balancer sends a PROXY header: give the balancer's address to --proxy"
+
+
+@pytest.mark.parametrize(
+    "line", ["PROXY UNKNOWN", "PROXY TCP4 1.2.3.4 5.6.7.8 9 10", "PROXY TCP6 ::1 ::1 9 9000"]
+)
+def test_a_proxy_header_of_version_1_is_recognized(line: str) -> None:
+    other = sniff_line(line)
+    assert other is not None
+    assert other.reason == PROXIED
+    assert other.answer.startswith(
+        b"[Server] goodbye: this server does not expect the PROXY header"
+    )
+
+
+def test_a_proxy_header_of_version_2_is_recognized() -> None:
+    other = sniff_bytes(b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00")
+    assert other is not None
+    assert other.reason == PROXIED
+    assert sniff_bytes(b"\r\n\r\nhello\n") is None

@@ -393,14 +393,29 @@ async def test_a_browser_reads_nothing_but_http_where_there_is_a_page(
         assert await client.lines(2) == [ASKED, ACCEPTED]
 
 
-async def test_a_tls_hello_before_the_password_is_logged(log: LogRecorder) -> None:
+@pytest.mark.parametrize(
+    ("data", "words", "reason"),
+    [
+        (
+            b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03",
+            "this server does not use TLS: omit --tls",
+            "the client uses TLS, which this port does not support",
+        ),
+        (
+            b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00",
+            "this server does not expect the PROXY header of its load balancer",
+            "its load balancer sends a PROXY header: give the balancer's address to --proxy",
+        ),
+    ],
+)
+async def test_another_protocol_before_the_password_is_logged(
+    data: bytes, words: str, reason: str, log: LogRecorder
+) -> None:
     async with memory_server(asking()) as network:
         client = await knock(network)
-        await client.stream.send_all(b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03")
-        words = "[Server] goodbye: this server does not use TLS: omit --tls"
-        assert await client.rest() == [words]
-    refused = "Refused a client: the client uses TLS, which this port does not support"
-    assert log.lines == [f"[INFO] [server] [STATE] {refused}"]
+        await client.stream.send_all(data)
+        assert await client.rest() == [f"[Server] goodbye: {words}"]
+    assert log.lines == [f"[INFO] [server] [STATE] Refused a client: {reason}"]
 
 
 # --- Wrong passwords -----------------------------------------------------------------------------

@@ -188,6 +188,11 @@ async def test_no_client_can_forge_a_tag_or_a_log_line(log: LogRecorder) -> None
 
 HTTP = b"GET /x HTTP/1.1\r\nHost: chat\r\n\r\n"
 TLS = b"\x16\x03\x01\x00\x05hello\n"
+PROXY = b"\r\n\r\n\x00\r\nQUIT\n!\x11\x00\x0c\x7f\x00\x00\x01\x7f\x00\x00\x02\x01\x02\x23\x28"
+OLD_PROXY = b"PROXY TCP4 127.0.0.1 127.0.0.2 258 9000\r\n"
+HELLO = b'/json {"session":"secret"}\n'
+NO_PROXY = b"[Server] goodbye: this server does not expect the PROXY header of its load balancer\n"
+PROXIED = "its load balancer sends a PROXY header: give the balancer's address to --proxy"
 SPEAKS_NO_TLS = b"[Server] goodbye: this server does not use TLS: omit --tls\n"
 
 
@@ -196,6 +201,9 @@ SPEAKS_NO_TLS = b"[Server] goodbye: this server does not use TLS: omit --tls\n"
     [
         ([HTTP], b"HTTP/1.0 400 ", "the client speaks HTTP; this is a chat server"),
         ([TLS], SPEAKS_NO_TLS, "the client uses TLS, which this port does not support"),
+        ([PROXY + HELLO], NO_PROXY, PROXIED),
+        ([OLD_PROXY + HELLO], NO_PROXY, PROXIED),
+        ([OLD_PROXY[:7], OLD_PROXY[7:], HELLO], NO_PROXY, PROXIED),
         (
             [TLS[:1], TLS[1:]],
             SPEAKS_NO_TLS,
