@@ -1,7 +1,8 @@
 """Entry points of the commands: `multichat`, `python -m multichat`, and the specification's names.
 
-Slow imports come last, so that Ctrl+C during the start ends the command quietly, and a SIGHUP does
-not end a server before it can reload: it is blocked first of all, and `HangUps` takes it over.
+Slow imports come last, so that Ctrl+C during the start ends the command quietly, with the exit
+status that shells have for it, and a SIGHUP does not end a server before it can reload: it is
+blocked first of all, and `HangUps` takes it over.
 """
 
 import os
@@ -17,8 +18,6 @@ if __name__ == "__main__":
     if sys.path[:1] and sys.path[0] in _FIRST:
         del sys.path[0]
 
-import signal
-
 TYPE_CHECKING = False  # importing `typing` takes longer than all before
 
 if TYPE_CHECKING:
@@ -26,34 +25,41 @@ if TYPE_CHECKING:
 
 __all__ = ["client_main", "main", "server_main"]
 
-
-def _keep_hang_ups() -> None:
-    """Block SIGHUP, for a server: one that comes during the imports waits for `HangUps`."""
-    if sys.platform != "win32":
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+# A shell's status for a command that Ctrl+C has ended: 128 and the number of SIGINT.
+_INTERRUPTED = 130
 
 
-def _run(name: str) -> "NoReturn":
+def _run(name: str, *, is_server: bool = False) -> "NoReturn":
+    """Call *name* of the command line; SIGHUP waits for `HangUps` if it *is_server*."""
     try:
+        import signal
+
+        if is_server and sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it is not ignored
+            signal.signal(signal.SIGINT, _exit_at_once)  # until `one_line_errors`
+
         from multichat.cli import main as cli
 
         getattr(cli, name)()
     except KeyboardInterrupt:
         pass
-    sys.exit(0)
+    sys.exit(_INTERRUPTED)
+
+
+def _exit_at_once(*_: object) -> "NoReturn":
+    """End the process: imports run callbacks, which would only report an exception."""
+    os._exit(_INTERRUPTED)
 
 
 def main() -> "NoReturn":
     """Run `multichat`."""
-    if sys.argv[1:2] == ["serve"]:
-        _keep_hang_ups()
-    _run("main")
+    _run("main", is_server=sys.argv[1:2] == ["serve"])
 
 
 def server_main() -> "NoReturn":
     """Run `multi_chat_tcp_server`."""
-    _keep_hang_ups()
-    _run("server_main")
+    _run("server_main", is_server=True)
 
 
 def client_main() -> "NoReturn":

@@ -75,12 +75,12 @@ def account(
     is_cluster = isinstance(file, ClusterUrl)
     if name is not None and not is_cluster and not file.exists() and Path(name).is_file():
         raise UsageMistake(f"JOURNAL comes before NAME: {action.value} {name} {file}")
+    import trio
+
+    from multichat.journal.sqlite.file_lock import IN_USE
+    from multichat.stdio import until_signal
+
     with one_line_errors("interrupted: nothing was changed"):
-        import trio
-
-        from multichat.journal.sqlite.file_lock import IN_USE
-        from multichat.stdio import until_signal
-
         if is_cluster:
             access = EngineAccess(cluster_password_file, cluster_ca, cluster_tls_name)
             backend = _cluster(file, access)

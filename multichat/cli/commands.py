@@ -5,6 +5,7 @@ No logic: that is in the module of each, such as `multichat.cli.send`.
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -239,12 +240,12 @@ def send(
         words, host = [host, *words] if host is not None else [], None
     elif host is not None and words:
         port, words = split_port(context, host, words)
+    import trio  # Ctrl+C during the imports interrupts nothing
+
+    from multichat.cli.send import send
+    from multichat.stdio import until_signal
+
     with one_line_errors("interrupted before the server had accepted everything"):
-        import trio
-
-        from multichat.cli.send import send
-        from multichat.stdio import until_signal
-
         endpoint = make_endpoint(
             context, host, port, unix, tls=tls, tls_ca=tls_ca, tls_name=tls_name
         )
@@ -357,4 +358,5 @@ def history(
         else:
             refuse_engine_options(context)
             show = partial(show_history, file)
-        show(fileno(sys.stdout), room=room, since=from_, limit=limit, json=json)
+        with suppress(KeyboardInterrupt):  # it has been read as far as was wanted
+            show(fileno(sys.stdout), room=room, since=from_, limit=limit, json=json)

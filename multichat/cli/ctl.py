@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -157,7 +157,8 @@ def ctl(
         path = socket_ or _configured_socket()
         with _Connection(path, timeout).open() as connection:
             if watches:
-                _watch(connection, request, json=json)
+                with suppress(KeyboardInterrupt):
+                    _watch(connection, request, json=json)
             else:
                 _print(_format(connection.ask(request), known.name, json=json))
 

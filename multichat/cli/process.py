@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from io import StringIO, TextIOWrapper
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import typer
 
@@ -216,22 +216,35 @@ def ask_secret(prompt: str) -> str:
     return typed
 
 
+class _Terminated(KeyboardInterrupt):
+    """A signal other than that of Ctrl+C, which ends a command in the same way."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
+
+
 @contextmanager
 def one_line_errors(interrupted: str | None = None, *, hang_up: bool = True) -> Iterator[None]:
     """Report an expected error as one line on standard error and exit with status 1.
 
     A signal that ends the command, SIGHUP only if *hang_up*, is reported in the same way if
-    *interrupted* says what it means.
+    *interrupted* says what it means; otherwise Ctrl+C exits with a shell's status for it, and
+    another signal with 0.  That is before and after trio's run, in which `receive_ending_signals`
+    has the signals.
     """
-    # Before and after trio's run these end the command quietly, too.
+    handlers: dict[signal.Signals, Callable[..., object]] = {}
     for number in ending_signals(hang_up=hang_up):
-        if number != signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            is_ctrl_c = number == signal.SIGINT
+            handlers[number] = signal.default_int_handler if is_ctrl_c else _terminate
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
-    except KeyboardInterrupt:  # before or after trio's run
+    except KeyboardInterrupt as error:
         if interrupted is None:
-            raise typer.Exit from None
+            is_quiet = isinstance(error, _Terminated)
+            raise typer.Exit(0 if is_quiet else 128 + signal.SIGINT) from None
         reason = interrupted
     except MultichatError as error:
         reason = str(error) + _REMEDIES.get(error.remedy, "") + _about_servers(error)
@@ -239,6 +252,10 @@ def one_line_errors(interrupted: str | None = None, *, hang_up: bool = True) -> 
         reason = _reason_of(error)
     else:
         return
+    finally:
+        for number, handler in handlers.items():
+            if signal.getsignal(number) is handler:
+                signal.signal(number, before[number])
     tell(reason)
     raise typer.Exit(1)
 

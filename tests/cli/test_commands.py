@@ -676,23 +676,38 @@ async def test_input_made_non_blocking_by_another_process_is_waited_for(tmp_path
         os.close(read)
 
 
-# Within typer, as while it imports a command's module, the status is 130, a shell's for Ctrl+C.
+# Sends itself the signal of Ctrl+C when the module is imported that is the first argument.
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+module = sys.argv.pop(1)
+sys.meta_path.insert(0, Finder)
+from multichat.__main__ import main
+main()
+"""
+
+
 @pytest.mark.parametrize(
-    ("module", "status"), [("typer", 0), ("multichat.cli.commands", 130), ("multichat.cli.who", 0)]
+    ("module", "command"),
+    [
+        ("typer", "who"),
+        ("multichat.cli.commands", "who"),
+        ("multichat.cli.who", "who"),
+        ("multichat.cli.send", "send"),
+        ("multichat.cli.log_client", "connect"),
+        ("multichat.server.server", "serve"),
+    ],
 )
-def test_ctrl_c_during_the_imports_ends_quietly(module: str, status: int) -> None:
-    code = (
-        "import sys, importlib.abc\n"
-        "class Interrupt(importlib.abc.MetaPathFinder):\n"
-        "    def find_spec(self, name, path, target=None):\n"
-        f"        if name == {module!r}:\n"
-        "            raise KeyboardInterrupt\n"
-        "sys.meta_path.insert(0, Interrupt())\n"
-        "from multichat.__main__ import main; main()"
-    )
-    argv = [sys.executable, "-c", code, "who", LOOPBACK, "1"]
+def test_ctrl_c_during_the_imports_ends_quietly_with_the_status_of_a_shell(
+    module: str, command: str
+) -> None:
+    words = {"serve": ["0"], "send": [LOOPBACK, "1", "x"]}.get(command, [LOOPBACK, "1"])
+    argv = [sys.executable, "-c", INTERRUPTED_IMPORT, module, command, *words]
     result = subprocess.run(argv, capture_output=True, text=True)
-    assert (result.returncode, result.stdout, result.stderr) == (status, "", "")
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
 
 # --- The server ------------------------------------------------------------------------------

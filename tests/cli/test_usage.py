@@ -515,7 +515,7 @@ async def test_a_terminal_prompts_for_a_missing_password_without_echo(
 
 
 @pytest.mark.parametrize(
-    ("key", "status"), [("C-c", "status=(0|130)"), ("C-d", "status=1"), ("Enter", "status=1")]
+    ("key", "status"), [("C-c", "status=130"), ("C-d", "status=1"), ("Enter", "status=1")]
 )
 @pytest.mark.parametrize("command", [["connect"], ["who"]])
 async def test_the_password_prompt_can_be_left_empty(
