@@ -83,7 +83,7 @@ class Log:
         self._faults: set[tuple[str, type[BaseException]]] = set()
 
     def shown(self, text: str, otherwise: str = "") -> str:
-        """Return *text*, which somebody has written; *otherwise* if such texts are not logged."""
+        """Return *text*, which a person has written; *otherwise* if such texts are not logged."""
         return otherwise if self.hides_messages else text
 
     def line(
@@ -200,7 +200,7 @@ def _type_name(traced: TracebackException) -> str:
 
 
 def _places(traced: TracebackException) -> Iterator[str]:
-    """Yield where an exception was raised, its type, and the same of those behind and in it."""
+    """Yield where an exception was raised, its type, and the same of its causes and members."""
     waiting, seen = [("", traced)], set[tuple[str, str]]()
     while waiting:
         relation, each = waiting.pop()

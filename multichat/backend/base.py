@@ -345,12 +345,12 @@ class Backend(ABC):
         That is the name with which it was opened first.  A room that this node has already may be
         claimed again.  Shared.  Raises `TooManyRooms`, `InvalidName` or `StorageFailed`; if it is
         cancelled, or raises `StorageFailed`, the caller MUST call `release_room` unless the room is
-        open, or claimed by somebody else on this node.
+        open, or claimed by another task on this node.
         """
         raise NotImplementedError
 
     def hold_room(self, key: str, name: str) -> None:
-        """Report that this node has opened a room that nobody can be refused; never waits or fails.
+        """Report a room that this node has opened and that cannot be refused; never waits or fails.
 
         Shared.
         """

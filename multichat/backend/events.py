@@ -101,7 +101,7 @@ class Replaced(_Event, frozen=True, tag=True):
 
 
 class NodeFenced(_Event, frozen=True, tag=True):
-    """This node was taken for dead: its clients were removed, and its later requests are fenced.
+    """This node was considered dead: its clients were removed, and its later requests are fenced.
 
     For each client that resumed elsewhere, `Replaced` came before.  The backend continues as a new
     run of the node, without clients.
@@ -115,7 +115,7 @@ class NodeAdded(_Event, frozen=True, tag=True):
 
 
 class NodeRemoved(_Event, frozen=True, tag=True):
-    """The other node *node* has left the cluster *in_order*, or was taken for dead.
+    """The other node *node* has left the cluster *in_order*, or was considered dead.
 
     `ClientGone` follows for each of its clients that had not left before.
     """

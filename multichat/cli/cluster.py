@@ -29,7 +29,7 @@ __all__ = [
     "refuse_engine_options",
 ]
 
-# Also with a typo behind the scheme, which the error names; a file is written as ./valkey://.
+# Also with a typo after the scheme, which the error names; a file is written as ./valkey://.
 _URL = re.compile(r"(valkey|redis)s?(\+\w+)?://")
 _OTHER_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 

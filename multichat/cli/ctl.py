@@ -218,7 +218,7 @@ class _Connection:
     def open(self) -> Iterator[Self]:
         """Connect, and close at the end of the block.
 
-        Raises `ConnectFailed`, also if the user who listens there is not trusted.
+        Raises `ConnectFailed`, also if the user that listens there is not trusted.
         """
         family = getattr(socket, "AF_UNIX", None)
         if family is None:

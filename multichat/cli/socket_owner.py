@@ -1,4 +1,4 @@
-"""Checks who listens on a Unix socket, so that no secret is sent to a stranger's program.
+"""Checks which user listens on a Unix socket, so that no other user's program gets a secret.
 
 Anybody can create a socket in a folder such as /tmp, under the name that an operator expects there.
 """

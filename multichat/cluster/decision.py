@@ -41,7 +41,7 @@ class Decision:
     async def wait(self) -> Sequence[Any]:
         """Return what follows `ok` in the result.
 
-        Raises `Rejected`, or `StorageFailed`; `PerhapsMade` if the change may be made all the same.
+        Raises `Rejected`, or `StorageFailed`; `PerhapsMade` if the change may still be made.
         """
         await self._done.wait()
         if self._failure:

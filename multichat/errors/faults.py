@@ -36,7 +36,7 @@ class Refused(MultichatError):
 class ConnectFailed(MultichatError):
     """No connection could be made: refused, unreachable, unresolvable or timed out.
 
-    *lasting* means that a retry cannot succeed until somebody mends the cause: the name is invalid,
+    *lasting* means that a retry cannot succeed until the cause is repaired: the name is invalid,
     or the certificate untrusted.
     """
 

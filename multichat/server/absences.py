@@ -1,6 +1,6 @@
 """Absences: clients that have left a room that is not open here, and may still come back.
 
-The presence of an open room knows who is away.  This is for the other rooms: when a server is
+The presence of an open room knows its away members.  This is for the other rooms: when a server is
 restarted, all members lose their connections at once.  A client that resumes its session in time
 has not left, and the others that resume do not see it leave.
 
@@ -46,6 +46,6 @@ class Absences:
                 del self._rooms[key]
 
     def take(self, key: str, now: float) -> dict[int, Absence]:
-        """Return who is away from the room *key*, and forget them here."""
+        """Return the members that are away from the room *key*, and forget them here."""
         room = self._rooms.pop(key, {})
         return {client: absence for client, absence in room.items() if absence.until > now}

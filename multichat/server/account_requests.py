@@ -1,6 +1,6 @@
 """Carries out one client's requests about accounts, topics, and those of operators.
 
-Passphrases are accepted only over connections that nobody on the network can read, and are in no
+Passphrases are accepted only over connections that others on the network cannot read, and are in no
 log and no error.
 """
 
@@ -49,7 +49,7 @@ _NOT_LASTING = "the server keeps no journal: accounts last until it ends"
 class AccountRequests:
     """The requests of *client*, which comes from *origin*.
 
-    *is_private*: nobody on the network can read its connection.  *admin* are the operator's
+    *is_private*: others on the network cannot read its connection.  *admin* are the operator's
     commands.
     """
 

@@ -11,7 +11,7 @@ Invariants:
 3. A right passphrase does not reset the delays for wrong ones: otherwise the owner of one account
    could guess the passphrases of others without ever waiting.
 4. A login is valid as long as the passphrase with which it was made: changing that ends all others.
-5. Nobody logs in to an account, or with a passphrase, that is not stored yet.
+5. A login needs an account and a passphrase that are stored already.
 """
 
 import hmac
@@ -42,7 +42,7 @@ from multichat.server.rate_limit import HourlyLimit
 
 __all__ = ["Account", "Accounts"]
 
-# Of the digest of a hash, in a login: enough that nobody finds another hash with it.
+# Of the digest of a hash, in a login: long enough that no other hash with it can be found.
 _PROOF_DIGITS = 32
 
 
@@ -178,7 +178,7 @@ class Accounts:
         account = Account(name, await self._hasher.hash(passphrase))
         self._check_new(name)
         check()
-        self._put(account)  # so that nobody else registers it meanwhile
+        self._put(account)  # so that no other client registers it meanwhile
         try:
             await self._save(account, None)
         except Exception:

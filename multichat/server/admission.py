@@ -1,7 +1,7 @@
 """Admission: limits of connections, TLS handshakes and rejections, before a session starts.
 
 The handshake, authentication and the goodbye of a rejected connection run in the connection's own
-task, with a deadline, so that accepting waits for nobody.
+task, with a deadline, so that accepting waits for no client.
 
 Invariants:
 
@@ -244,7 +244,7 @@ class PendingSlot:
 
     Raises `AdmissionRefused`, also at the end of the block if the slot was needed for another.
 
-    Not a `contextmanager`: raising another error in one leaves a reference cycle behind; see
+    Not a `contextmanager`: raising another error in one leaves a reference cycle; see
     `transport.receive_some`.
     """
 

@@ -1,6 +1,6 @@
 """Authentication: the server's password, and the program's own decision on each connection.
 
-Runs in the connection's own task while that has an admission slot, so that nobody else waits.
+Runs in the connection's own task while that has an admission slot, so that no other client waits.
 
 Invariants:
 
@@ -56,7 +56,7 @@ _MAX_STRAY_LINES = 16
 _READ_BYTES = 4096
 
 # A browser sends its request at once, and shows nothing of an answer that does not begin as HTTP
-# does: so where there is a page to lead to, the prompt waits for a moment, which nobody notices.
+# does: so if there is a page to lead to, the prompt waits for a moment that is too short to notice.
 _LOOK_SECONDS = 0.2
 
 _LEFT_WITHOUT = "disconnected without a password"
@@ -97,7 +97,7 @@ list.  Returns:
 
 With `ServerConfig.password`, it is called once that password was sent; None refuses then.
 
-Runs in the client's own task, delays nobody else, and has `ServerConfig.auth_seconds` for each
+Runs in the client's own task, delays no other client, and has `ServerConfig.auth_seconds` for each
 call.  If it takes longer, raises, or returns anything else, the client is refused and the reason is
 logged; of what it raised the type and the places in the program, not the text: that may hold a
 password.

@@ -35,7 +35,7 @@ def load_bans(path: Path, *, must_exist: bool = False) -> list[Ban]:
 def save_bans(path: Path, bans: Sequence[Ban], before: Sequence[Ban] = ()) -> None:
     """Save *bans*, and keep the comments; blocks until they are on the disk.
 
-    What somebody has changed in the file since it had the bans *before* is kept, too, for a reload.
+    Edits of the file since it had the bans *before* are kept, too, for a reload.
     Raises as `load_bans` does; the file is unchanged then.
     """
     try:

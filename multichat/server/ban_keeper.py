@@ -48,7 +48,7 @@ class BanKeeper:
         self._bans, self._registry, self._backend = bans, registry, backend
         self._log, self._start_soon, self._clock = log, start_soon, clock
         self._file: Path | None = None
-        self._in_file: list[Ban] = []  # without what somebody has changed there since
+        self._in_file: list[Ban] = []  # without later edits of the file
         self._disk = threading.Lock()  # for worker threads: the file with what is known of it
         self._known = threading.Lock()  # `_in_file` alone, held for a moment
         self._changed = self._saving = False
@@ -171,7 +171,7 @@ class BanKeeper:
             return before, load_bans(self._file, must_exist=bool(before))
 
     def merge(self, read: tuple[list[Ban], list[Ban]]) -> None:
-        """Put in force what somebody has changed in the file, as `read_again` has *read* it.
+        """Put the edits of the file in force, as `read_again` has *read* it.
 
         Bans that were added there disconnect the clients that they cover, and those that were
         removed there are lifted.  Those that are in force and not saved yet stay, and those that

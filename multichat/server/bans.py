@@ -9,7 +9,7 @@ since 1970, so that a ban outlives a restart.
 2. Two names are the same if `multichat.protocol.names.fold_name` says so; a ban of a name covers
    the names that look like it.
 3. Every ban is written so that it is parsed as the same ban, and is safe to show.
-4. A file is loaded completely or not at all: a line that is not understood would admit somebody.
+4. A file is loaded completely or not at all: an invalid line would admit a banned client.
 """
 
 import math
@@ -55,7 +55,7 @@ Key: TypeAlias = str | tuple[int, int, int]
 # What a provider gives to one customer (RFC 6177), who could evade a ban of less.
 _IPV6_LENGTH = 64
 
-# Two lines of a narrow terminal; the banned client is told the reason, too.
+# Two lines of a narrow terminal; the banned client gets the reason, too.
 _MAX_REASON_CHARACTERS = 120
 
 # The last second of the year 9999, after which dates have another format.

@@ -123,7 +123,7 @@ class Receipt:
 class Delivery:
     """A publish under way: *said* from *sender*, or a *notice* of the server's, and its counts.
 
-    *sender* is None for an author who is no client; *log* is where the messages are logged.
+    *sender* is None for an author that is not a client; *log* is where the messages are logged.
 
     *to* are the members that get it, by codec, if these are not all live ones.  *messages* is how
     many there are; *submission* is set if they have nonces.  Until *free_until*, set by the first

@@ -90,7 +90,7 @@ class Slow(enum.Enum):
     """What a room does when the send queues of members are full."""
 
     WAIT = "wait"  # wait for a bounded time, then replay the rest at the pace of each
-    DROP = "drop"  # the members miss messages and are told how many
+    DROP = "drop"  # the members miss messages and get their number
     DISCONNECT = "disconnect"  # the members are disconnected at once
 
 
@@ -348,7 +348,7 @@ class ServerConfig:
     )
 
     # Seconds after which a client that sends nothing but pings is disconnected.  None is never:
-    # somebody who only reads may be silent for days, and TCP itself detects dead peers.
+    # people who only read may be silent for days, and TCP itself detects dead peers.
     idle_seconds: float | None = _setting(
         None,
         "Disconnect a client that is idle for this many seconds; pings do not count.",
@@ -390,7 +390,7 @@ class ServerConfig:
     # follows.
     max_rooms_per_client: int = _setting(32, "Rooms that a client may be in at once.", at_least=1)
 
-    # Whether clients of the text protocol are told who joins, leaves and changes names.  Not by
+    # Whether clients of the text protocol get notices of joins, leaves and renames.  Not by
     # default: such a client gets nothing that it did not ask for.  Clients of the JSON protocol are
     # always told.
     announce: bool = _setting(
@@ -441,7 +441,7 @@ class ServerConfig:
         at_least=0,
     )
 
-    # Seconds of a drain: how long it takes at most until all clients have been told to reconnect.
+    # Seconds of a drain: how long it takes at most until all clients got their goodbye.
     # None is `DRAIN_SECONDS` for a node of a cluster, whose clients come back to another node, and
     # 0, which is no drain, for a server alone: its clients could come back nowhere else.
     drain_seconds: float | None = _setting(
@@ -470,7 +470,7 @@ class ServerConfig:
     operators: tuple[str, ...] = ()
 
     # The addresses and networks of load balancers, whose connections begin with a PROXY header: it
-    # says whose they are.  By default nobody's: a client could claim any address.
+    # says whose they are.  By default none: a client could claim any address.
     proxies: tuple[str, ...] = ()
 
     # Limits of accounts that have no option on the command line.

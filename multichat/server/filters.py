@@ -2,7 +2,7 @@
 
 A filter gets a `Said` or a `Directed`, and with `ServerConfig.filter_joins` a `Joining` or a
 `Renaming`, too.  It returns the same, a changed one, or None to reject it.  Only the text of what
-it returns is used.  While it runs its sender is not read, and nobody else waits.
+it returns is used.  While it runs its sender is not read, and no other client waits.
 
 A filter that raises or takes too long lets the message through unchanged, and is logged once for
 each kind of failure.  The time limit is for each message: otherwise a client that sends many at
@@ -28,7 +28,7 @@ from multichat.server.config import Filter, Filtered, Joining, Renaming
 __all__ = ["Filters", "load_filter", "passed"]
 
 # A plain function that hangs keeps its thread.  If all do, messages wait for a thread as long as
-# for a slow filter, and go on unchanged.
+# for a slow filter, and pass unchanged.
 _THREADS = 16
 
 # Of what a filter returned or raised, in the log; it may quote a message.
@@ -101,7 +101,7 @@ class Filters:
         """Return each of *messages* as the filters leave it, None for a rejected one.
 
         Their texts are clean and not empty.  Takes at most the time limit for each message and
-        filter.  Cancelled, a plain function may go on in its thread.
+        filter.  Cancelled, a plain function may continue in its thread.
         """
         results: list[Filtered | None] = list(messages)
         for function in self._filters:

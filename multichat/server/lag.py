@@ -19,7 +19,7 @@ _OWN_RANGE_BYTES = 128  # two numbers in a tuple
 class Lag:
     """How far a member is behind: *position* is the number of the next message that it gets.
 
-    Messages before *gap_end* cannot be read: before its next message, the member is told how many
+    Messages before *gap_end* cannot be read: before its next message, the member gets their number
     it missed.  A member that lags again has another `Lag`: its identity says whether a replay is
     still current.  *missed* is how many messages it is told that it missed.
     """

@@ -200,7 +200,7 @@ class MessagePipeline:
         if nonce is None:
             return
         if client.stored_session is not None:
-            with suppress(StorageFailed):  # the message has been delivered all the same
+            with suppress(StorageFailed):  # the message has been delivered nevertheless
                 await registry.session_store.remember_private(client.stored_session, nonce, check)
         await client.send(Accepted(nonce=nonce))
 

@@ -55,7 +55,7 @@ class NameRegistry:
 
     A name is reserved for *keep_seconds* after its client has disconnected.  *is_banned* says
     whether a name is banned, and *check_account* raises `NameTaken` for a name that belongs to
-    another account than the given one.  Nobody can have one of the names that are *reserved*.
+    another account than the given one.  No client can have one of the *reserved* names.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class NameRegistry:
         self.check_banned(name)
 
     def check_author(self, name: str) -> None:
-        """Raise `NameTaken` or `Banned` if a message cannot be from nobody with that *name*."""
+        """Raise `NameTaken` or `Banned` if a message of no client may not have that *name*."""
         self._check_account(name, "")
         now = trio.current_time()
         for other in self._names.lookalikes(name):

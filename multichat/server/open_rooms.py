@@ -237,7 +237,7 @@ class OpenRooms:
                     key, name, log, opener, closing=closing, resuming=resuming, grants=grants
                 )
             except BaseException:
-                log.close()  # nobody follows it
+                log.close()  # no member follows it
                 raise
             room = self._rooms[key] = Room(
                 name,

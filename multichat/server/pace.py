@@ -1,10 +1,10 @@
 """Bounds what share of the event loop's time some of the server's work gets, by waiting before it.
 
-Owns the time at which that work may go on.  For connections that take no turns with the clients
-(`multichat.net.turns`), because an answer to the operator must not wait behind a flood of theirs.
+Owns the time at which that work may continue.  For connections that take no turns with the clients
+(`multichat.net.turns`), because an answer to the operator must not wait for a flood of theirs.
 
 1. What was measured is followed by so long a pause that it was at most its share of the time.
-2. Those who wait go on in the order in which they came.
+2. Waiting tasks continue in the order in which they came.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ class Pace:
         self._turn = trio.Lock()
 
     async def wait(self) -> None:
-        """Wait until it may go on; with a checkpoint in any case."""
+        """Wait until the work may continue; always a checkpoint."""
         async with self._turn:  # in the order in which they came
             await trio.sleep(max(0.0, self._next_at - self._clock()))
             self.spend(_STEP_SECONDS)

@@ -34,7 +34,7 @@ class PasswordLimits:
     # others, ten seconds.
     rates: tuple[float, ...] = (30.0, 30.0, 5.0, 2.0, 1.0)
 
-    # This many wrong passwords at the same moment delay nobody.
+    # This many wrong passwords at the same moment cause no delay.
     burst: int = 10
 
     # Wrong attempts from an IPv6 /48 that count as one of each /64 in it: it has 65,536 of them,

@@ -1,7 +1,7 @@
 """Presence: tracks what a room's members know about each other, and computes updates.  Pure.
 
 Members are sent the difference between the last update and the current state.  So a client that
-joins and leaves in between is not mentioned, unless somebody has listed the members meanwhile, and
+joins and leaves in between is not mentioned, unless a member has listed the members meanwhile, and
 successive renames are merged.  Many differences at once are sent as numbers: N joining clients
 never cost N lines for each of N members.
 """
@@ -12,7 +12,7 @@ from multichat.protocol.messages import Joined, Left, Presence, Renamed
 
 __all__ = ["MAX_TOLD_ONE_BY_ONE", "PresenceChanges", "summarize"]
 
-# Nobody reads more than this.
+# More than people read.
 MAX_TOLD_ONE_BY_ONE = 16
 
 

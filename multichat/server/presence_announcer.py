@@ -142,7 +142,7 @@ class PresenceAnnouncer:
                 self._be_away(client, _Away(absence.until, absence.reason, 0))
 
     def absences(self) -> dict[int, Absence]:
-        """Return who is away."""
+        """Return the members that are away."""
         return {
             client: Absence(self._changes.name_of(client) or "", away.reason, away.until)
             for client, away in self._away.items()

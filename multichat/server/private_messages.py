@@ -1,6 +1,6 @@
 """Delivers an event to one client alone: a private message, or a notice of the server.
 
-Takes only as much of a send queue as delays no room's messages, and nobody else waits.
+Takes only as much of a send queue as delays no room's messages, and no other client waits.
 
 To a client on another node a notice travels as a private message whose sender has the number
 `_SERVER`, which no client has; that node delivers it as a notice.

@@ -18,9 +18,9 @@ __all__ = ["Author", "propose"]
 
 
 class Author(NamedTuple):
-    """Who says something: with a *log* and, if it has nonces, a *session* that remembers them.
+    """The author of messages: with a *log* and, if they have nonces, a *session* that keeps them.
 
-    *number* and *generation* are the client's, 0 and 1 for somebody who is none.
+    *number* and *generation* are the client's, 0 and 1 for an author that is not a client.
     """
 
     name: str

@@ -411,7 +411,7 @@ class Registry:
         return old
 
     def check_author(self, name: str) -> None:
-        """Raise `NameTaken` or `Banned` if nobody but a client may speak under that *name*."""
+        """Raise `NameTaken` or `Banned` if only a client may send messages under that *name*."""
         self._names.check_author(name)
 
     def _renamed(self, client: Client, old: str) -> None:

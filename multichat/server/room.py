@@ -6,13 +6,13 @@ clients only what `Member` and `Client` hold.
 
 Invariants:
 
-1. All members get the same messages in the same order, except those that they are told they missed.
+1. All members get the same messages in the same order, except those reported as missed.
 2. Messages are proposed to the room's log, and applied in its order.  A local log numbers them at
    once: they are applied in the task of their publisher, when they are stored and it is their turn.
    A log with a feed is decided elsewhere: see `multichat.server.room_feed`.  Then they
    are acknowledged to the sender.  Once they are in the log, every member gets them, is told that
    it missed them, or leaves, even if the sender is cancelled or leaves.
-3. A member that leaves is out at once: nobody waits for it, and nothing is queued for it.
+3. A member that leaves is out at once: no task waits for it, and nothing is queued for it.
 4. A sender is announced before its first message to every live member that is told of joins; one
    whose send queue was full gets a `presence` summary later.
 5. A member is *live*, or *lagging*: then the room's earlier messages are replayed to it, and nobody
@@ -263,7 +263,7 @@ class Room:
         return await self._publish(author, block, checks, sender)
 
     async def post(self, author: Author, block: SayBlock, checks: bytes = b"") -> Receipt:
-        """Publish *block* from *author*, who is no client and need not be there; see `publish`."""
+        """Publish *block* from *author*, which is not a client here; see `publish`."""
         if self._closing:
             await trio.lowlevel.checkpoint()
             return Receipt()
@@ -512,7 +512,7 @@ class Room:
     def start_replay(self, member: Member, position: int) -> None:
         """Replay messages to *member* from number *position* on, until it is live again.
 
-        Until then nobody waits for it.
+        Until then the room does not wait for it.
         """
         self._stop_delivery(member)
         member.lag = Lag(position)

@@ -26,7 +26,7 @@ RoomGrants: TypeAlias = dict[str, str | RemoteProtocolError]
 
 
 def check_lobby(name: str) -> None:
-    """Raise `InvalidName` if *name* can be mistaken for the lobby, whose rules are its own."""
+    """Raise `InvalidName` if *name* can be mistaken for the lobby, which has special rules."""
     if not set(lookalike_keys(name)).isdisjoint(lookalike_keys(LOBBY)):
         raise InvalidName(f"the room {name} would look like {LOBBY}")
 

@@ -182,7 +182,7 @@ class RoomFeed:
             self._settle(proposal)
 
     async def _watch(self, proposal: Proposal) -> None:
-        """Wait for the fate of a proposal for which nobody else waits."""
+        """Wait for the outcome of a proposal for which no other task waits."""
         with suppress(StorageFailed):
             await self._wait_decided(proposal)
 

@@ -7,7 +7,7 @@ Knows nothing of connections and rooms.
 The sessions in memory are bounded; others are looked up in the backend.
 
 1. A token is 128 random bits.  Only its digest is kept, so that the token cannot be read from
-   memory or the storage, and the time of the answer tells nothing to somebody who guesses.
+   memory or the storage, and the time of the answer reveals nothing about a guess.
 2. The session of a connected client stays in memory.  The others are bounded in number and in
    bytes: above that, sessions of the addresses that use most are evicted, those that have been in
    memory for longest first.  Their nonces are stored by then.
@@ -255,7 +255,7 @@ class SessionStore:
             session.counted_bytes = session.held_bytes
 
     def end(self, session: StoredSession) -> None:
-        """End *session*: nobody can resume it."""
+        """End *session*, which then cannot be resumed."""
         self._connected.pop(session.digest, None)
         self._remove(session)
         session.is_connected = False

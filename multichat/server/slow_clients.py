@@ -3,8 +3,8 @@
 Decides how long a publish waits for them, and tries again when there is space.  The room decides
 what happens to those that have not taken the batch then: it replays the batch to them.
 
-Waiting is free while it delays nobody: while every live member but the sender still has something
-in its send queue, and one of the slow ones has taken bytes within `slow_timeout_seconds`.  It is
+Waiting is free while no member is delayed: while every live member but the sender still has data in
+its send queue, and one of the slow ones has taken bytes within `slow_timeout_seconds`.  It is
 free only within the first 30 s of a publish's waiting (`MAX_FREE_WAIT_SECONDS`).
 
 All other waiting is charged to the room's wait budget, which all slow clients share.  It holds
@@ -107,7 +107,7 @@ class SlowClients:
             self._over.set()
 
     def close(self) -> None:
-        """Wait for nobody any more."""
+        """Stop waiting for all members."""
         self._closed = True
         self._over.set()
 

@@ -95,7 +95,7 @@ class Submission:
             try:
                 await self._pending.wait()
             except StorageFailed:
-                if not self._is_private:  # it has been delivered all the same
+                if not self._is_private:  # it has been delivered nevertheless
                     return False
             self._pending = None
         if self._delivered is not None:

@@ -142,7 +142,7 @@ class WebPort:
             self._admission.remove_connection(connection.counted)
 
     async def _receive_header(self, connection: "_Connection", slot: PendingSlot) -> bool:
-        """Read the PROXY header of a load balancer; return whether there is a connection behind it.
+        """Read the PROXY header of a load balancer; return whether a connection follows it.
 
         Raises `AdmissionRefused`.
         """
@@ -153,7 +153,7 @@ class WebPort:
             return False
         if connection.is_encrypted:
             connection.scheme = "https"
-        if self._proxies.trusts(host_of(connection.address)):  # a proxy behind the balancer
+        if self._proxies.trusts(host_of(connection.address)):  # a proxy between balancer and server
             self._admission.remove_connection(connection.counted)
             connection.counted = None
             connection.too_many = self._admission.add_connection(None)
@@ -251,7 +251,7 @@ class WebPort:
     async def _know_client(
         self, connection: "_Connection", slot: PendingSlot, request: Request
     ) -> None:
-        """Note who has sent *request* if it comes from a trusted proxy."""
+        """Note the client of *request* if it comes from a trusted proxy."""
         peer: Peer = self._proxies.client(
             host_of(connection.address),
             request.all("x-forwarded-for"),

@@ -1,9 +1,9 @@
-"""The webhook: messages that scripts post, said in a room by nobody who is in it.
+"""The webhook: publishes messages that scripts post, in a room without a member for them.
 
 deduplicate → rate limit → filter → check the name → publish
 
 What holds for a client's messages holds for these: filters, bans of names, the journal, the order
-of a room, the log and its rate.  The client of such a message is 0, so nobody can answer it.
+of a room, the log and its rate.  The client of such a message is 0, so it cannot be answered.
 """
 
 from collections.abc import Iterable, Sequence
@@ -40,7 +40,7 @@ __all__ = ["Poster", "Webhook"]
 # How soon a message may be tried again that the journal could not store: as a client's.
 _STORAGE_SECONDS = 3
 
-# Until somebody leaves a room: nobody knows.
+# How long until a client leaves a room is unknown.
 _ROOM_SECONDS = 60
 
 _STATUS: dict[type[RemoteProtocolError], int] = {
@@ -80,7 +80,7 @@ class Webhook:
         return Poster(self._config, log)
 
     def authorize(self, request: Request) -> "Poster | None":
-        """Return who has the token of *request*; None if it has none that is right."""
+        """Return the poster to which the token of *request* belongs; None without a right one."""
         number = self._tokens.find(request)
         return None if number is None else list(self._posters.values())[number]
 
@@ -122,7 +122,7 @@ class Webhook:
             if posted.nonce is not None and posted.nonce in poster.session.window:
                 return await self._post(poster, room, posted, origin)  # the same came meanwhile
             # From here on nothing waits until the message has its number.
-            registry.check_author(name)  # somebody may have taken it meanwhile
+            registry.check_author(name)  # a client may have taken it meanwhile
             opener = None if origin is None or origin.is_loopback else origin.address
             target = registry.rooms.open(name_of_room, opener=opener or "webhook", grants=grants)
         finally:
