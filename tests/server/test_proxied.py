@@ -103,13 +103,16 @@ async def test_the_address_of_the_header_is_the_clients(header: bytes) -> None:
         assert whereabouts(server) == {f"{CLIENT}:50000"}
 
 
-async def test_a_client_of_another_address_is_not_believed(log: LogRecorder) -> None:
+@pytest.mark.parametrize("header", [v1(CLIENT), v2(CLIENT)])
+async def test_a_client_of_another_address_is_not_believed(header: bytes, log: LogRecorder) -> None:
     async with behind_balancer() as server, AsyncExitStack() as stack:
-        client = await arrive(server, stack, source=DIRECT)
-        await client.send(v1(CLIENT).decode().strip(), "/ping")
-        assert await client.line() == "[Server] pong"
-        [address] = whereabouts(server)
-        assert address.startswith(f"{DIRECT}:")
+        client = await arrive(server, stack, header, source=DIRECT)
+        assert await client.rest() == [
+            "[Server] goodbye: this server does not expect the PROXY header of its load balancer"
+        ]
+    reason = "its load balancer sends a PROXY header: give the balancer's address to --proxy"
+    assert f"[INFO] [server] [STATE] Client 1 disconnected ({reason})" in log.lines
+    assert not any(CLIENT in line for line in log.lines)
 
 
 async def test_limits_count_for_the_clients_address_and_not_for_the_balancers() -> None:
