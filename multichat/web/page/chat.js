@@ -206,7 +206,7 @@ export class Chat {
 
   /** Carry out a typed line in *conversation*: a message or a command. */
   typed(conversation, line) {
-    return runTyped(this, conversation, parseLine(line));
+    return runTyped(this, conversation, parseLine(line, this.me.name));
   }
 
   /** Send a `say`, `act` or `direct`; return what is wrong with it, or an empty string. */

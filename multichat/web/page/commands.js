@@ -47,6 +47,9 @@ const BY_NAME = new Map(COMMANDS.flatMap((each) => [each.name, ...(each.aliases 
 const SECRET = /^\/(?:register|login|passphrase|auth)/iu;
 // How those commands begin when they are mistyped, and the ones of other chats.
 const LIKE_SECRET = /^\/\s*(?:l|r|pa|au|id|ni)/iu;
+// The same without their slash.
+const NO_SLASH = /^\s*(login|register|passphrase|auth)\s+(\S.*)$/isu;
+const MIN_PASSPHRASE_CHARACTERS = 8;
 
 /** The error shown instead of sending a passphrase over a connection that others can read. */
 export const NOT_PRIVATE = "Not sent: passphrases are for pages that were opened with https, or at localhost. Ask the operator for such an address.";
@@ -59,18 +62,43 @@ export function usage(command) {
 /** Whether a line of *text* may hold a passphrase, also after a mistyped command: it is not kept. */
 export function mayHoldSecret(text) {
   return text.split(/[\r\n]/u).some((line) => {
+    if (NO_SLASH.test(line)) return true;
     const [, name] = /^\s*(\/\s*\S*)/u.exec(line) ?? [];
     if (name === undefined) return false;
     return (BY_NAME.has(name.toLowerCase()) ? SECRET : LIKE_SECRET).test(name);
   });
 }
 
-/** Return the request that *line* makes, or `{local: "error", text}` with what is wrong. */
-export function parseLine(line) {
+/**
+ * Return the command with a passphrase that *line* would be with a slash, or an empty string.
+ *
+ * As in the terminal client: `login alice PASSPHRASE` is one if it is too long for a remark of three
+ * words, or names *ownName*; `register soon` is not.
+ */
+function withoutSlash(line, ownName) {
+  const [, word, rest] = NO_SLASH.exec(line) ?? [];
+  const name = `/${word ?? ""}`.toLowerCase();
+  if (!BY_NAME.has(name)) return "";
+  const words = rest.trim().split(/\s+/u);
+  const takesName = name === "/login";
+  const isOwn = takesName && words.length > 1 && fold(words[0]) === fold(ownName);
+  const isLong = words.length === (takesName ? 2 : 1) && [...words.at(-1)].length >= MIN_PASSPHRASE_CHARACTERS;
+  return isOwn || isLong ? name : "";
+}
+
+/**
+ * Return the request that *line* makes, or `{local: "error", text}` with what is wrong; *ownName* is
+ * the name of who has typed it.
+ */
+export function parseLine(line, ownName = "") {
   const disguised = /^\s+(\/\w+)/u.exec(line);
   if (disguised && BY_NAME.has(disguised[1].toLowerCase())) {
     const name = disguised[1];
     return { local: "error", text: `Not sent, because it looks like ${name}: remove the space to run it, or type //${name.slice(1)} to say it.` };
+  }
+  const missing = withoutSlash(line, ownName);
+  if (missing) {
+    return { local: "error", text: `Not sent, because it looks like ${missing}: put / in front to run it, or /say and a space to say it.` };
   }
   if (!line.startsWith("/")) return { type: "say", text: line };
   if (line.startsWith("//")) return { type: "say", text: line.slice(1) };

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { completions, parseLine } from "../../../multichat/web/page/commands.js";
+import { completions, mayHoldSecret, parseLine } from "../../../multichat/web/page/commands.js";
 import { HUES, hueOf, initialsOf, recipientOf } from "../../../multichat/web/page/names.js";
 
 test("lines are messages unless they begin with one slash", () => {
@@ -8,6 +8,26 @@ test("lines are messages unless they begin with one slash", () => {
   assert.deepEqual(parseLine("//etc is full"), { type: "say", text: "/etc is full" });
   assert.deepEqual(parseLine("/say /me"), { type: "say", text: "/me" });
   assert.deepEqual(parseLine(" /usr/bin"), { type: "say", text: " /usr/bin" });
+});
+
+test("a login without its slash is not said", () => {
+  const secret = "correct-horse";
+  for (const [line, name] of [
+    [`login alice ${secret}`, "/login"],
+    [` Login  alice short and long`, "/login"],
+    [`register ${secret}`, "/register"],
+    [`passphrase ${secret}`, "/passphrase"],
+  ]) {
+    const { local, text } = parseLine(line, "Alice");
+    assert.equal(local, "error", line);
+    assert.match(text, new RegExp(`^Not sent, because it looks like ${name}: put / in front`, "u"));
+    assert.ok(!text.includes(secret));
+    assert.ok(mayHoldSecret(line));
+    assert.deepEqual(parseLine(`/say ${line}`, "Alice"), { type: "say", text: line });
+  }
+  for (const line of ["register soon", "login page broken today", "login alice", "passphrase", "logins are broken"]) {
+    assert.deepEqual(parseLine(line, "bob"), { type: "say", text: line });
+  }
 });
 
 test("commands make the requests of the protocol", () => {
