@@ -195,7 +195,7 @@ async def test_a_bridge_carries_messages_and_names_both_ways(tmp_path: Path) -> 
             "[bridge] * alice waves",
         ]
         await bob.send("hello back", "/me bows", "//usr is full")
-        # None of alice's own messages came back to her before that.
+        # Alice received none of her own messages before that.
         assert await alice.lines(3) == [
             "[bridge] <bob> hello back",
             "[bridge] * bob bows",

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.unit
 TESTS = Path(__file__).parent
 DOCS = TESTS.parent / "docs"
 
-# What a section says that is not run has this word in its sentence.
+# A sentence about commands that no test runs has this word.
 NOT_RUN = re.compile(r"[^\n]*\btests\b[^\n]*\b(?:do not|no|but)\b[^\n]*")
 
 SERVICE = "test_service"

@@ -296,7 +296,7 @@ def test_a_terminal_made_non_blocking_by_another_process_is_waited_for(pipe: Pip
 
 
 def test_the_lines_of_a_file_are_not_skipped_while_it_takes_them(tmp_path: Path) -> None:
-    """However fast they come: `emit` waits for the log's thread."""
+    """However fast they arrive: `emit` waits for the log's thread."""
     fd = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
     writer = LogWriter(fd, file_seconds=60)  # the machine may be busy
     writer.start()

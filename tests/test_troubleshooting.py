@@ -1,4 +1,4 @@
-"""What docs/troubleshooting.md quotes is what the program says.
+"""The texts that docs/troubleshooting.md quotes are those of the program.
 
 Each text is a literal of the package, where `…` stands for a value, or is printed by a library or
 the system; then the test that has it printed is named here.
@@ -56,7 +56,7 @@ def literals() -> list[str]:
         tree = ast.parse(path.read_text("utf-8"))
         docstrings = {
             id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)
-        }  # they are not said
+        }  # no text of the program
         found |= {rendered(node) for node in ast.walk(tree) if id(node) not in docstrings}
     return sorted((text for text in found if len(text) > 5), key=len, reverse=True)
 

@@ -62,7 +62,7 @@ async def test_the_specification_letter_for_letter(port: int, tmp_path: Path) ->
             await second.wait_for("Hello everyone!")
             await second.type("Hello back!\n")
             await second.wait_for("Hello back!")
-            await first.wait_for("Hello back!")  # killed over what it has not read, it is a reset
+            await first.wait_for("Hello back!")  # killed with unread input, it resets
             first.process.kill()
             await server.wait_for("Client 1 disconnected")
             await stop(server)
@@ -608,7 +608,7 @@ async def test_a_server_under_nohup_ignores_sighup(tmp_path: Path) -> None:
 
 
 async def test_more_than_two_signals_change_nothing(tmp_path: Path) -> None:
-    """However late they come: the last ones while the interpreter ends."""
+    """However late they arrive: the last ones while the interpreter exits."""
     async with trio.open_nursery() as nursery:
         for number in range(4):
             nursery.start_soon(_send_many_signals, tmp_path / str(number), number * 0.008)
@@ -836,7 +836,7 @@ async def test_without_free_file_descriptors_the_server_continues_and_reports_it
                 await stack.enter_async_context(tcp(server))
             await server.wait_for("[ERROR] [server] [STATE] accept returned")
         assert "Traceback" not in server.out
-        async with tcp(server) as late:  # those who left made room
+        async with tcp(server) as late:  # clients that left freed their places
             await late.send_all(b"/ping\n")
             assert await late.receive_some() == b"[Server] pong\n"
         await stop(server)

@@ -150,7 +150,7 @@ def test_an_unreadable_file_is_an_error_with_its_name(tmp_path: Path) -> None:
         load_settings(path)
 
 
-# What the library that checks the values writes around a value or a key that it quotes.
+# How the library that checks the values quotes a value or a key.
 QUOTED = ("`", "'", "$", " - at `$.name`", " - at `$", "unknown field", "Invalid enum value", "\n")
 STRINGS = st.text() | st.lists(st.sampled_from(QUOTED) | st.text(max_size=2)).map("".join)
 NAMES = ("host", "port", "unix", "servers", *Preferences.__struct_encode_fields__)
@@ -218,7 +218,7 @@ def run(folder: Path, *arguments: str, **variables: str) -> subprocess.Completed
 
 
 def rows(shown: str) -> dict[str, tuple[str, str]]:
-    """What `multichat config` says: setting to value and source."""
+    """The output of `multichat config`: setting to value and source."""
     found = [re.split(r"\s{2,}", line) for line in shown.splitlines()]
     return {row[0]: (row[1], row[2]) for row in found}
 

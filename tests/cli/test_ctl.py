@@ -378,7 +378,7 @@ async def test_another_user_can_neither_connect_nor_disturb(path: Path, tmp_path
         assert await operator.run("bans") == "nobody is banned\n"
 
 
-# Listens as the user 65534, for everybody, and prints what it gets.
+# Listens as the user 65534, for all users, and prints its input.
 STRANGER = """
 import os, socket, sys
 os.setgid(65534); os.setuid(65534); os.umask(0)
@@ -475,7 +475,7 @@ def test_a_bad_answer_is_one_clean_line(path: Path, answer: bytes | None, error:
 
 
 def test_an_answer_that_never_ends_is_given_up_in_time(path: Path) -> None:
-    """However quickly more of it comes, so that no single wait is long."""
+    """However quickly more of it arrives, so that no single wait is long."""
     with answering(path, b"", forever=b"x"):
         error = refused(1, "--socket", path, "--timeout", "0.5", "who")
     assert error.endswith("connection lost: the server did not answer in 0.5 s")

@@ -16,7 +16,7 @@ from tests.support.processes import MULTICHAT, serve
 
 pytestmark = pytest.mark.stress
 
-# What `ctl` is promised to take, beyond what the same command takes on a server that is idle: on a
+# The promised time of `ctl`, above that of the same command on an idle server: on a
 # busy machine both wait for a processor.
 SECONDS = 1.0
 TURNS = 8

@@ -86,7 +86,7 @@ async def welcome(client: WebSocketClient) -> dict[str, Any]:
 
 
 def numbers_in(events: list[str]) -> list[int]:
-    """Return what *sender* has said, of the events of a JSON client."""
+    """Return the messages of *sender* among the events of a JSON client."""
     said = [json.loads(line) for line in events]
     return [int(each["text"]) for each in said if each["type"] == "said"]
 

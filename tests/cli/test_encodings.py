@@ -22,7 +22,7 @@ from tests.support.terminals import Terminal
 
 pytestmark = pytest.mark.process
 
-# What a system may say of its terminal; the last is how old systems start programs.
+# Locales of terminals; the last one is that in which old systems start programs.
 LOCALES = {
     "C": {"LC_ALL": "C"},
     "POSIX": {"LC_ALL": "POSIX"},

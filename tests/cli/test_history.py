@@ -34,7 +34,7 @@ def at(seconds: int) -> str:
 async def write(
     path: Path, *said: tuple[str, int, str, str], act: bool = False, together: bool = True
 ) -> dict[str, str]:
-    """Write what was said: the room, seconds after noon, a name, a block; return rooms' epochs."""
+    """Write messages: room, seconds after noon, name, block; return the rooms' epochs."""
     async with running(SqliteJournal(path)) as journal:
         epochs = {}
         for shown, seconds, name, block in said:
@@ -117,7 +117,7 @@ async def test_since_accepts_a_time_or_an_id(tmp_path: Path) -> None:
     assert len(texts("--since", "1999-01-01")) == 60
     assert texts("--since", "2031-01-01") == []
     # The den has blocks of two: the message with the number 15 is the second of the eighth block,
-    # said at 21.
+    # sent at 21.
     assert texts("--since", message_id(epochs["den"], 14)) == ["21b", *texts_of(24, 27)]
     assert texts("--since", message_id(epochs["den"], 15)) == [*texts_of(24, 27)]
     assert texts("--since", message_id(epochs["den"], 19)) == []

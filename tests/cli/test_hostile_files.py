@@ -268,7 +268,7 @@ def large_journal(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-# Where, and by what a byte changes: anywhere, and often in the page that says what the tables are.
+# Where and how a byte changes: anywhere, and often in the page with the schema.
 FLIPS = st.lists(
     st.tuples(
         st.one_of(st.floats(0, 1, exclude_max=True), st.floats(0, 0.05)), st.integers(1, 255)

@@ -86,7 +86,7 @@ async def pipe(one: Command, command: str, lines: int) -> None:
 async def talking(
     folder: Path, commands: list[str], server: ServerCommand, **where: Any
 ) -> AsyncIterator[list[Command]]:
-    """Clients of which the server has accepted a line."""
+    """Clients from which the server has accepted a line."""
     async with AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(client(folder, command, **where))
@@ -127,7 +127,7 @@ async def test_clients_of_a_frozen_server_end(
     async with serve(tmp_path, *options) as server:
         if transport != "unix":
             where |= {"host": LOOPBACK, "port": server.port}
-        # Text that a frozen server's kernel has taken counts as arrived: there is no other answer.
+        # Text that a frozen server's kernel has taken counts as arrived: nothing else is known.
         commands = COMMANDS if lines == LINES else [*JSON_COMMANDS, "json"]
         async with talking(tmp_path, commands, server, **where) as clients:
             server.signal(signal.SIGSTOP)

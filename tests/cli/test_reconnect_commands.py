@@ -178,7 +178,7 @@ async def test_a_pipe_whose_lines_are_all_accepted_does_not_wait_for_a_server_th
         await stop(server, "shut down")
         await client.wait_for("Connection lost")
         client.end_input()
-        assert await client.wait() == 0  # nothing is left to be said
+        assert await client.wait() == 0  # nothing is left to send
         assert client.err == ""
 
 
@@ -361,7 +361,7 @@ async def test_piped_input_to_a_full_server_is_an_error(
             async with Command(tmp_path, "/bin/sh", "-c", f"{command} </dev/null") as client:
                 assert await client.wait() == 1
                 assert client.err == full
-        async with Command(tmp_path, *command.split()) as client:  # a pipe in which nothing is
+        async with Command(tmp_path, *command.split()) as client:  # an empty pipe
             assert await client.wait() == 1
             assert client.err == full
         async with Command(tmp_path, *command.split(), "--listen") as client:

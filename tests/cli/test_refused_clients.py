@@ -271,7 +271,7 @@ async def test_a_refused_client_prints_one_line(
 async def test_a_delivery_over_tls_is_a_success(
     protocol: tuple[str, ...], files: Files, log: LogRecorder, tmp_path: Path
 ) -> None:
-    """Over TLS the client has to say `/quit`, and gets a goodbye."""
+    """Over TLS the client has to send `/quit`, and gets a goodbye."""
     options = [*options_of(files, Refusal(says=""), tls=True), *protocol]
     async with chat_server(files, tls=True) as port:
         for client in (SEND, PIPE):
@@ -429,7 +429,7 @@ async def test_a_server_shuts_down_with_clients_in_the_handshake(
         for _ in range(4):
             streams.append(await trio.open_tcp_stream(LOOPBACK, server.port))
             stack.push_async_callback(trio.aclose_forcefully, streams[-1])
-        # One says nothing, one half a record, one a whole hello, one does not send its password.
+        # One sends nothing, one half a record, one a whole hello, one does not send its password.
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         with suppress(ssl.SSLWantReadError):
             context.wrap_bio(incoming, outgoing, server_hostname=LOOPBACK).do_handshake()

@@ -200,7 +200,7 @@ async def test_everything_is_reloaded_and_the_clients_stay(files: Files, tmp_pat
     assert RELOADED in new
 
 
-# --- What is wrong -------------------------------------------------------------------------------
+# --- Invalid files -------------------------------------------------------------------------------
 
 
 def break_file(path: Path, fault: str) -> None:
@@ -261,7 +261,7 @@ async def test_an_invalid_file_is_one_line_and_its_old_contents_stay_in_force(
             path.write_bytes(good[name])
             path.chmod(0o600)
             assert len(await reload(server)) == 1, name
-        # All is as it was.
+        # Nothing has changed.
         assert await trio.to_thread.run_sync(served, server.port) == first
         with pytest.raises(Refused, match="banned"):
             async with files.connect(server, "mallory", "first"):

@@ -121,7 +121,7 @@ async def test_send_uses_the_text_protocol_with_a_server_without_json(
         argv = (MULTICHAT, "send", LOOPBACK, str(port), "/usr is full")
         async with Command(tmp_path, *argv) as send:
             await nc.wait_for("/json")
-            await nc.type("a person reads this\n")  # which proves that it is no server of ours
+            await nc.type("a person reads this\n")  # which proves that it is not a multichat server
             await nc.wait_for("//usr is full\n")
             nc.end_input()
             assert await send.wait() == 0

@@ -157,7 +157,7 @@ def test_a_resume_continues_after_the_last_event() -> None:
     assert place.hello().since == "e-2"
     assert not place.advance(said(2))
     assert not place.advance(said(1))
-    place.welcomed(welcome(last="e-9"))  # what is between the two comes now
+    place.welcomed(welcome(last="e-9"))  # the messages between the two come now
     assert place.advance(said(3))
     assert place.hello().since == "e-3"
 

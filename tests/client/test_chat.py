@@ -109,7 +109,7 @@ async def test_requests_are_answered_while_nobody_iterates(autojump_clock: MockC
         assert await b.list_rooms() == [RoomSize("lobby", 2)]
         await a.join("den")
         await trio.sleep(3)
-        # What answered a call is not among the events, what it did to others is.
+        # The answer to a call is not among the events, but its effects on others are.
         # The rename of Client 1 to alice was not announced before Client 1 left.
         assert await anext(b) == Left(1, "Client 1", "joined den", members=1, room="lobby")
 

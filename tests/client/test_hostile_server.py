@@ -25,7 +25,7 @@ def encode(**event: object) -> bytes:
 
 
 def said_by(name: str) -> bytes:
-    """What a server can say in which *name* stands."""
+    """Events of a server that contain *name*."""
     ours, theirs = {"client": 7, "name": "Client 7"}, {"client": 8, "name": name}
     return b"".join(
         [
@@ -55,7 +55,7 @@ def welcome(name: str = "Client 7", room: str = "lobby") -> bytes:
 
 
 async def be_hostile(listener: trio.SocketListener, name: str, room: str, after: str) -> None:
-    """Answer one client, and say *after* when all that is hostile was sent."""
+    """Answer one client, and send *after* once everything hostile was sent."""
     async with await listener.accept() as stream:
         with suppress(trio.BrokenResourceError, EOFError):  # it has left
             await answer(stream, name, room, after)

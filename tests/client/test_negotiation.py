@@ -460,7 +460,7 @@ async def test_a_password_request_does_not_prove_a_plain_server(autojump_clock: 
     async def admit() -> None:
         await server.send(ASKED)
         assert (await server.line()).startswith("/json")
-        await server.send(ASKED)  # the server took the hello for a word that is no password
+        await server.send(ASKED)  # the server treated the hello as a wrong password
         assert await server.line() == "/auth swordfish"
         await trio.sleep(20)
         await server.send(ACCEPTED, "[bob] in the lobby")

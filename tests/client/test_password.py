@@ -77,7 +77,7 @@ async def test_the_right_password_is_accepted(autojump_clock: MockClock) -> None
             assert received == ["[Server] Client 2 joined", "[Client 2] one", "[Client 2] two"]
             await alice.send("three")
             while TEXT.format(await anext(bob)) != "[alice] three":
-                pass  # in plain text what the server tells about the password is received, too
+                pass  # in plain text the server's lines about the password are events, too
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -147,7 +147,7 @@ async def test_a_password_is_sent_only_on_request(autojump_clock: MockClock) -> 
 async def test_a_delay_by_wrong_passwords_of_others_is_waited_for(
     autojump_clock: MockClock,
 ) -> None:
-    """A server lets everybody from an address wait from which wrong ones came."""
+    """A server makes all clients wait from an address that has sent wrong ones."""
     ours, theirs = trio.testing.memory_stream_pair()
     server = ScriptedClient(theirs)
 
@@ -293,7 +293,7 @@ async def test_every_command_reads_the_password_from_a_file_or_the_environment(
             from_file = number % 2 == 0 and not line.startswith("multi_")
             nursery.start_soon(come_in, line, None if from_file else SECRET)
     said = [line for line in log.lines if line.endswith("] done")]
-    assert len(said) == len(COMMANDS) - 1  # `who` says nothing
+    assert len(said) == len(COMMANDS) - 1  # `who` sends nothing
     assert not [line for line in log.lines if SECRET in line or "Refused" in line]
     assert forgets(server)
 

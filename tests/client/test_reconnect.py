@@ -284,7 +284,7 @@ async def test_everything_is_replayed_of_a_room_that_was_empty(
     [
         *({"reason": "any words", "code": code, "reconnect": True} for code in RECONNECT),
         {"reason": "any words", "code": "not-known-yet", "reconnect": True},
-        # What servers of older versions say.
+        # The lines of servers of older versions.
         {"reason": "too slow"},
         {"reason": "too far behind"},
         {"reason": "idle for 60 s"},

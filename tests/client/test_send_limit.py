@@ -210,7 +210,7 @@ async def test_waiting_for_a_server_that_hangs_up_ends_in_time(autojump_clock: M
 async def test_waiting_for_a_full_server_ends_with_its_reason(
     becomes: str, kind: type[Exception], autojump_clock: MockClock
 ) -> None:
-    """Only if it is still full, and not down meanwhile."""
+    """Only if it is still full, and not down in between."""
 
     async def dial() -> trio.abc.Stream:
         if becomes == "down" and trio.current_time() > SECONDS / 2:

@@ -24,7 +24,7 @@ __all__ = ["Balancer", "Passage", "balancing"]
 
 _READ_BYTES = 64 * 1024
 
-# What is kept of a direction that is held; more stays in the kernel.
+# How much is kept of a held direction; more stays in the kernel.
 _HELD_BYTES = 1024 * 1024
 
 

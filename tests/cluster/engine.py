@@ -252,7 +252,7 @@ class Engine:
             self._process.wait()
 
     async def stop(self) -> None:
-        """SIGTERM, as a system does that shuts down; wait for its end."""
+        """Send SIGTERM, like a system that shuts down; wait for its end."""
         self._signal(signal.SIGTERM)
         assert self._process is not None
         with trio.fail_after(WAIT_SECONDS):

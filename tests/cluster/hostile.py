@@ -1,4 +1,4 @@
-"""An engine of the tests that answers what it likes: a good node survives it.
+"""An engine of the tests with arbitrary answers, which a node must survive.
 
 Speaks enough of RESP3 to let a node join, with an empty directory; each answer can be replaced.
 """
@@ -25,7 +25,7 @@ URL = "valkey://engine.example:6379"
 Words: TypeAlias = list[bytes]
 
 Answer: TypeAlias = bytes | Callable[[Words], bytes]
-"""Bytes to send, as they are; none is no answer."""
+"""Bytes to send unchanged; none means no answer."""
 
 INFO = {
     "valkey_version": "9.0.0",
@@ -185,6 +185,6 @@ def _requests(buffer: bytearray) -> Iterator[Words]:
                     return
                 words.append(bytes(buffer[start : at - 2]))
         except ValueError:
-            return  # the rest comes
+            return  # the rest follows
         del buffer[:at]
         yield words

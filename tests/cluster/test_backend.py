@@ -83,7 +83,7 @@ async def test_changes_of_a_node_reach_the_other_and_one_that_joins_later(engine
         a.backend.remove_ban("name bob")
         await b.wait_for(BanRemoved)
         assert ClientGone(1, 1, "gone", False) in b.heard
-        # Of what it did itself a node gets what all apply in one order: topics and bans.
+        # Of its own changes a node gets those that all apply in one order: topics and bans.
         await a.wait_for(BanRemoved)
         assert a.heard == [
             NodeAdded("b"),
@@ -232,7 +232,7 @@ async def test_a_session_is_resumed_on_another_node_and_replaced_on_the_first(
         assert taken.nonces == found.nonces
         assert await a.wait_for(Replaced) == Replaced(1, 1)
         assert await a.backend.take_session(_SESSION.digest, 1) is None
-        # What the first still reports changes nothing.
+        # Later reports of the first change nothing.
         a.put(1, name="alice")
         a.backend.remove_client(1, 1, "gone", keep_seconds=None)
         a.backend.forget_session(_SESSION.digest)
@@ -457,7 +457,7 @@ async def test_nodes_with_other_functions_of_the_same_version_never_share_an_eng
 async def test_a_node_that_reaches_its_engine_and_may_not_use_it_is_unavailable(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A connection that is made again and again is none: no caller must wait forever."""
+    """A connection that never lasts counts as none: no caller must wait forever."""
 
     async def attempts() -> int:
         statistics = (await engine.info("commandstats"))["cmdstat_fcall_ro"]
@@ -622,7 +622,7 @@ async def test_an_answer_with_an_absurd_number_blocks_nothing(engine: Engine) ->
                 while (number := await engine.call("HGET", answers, "last")) == last:
                     await trio.sleep(0.01)
                 await engine.call("SET", "multichat:directory:count", count)
-                # What a repeated call gets is whole.
+                # The result of a repeated call is complete.
                 stored = await engine.call("HGET", answers, number)
                 await engine.call("HSET", answers, number, b"\x92\x00" + stored[6:])
 

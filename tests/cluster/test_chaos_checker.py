@@ -103,7 +103,7 @@ def test_a_message_that_was_deleted_before_its_delivery_may_be_reported_as_misse
 def test_a_message_that_was_sent_again_precedes_all_later_ones(
     repeated: dict[int, int], is_right: bool
 ) -> None:
-    """The first message is stored after the second; the third was said after both."""
+    """The first message is stored after the second; the third was sent after both."""
     alice = Record("alice", said=[f"room alice {number}" for number in (1, 0, 2)])
     alice.accepted = {f"room alice {number}": f"e-{number}" for number in range(3)}
     alice.repeated = {alice.said[place]: count for place, count in repeated.items()}

@@ -192,7 +192,7 @@ async def test_a_signal_ends_a_command_that_waits_for_the_engine_without_a_trace
             with trio.fail_after(60):
                 stream = await listener.accept()
                 async with stream:
-                    # It has asked, and no answer comes.
+                    # It has sent a request, and no answer comes.
                     assert await stream.receive_some()
                     command.signal(number)
                     assert await command.wait() == status

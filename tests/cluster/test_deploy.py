@@ -293,7 +293,7 @@ async def test_a_node_that_drains_gets_no_new_client_and_keeps_the_others_until_
                 home = await services.home("one")
                 home.signal(signal.SIGTERM)
                 await home.wait_for("Draining: 1 client is told to reconnect within 15 s")
-                # What comes between the log and the end of the listener is refused or reset.
+                # Connections between the log line and the end of the listener are refused or reset.
                 await wait_refused(services.chat_port(home))
                 for number in range(4):  # at once, whichever node the balancer tries first
                     async with client(ports.chat) as other:

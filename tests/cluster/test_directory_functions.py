@@ -358,7 +358,7 @@ async def test_a_client_that_has_left_for_good_stays_fenced_on_the_node_where_it
     async with calling(engine, node="b", run=b.run) as caller:
         assert [each.status for each in await caller.append(_said(2))] == [Status.APPENDED]
     assert await b.change(ForgetSession(digest("token"), 1, 2), Gone(1, 2, "", -1)) == [["ok"]] * 2
-    # The node was cut off meanwhile, and what it had in flight arrives now.
+    # The node was cut off meanwhile, and its requests in flight arrive now.
     async with calling(engine, node="a", run=a.run) as caller:
         late = await caller.append(_said(1))
     assert [each.status for each in late] == [Status.FENCED]

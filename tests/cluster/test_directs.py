@@ -228,7 +228,7 @@ async def test_a_claimed_message_that_is_not_answered_is_of_unknown_fate(engine:
     async with _nodes(engine, direct=0.1) as (a, b):
         assert await _send(a) is DirectFate.UNKNOWN
         received = await b.wait_for(DirectReceived)
-        # The fate comes later, and a repetition learns it.
+        # The outcome comes later, and a repetition gets it.
         async with trio.open_nursery() as nursery:
             nursery.start_soon(b.answer_direct)
             b.heard.append(received)

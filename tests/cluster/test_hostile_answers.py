@@ -93,7 +93,7 @@ async def _say(node: Node) -> None:
     log = node.backend.room("lobby")
     proposal = log.propose(_SAID, ("n",), b"1234")
     assert proposal.pending is not None
-    with trio.move_on_after(5):  # what was sent is pending until its fate is known
+    with trio.move_on_after(5):  # sent requests are pending until their outcome is known
         await proposal.pending.wait()
 
 
@@ -113,7 +113,7 @@ ASKS: dict[str, Ask] = {
     for each in (_number, _claim, _session, _take_session, _direct, _account, _topic, _ban)
 }
 
-# What a client's task knows how to tell.
+# The errors that a client's task can report.
 _EXPECTED = (StorageFailed, NotRead, NameTaken, InvalidRequest, TooManyRegistrations)
 
 

@@ -174,7 +174,7 @@ async def test_an_aborted_import_continues(tmp_path: Path, engine: Engine) -> No
     again = await run("journal", "import", path, engine.url)
     assert again[:2] == (0, "imported 0 messages of 0 rooms, 0 accounts, 0 topics, 0 sessions\n")
     assert (await run("history", path))[1] == (await run("history", engine.url))[1]
-    # What the journal got since is added, and what nodes have said since is kept.
+    # Later messages of the journal are added, and later ones of the nodes are kept.
     await write(path, ("lobby", 0, "later"))
     assert "imported 1 message of" in (await run("journal", "import", path, engine.url))[1]
 

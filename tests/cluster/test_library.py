@@ -281,7 +281,7 @@ async def test_the_last_of_few_nonces_is_kept_as_long_as_that_of_many(caller: Ca
     keys = ("multichat:nonces:1", "multichat:nonce_order:1")
     for number in range(3):
         await caller.append(block("x", nonces=(number,)))
-        for key in keys:  # and then the client says nothing for long
+        for key in keys:  # and then the client sends nothing for long
             assert 600_000 < await caller.command("PTTL", key) <= 1_200_000
             await caller.command("PEXPIRE", key, 599_000)
 

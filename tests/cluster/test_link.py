@@ -486,7 +486,7 @@ async def for_examples(
 
 
 async def test_time_in_which_the_node_was_frozen_is_not_the_engines_silence(engine: Engine) -> None:
-    """What the engine has answered meanwhile is not read yet when the node wakes."""
+    """The engine's answers are not read yet when the node wakes up."""
     async with linked(engine) as link:
         request = link.request("PING")
         time.sleep(1.5)  # as a SIGSTOP: no task runs

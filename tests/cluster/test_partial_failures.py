@@ -1,4 +1,4 @@
-"""Functions that fail in the middle: what they answer is what they have done.
+"""Functions that fail in the middle: their answer is what they have done.
 
 A function is atomic, not transactional.  Each fault lets a command fail that comes after the
 message was stored: a permission that is taken away, or a key that another program overwrote.

@@ -76,7 +76,7 @@ _FEEDS = st.lists(st.builds(Fed, _NODES, _CHANGES), max_size=25)
 
 @dataclass
 class _Model:
-    """What the directory has, after some events."""
+    """The state of the directory after some events."""
 
     number: int = 0
     clients: dict[int, tuple[str, ClientRecord]] = field(default_factory=dict)
@@ -263,7 +263,7 @@ def test_a_client_of_another_node_that_is_resumed_here_belongs_to_no_other_node(
     assert replica.apply(1, Fed("b", Put(elsewhere))) == [ClientPut(elsewhere)]
     assert replica.apply(2, Fed("us", Taken(1, 1, "b"))) == []
     assert replica.clients == {1: elsewhere}
-    # It may have left here by now, and what "b" said of it have come after that.
+    # It may have left here by now, and the report of "b" about it may have come after that.
     assert replica.apply(3, Fed("us", Put(here))) == [ClientGone(1, 1, "", True)]
     assert replica.clients == {}
     assert replica.apply(4, Fed("us", ClientLeft(1, 2, "quit", False))) == []

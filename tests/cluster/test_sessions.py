@@ -1,4 +1,4 @@
-"""Sessions in the engine: what they take, and whose are evicted."""
+"""Sessions in the engine: their size, and which are evicted."""
 
 from collections.abc import AsyncIterator, Sequence
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.process
 # The longest that a client can send: 128 characters of four bytes.
 _LONG = ["😀" * 124 + f"{number:04d}" for number in range(MAX_UNACCEPTED)]
 
-# What a node calls the record of a session.
+# A node's key for the record of a session.
 _RECORD = '{"name":"alice","rooms":["lobby"],"login":""}'
 
 
@@ -41,7 +41,7 @@ class Visits:
         await self.node.join()
 
     async def come(self, *clients: int, origin: str, nonces: Sequence[Nonce] = ()) -> None:
-        """Connect them, and let each say something with each of these *nonces*."""
+        """Connect them, and let each send a message with each of these *nonces*."""
         for client in clients:
             session = SaveSession(digest(f"{client}"), client, 1, _RECORD, True)
             await self.node.change(PutClient.of(record(client, origin=origin)), session)
@@ -145,7 +145,7 @@ async def test_nonces_that_come_after_their_client_has_left_are_counted(visits: 
 
 
 async def test_the_longest_nonces_of_many_clients_do_not_fill_the_engine(engine: Engine) -> None:
-    """What the engine uses is what is counted, within a tenth, and both are bounded."""
+    """The engine's memory equals the counted bytes within a tenth, and both are bounded."""
     most = 4 << 20
     visits = Visits(engine, session_bytes=most)
     await visits.open()

@@ -35,7 +35,7 @@ def account(name: str, hash_: str = HASH) -> AccountRecord:
 
 
 async def stored(path: Path) -> tuple[list[str], dict[str, str]]:
-    """What the next server finds: the names of the accounts, and the topics."""
+    """Return the state of the next server: the names of the accounts, and the topics."""
     async with running(SqliteJournal(path)) as journal:
         return sorted(each.name for each in journal.accounts), {**journal.topics}
 

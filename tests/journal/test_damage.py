@@ -37,7 +37,7 @@ _nonces = itertools.count(1)
 
 
 async def hello(network: MemoryServer, **fields: object) -> tuple[ScriptedClient, dict[str, Any]]:
-    """Join and say hello; return the client and its welcome."""
+    """Join and send a hello; return the client and its welcome."""
     client = await network.join()
     await client.send(f"/json {json.dumps(fields)}")
     return client, json.loads(await client.line())
@@ -432,7 +432,7 @@ async def test_every_client_is_answered_whichever_session_pages_are_damaged(
 async def test_private_messages_are_delivered_even_if_their_nonces_cannot_be_stored(
     tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
-    """They are accepted, received once while the server runs, and the log says what that costs."""
+    """They are accepted, and received once while the server runs; the log says the effect."""
     path = tmp_path / "chat.db"
     await say_ten(path)
     for what in damaged_pages_of(path, "nonces"):

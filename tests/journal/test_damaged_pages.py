@@ -138,7 +138,7 @@ async def say_in_rooms(
 async def test_other_rooms_work_whichever_page_is_damaged(
     whole: Whole, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
-    """Before and after a restart, with nonces and without, and all who come back are answered."""
+    """Before and after a restart, with and without nonces; all returning clients get an answer."""
     path = tmp_path / "chat.db"
     pages: set[int] = set()
     refused: set[int] = set()
@@ -220,7 +220,7 @@ async def test_a_start_is_refused_only_if_no_room_can_store_messages(
 
 
 async def read_everything(journal: SqliteJournal) -> None:
-    """Read each room forwards and backwards; only what is damaged is left out."""
+    """Read each room forwards and backwards; only damaged messages are left out."""
     forwards = backwards = 0
     rooms = list(journal._rooms.values())
     for room in rooms:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unit
 async def test_a_message_in_progress_is_not_replayed_to_a_client_that_reenters_the_room(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """The next who came opened it anew, and took for told what was not even kept."""
+    """The next member opened it anew, and messages that were not stored counted as announced."""
     journal = FaultyJournal(Disk(), Faults(slow_seconds=1, full=((0, 60),)), Random(0))
     async with memory_server(ServerConfig(), journal=journal) as network:
         one = await join(network, room="den")
@@ -29,7 +29,7 @@ async def test_a_message_in_progress_is_not_replayed_to_a_client_that_reenters_t
         network.server.kick(1)
         await other.send({"type": "join", "room": "den"})
         while "room" not in (joined := await other.hear("joined")):
-            pass  # who came to the lobby, and left it
+            pass  # members that entered and left the lobby
         assert "last" not in joined
         await trio.sleep(60)
         accepted = await other.ask("say", text="kept")

@@ -491,7 +491,7 @@ async def test_a_start_without_the_wal_of_a_killed_server_says_that_messages_may
         await server.wait_for(f"{found}-wal is not there: messages that were in it are missing")
         server.signal(signal.SIGTERM)
         await server.wait()
-    for _ in range(2):  # said once; and a server that ended in order has lost nothing
+    for _ in range(2):  # logged once; and a server that ended in order has lost nothing
         async with serve(tmp_path, "--journal", str(found)) as server:
             assert "is not there" not in server.out
             server.signal(signal.SIGTERM)
@@ -501,7 +501,7 @@ async def test_a_start_without_the_wal_of_a_killed_server_says_that_messages_may
 async def test_a_client_is_admitted_eventually_while_another_program_holds_the_lock(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its number cannot be kept; the log says once what to do."""
+    """Its number cannot be stored; the log says once what to do."""
     path = tmp_path / "chat.db"
     journal = SqliteJournal(path, limits=SqliteLimits(retry_seconds=0))
     async with memory_server(journal=journal) as network:
@@ -802,7 +802,7 @@ REFUSED = [
 async def test_failed_writes_are_logged_with_their_reason(
     request_: dict[str, str], told: str, tmp_path: Path, log: LogRecorder
 ) -> None:
-    """Once, however often it is asked for; and what the operator can do, where that is known."""
+    """Once, however often it is requested, and with advice for the operator, where there is any."""
     path = tmp_path / "chat.db"
     config = ServerConfig(replay=ReplayLimits(ring_bytes=0))
     journal = SqliteJournal(path, limits=SqliteLimits(retry_seconds=0))

@@ -129,7 +129,7 @@ async def test_a_burst_is_written_in_transactions_of_a_bounded_size(tmp_path: Pa
 async def joined(
     server: ServerCommand, **fields: object
 ) -> AsyncIterator[tuple[ScriptedClient, dict[str, Any]]]:
-    """A client that has said hello, and its welcome."""
+    """A client that has sent its hello, and its welcome."""
     async with tcp(server) as stream:
         client = ScriptedClient(stream)
         await client.send(f"/json {json.dumps(fields)}")

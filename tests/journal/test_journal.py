@@ -45,7 +45,7 @@ class Kind(NamedTuple):
 def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
     if request.param == "memory":
         return Kind(MemoryJournal, outlives=False)
-    if request.param == "simulated":  # what the simulation shows is worth what its journal is
+    if request.param == "simulated":  # the results of the simulation depend on its journal
         disk = Disk()
 
         def make_faulty(max_messages: int | None = None) -> Journal:
@@ -239,11 +239,11 @@ async def test_each_server_has_its_own_epoch_in_a_room_and_knows_the_earlier_one
             room = journal.room("lobby")
             assert [room.id_of(number) for number in range(room.next)] == told
             assert [room.number_of(id_) for id_ in told] == [*range(len(told))]
-            if n != 1:  # a server in whose time nothing was said leaves nothing
+            if n != 1:  # a server that stores no message leaves no epoch
                 said = await say(room, "one", "two")
                 told += [message_id(said.epoch, said.first + i) for i in range(2)]
             epochs = [*dict.fromkeys(id_.partition("-")[0] for id_ in told)]
-            # What another server may have said after a backup that this one began with.
+            # Messages of another server after a backup with which this one began.
             ends = [message_id(epoch, 2 * (i + 1)) for i, epoch in enumerate(epochs)]
             assert [room.number_of(id_) for id_ in ends] == [None] * len(ends)
     assert (len(epochs), told) == (3, sorted(told))
@@ -332,7 +332,7 @@ async def test_sessions_and_client_ids_survive_a_restart_if_the_journal_is_persi
         journal.save_session(BOB, connected=True)
         journal.save_session(ALICE, connected=False)
         await journal.reserve_client_numbers(200)
-        await journal.reserve_client_numbers(100)  # what was given stays given
+        await journal.reserve_client_numbers(100)  # assigned numbers stay assigned
         for one in (ALICE, BOB):
             assert await record_of(journal, one.digest) == (one if kind.outlives else None)
     if not kind.outlives:
@@ -406,7 +406,7 @@ async def test_memory_is_bounded_for_each_room_and_for_all() -> None:
             for number in range(20):
                 await say(room, f"{number} " + "x" * 1000)
         quiet, _, loud = rooms
-        assert quiet.first == quiet.next == 20  # the one in which nothing was said for longest
+        assert quiet.first == quiet.next == 20  # the one that has been silent longest
         assert 10 <= loud.first < loud.next == 20
         await say(quiet, "again")
         assert await texts_of(quiet, 0, 30) == ["again"]

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.process
 
 
 def remove_beside(path: Path) -> None:
-    """What docs/journal.md says to do before a backup is restored."""
+    """Do what docs/journal.md requires before a backup is restored."""
     for suffix in ("-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
@@ -155,7 +155,7 @@ async def test_a_session_a_room_and_an_account_newer_than_a_restored_backup_are_
         program(server, name="carol", room="den") as carol,
     ):
         await carol.say("unheard")
-        # As a client that comes back: its session and its account are unknown.
+        # As for a client that returns: its session and its account are unknown.
         async with program(server, session=token, **fields) as alice:
             welcome = alice.welcome
             assert (welcome["resumed"], welcome["name"]) == (False, "alice")
@@ -179,7 +179,7 @@ async def restored_while_away(
     say: Callable[[str], Awaitable[object]],
     hear: Callable[[str], Awaitable[object]],
 ) -> AsyncIterator[None]:
-    """A server with a restored backup, which lacks messages that a client said and received.
+    """A server with a restored backup, which lacks messages that a client sent and received.
 
     With *say* the client sends a message, *hear* waits until it shows one.
     """
@@ -284,7 +284,7 @@ async def test_a_message_keeps_its_id_however_often_the_server_starts(tmp_path: 
             assert [room.number_of(id_) for id_ in told] == list(range(len(told)))
             if n:
                 assert room.id_of(room.next - 1) == told[-1]
-            if n != 3:  # a server in whose time nothing was said leaves nothing
+            if n != 3:  # a server that stores no message leaves no epoch
                 await say(room, f"{n}.0", f"{n}.1")
                 await say(room, f"{n}.2")
             told = await all_ids(room)

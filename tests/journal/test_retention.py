@@ -62,7 +62,7 @@ class Clocks:
         return self.wall, self.monotonic
 
     async def run(self, journal: SqliteJournal, seconds: float) -> None:
-        """Let time pass, with the journal tidying up now and then as it does."""
+        """Let time pass, while the journal deletes now and then."""
         await tidy(journal)
         while seconds > 0:
             step = min(seconds, 60.0)
@@ -77,7 +77,7 @@ def stamp(seconds: float) -> str:
 
 
 async def write_dated(path: Path, *texts_and_times: tuple[str, float]) -> None:
-    """Write one message each, with the time at which it says it was said."""
+    """Write one message each, with its date."""
     async with running(SqliteJournal(path)) as journal:
         room = journal.room("lobby")
         for text, seconds in texts_and_times:
@@ -509,7 +509,7 @@ async def test_many_sessions_do_not_push_out_messages(
 
 
 async def test_a_session_that_is_about_to_be_written_keeps_its_nonces(tmp_path: Path) -> None:
-    """It was deleted, and came back without them."""
+    """It was deleted, and opened again without them."""
     clocks = Clocks()
     async with running(opened(tmp_path / "chat.db", clocks, Retention())) as journal:
         await keep_all(journal, range(1, 3), connected=False)
@@ -592,7 +592,7 @@ async def test_deletions_are_logged_once_a_minute_and_at_the_end(
                 pending = room.append(encode(room, f"{n}"))
             await wait_stored(pending)
             await tidy(journal)
-            assert not await journal._tidy()  # deletes nothing: what was deleted is now known
+            assert not await journal._tidy()  # deletes nothing, but learns what was deleted
         assert lines(log, "Deleted") == [
             "[STATE] Deleted from the journal: 590 messages of 1 room (above 10 a room)"
         ]

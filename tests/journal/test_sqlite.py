@@ -116,7 +116,7 @@ async def test_closing_waits_for_readers(tmp_path: Path) -> None:
 
 
 def written_until_killed(path: Path, durability: Durability, milliseconds: float) -> list[str]:
-    """Have a process write, kill it, and return what it said is kept."""
+    """Have a process write, kill it, and return what it reported as stored."""
     command = [
         sys.executable,
         "-m",
@@ -156,7 +156,7 @@ async def test_messages_reported_as_stored_survive_kill_9(
                 found = await texts_of(room_journal, 0, LOTS)
                 assert len(found) == room_journal.next, "numbers have gaps"
                 assert all(found[number] == text for number, text in messages.items())
-                # What was kept and not reported any more is whole, too, and in its place.
+                # Messages that were stored but not reported are complete, too, and in order.
                 assert [text.partition(":")[2] for text in found] == [
                     str(number) for number in range(len(found))
                 ]
@@ -250,11 +250,11 @@ async def test_cancelling_it_while_the_disk_is_busy_loses_nothing(tmp_path: Path
     assert await all_texts(path) == [f"{turns}.{n}" for turns in range(6) for n in range(3)]
 
 
-# --- What is refused ------------------------------------------------------------------------------
+# --- Refused files ------------------------------------------------------------------------------
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """All files; of what readers agree by, as they may, that it is there."""
+    """Return all files; of the -shm, which readers may change, only that it exists."""
     return {
         each.name: b"" if each.name.endswith("-shm") else each.read_bytes()
         for each in folder.iterdir()
@@ -263,7 +263,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 async def refusal(path: Path) -> str:
-    """Why *path* is no journal, having looked that nothing beside or in it has changed."""
+    """Return why *path* is refused; check that neither it nor the files beside it have changed."""
     before = snapshot(path.parent)
     reason = await refusal_of(path)
     after = snapshot(path.parent)
@@ -782,7 +782,7 @@ async def test_the_durability_setting_reaches_sqlite(
         assert ask("PRAGMA synchronous").fetchone() == (wanted,)
 
 
-# --- What is done together ------------------------------------------------------------------------
+# --- Transactions ------------------------------------------------------------------------
 
 
 async def test_messages_that_wait_together_are_one_transaction(tmp_path: Path) -> None:
@@ -1113,7 +1113,7 @@ async def test_after_any_operations_a_room_is_a_list_without_its_oldest_messages
         assert room.next == len(model[name])
         most_of_it = model[name][max(start, room.first) :]
         found = await texts_of(room, start, LOTS)
-        # It may be tidied up meanwhile: what is missing is missing from the front.
+        # Messages may be deleted meanwhile, but only the oldest.
         assert found == most_of_it[len(most_of_it) - len(found) :]
         assert len(found) >= min(len(model[name][start:]), least)
         assert room.next - room.first >= min(len(model[name]), least)

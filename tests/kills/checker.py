@@ -231,7 +231,7 @@ class Client:
         self._came = False
         self._is_trusted = False  # the session has accepted a message, so it must be stored
         self._session = ""
-        self._refused: list[dict[str, Any]] = []  # said again later
+        self._refused: list[dict[str, Any]] = []  # sent again later
         self._again_at = 0.0
 
     def run(self) -> None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.stress
 
 SECONDS = float(os.environ.get("MULTICHAT_PROXY_SECONDS", "40"))
 
-# For what was stalled to come in, and the last to be called again.
+# Time for stalled data to arrive, and for the last client to reconnect.
 SETTLE_SECONDS = 120
 
 FAULTS = {"cut", "reset", "torn", "pause", "stall"}

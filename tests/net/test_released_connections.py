@@ -136,7 +136,7 @@ OVER_TLS = [reset, reset_at_once, reset_while_it_is_sent_much, quit_chat, say_no
 async def nothing_left_in_cycles(
     config: ServerConfig, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Server]:
-    """Run a server for the block; look for what is left when all clients have gone."""
+    """Run a server for the block; look for leftovers when all clients have left."""
     async with trio.open_nursery() as nursery:
         run = partial(multichat.serve, 0, host=LOOPBACK, tls=tls, config=config)
         server: Server = await nursery.start(run)

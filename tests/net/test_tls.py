@@ -186,7 +186,7 @@ async def test_clients_talk_over_tls_and_get_the_goodbye(
 async def test_two_thousand_lines_arrive_whole_before_the_end_of_input(
     command: str, certificates: Certificates, tmp_path: Path
 ) -> None:
-    """Over TLS there is no half-closing: leaving must not overtake what was said."""
+    """Over TLS there is no half-closing: leaving must not overtake earlier messages."""
     async with running(certificates.server()) as server:
         stream = await dial(LOOPBACK, server.port, tls=certificates.client())
         async with scripted(stream) as listener:
@@ -352,7 +352,7 @@ async def test_an_untrusted_certificate_is_one_line_on_both_sides(
             assert "Traceback" not in refused.out
         [line] = await until_logged(log, "Refused")
         assert line.startswith(f"[INFO] [server] [STATE] Refused {LOOPBACK}:")
-        # A client of this kind goes without a word; others say what they do not like.
+        # A client of this kind closes without an alert; others send one.
         why = "perhaps the client does not trust the certificate"
         dates = {"expired": "expired on ", "early": "is not valid before "}
         if certificate in dates:
@@ -552,7 +552,7 @@ async def test_nc_gets_a_line_that_says_to_use_tls(
         assert server.out.count("the client does not use TLS, which this port requires\n") == 4
 
 
-# The first of what every TLS client says: a record of 200 bytes that holds a hello.
+# The beginning of every TLS client: a record of 200 bytes that holds a hello.
 HALF_A_HELLO = b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03" + bytes(20)
 
 
@@ -720,7 +720,7 @@ async def test_a_hello_without_an_end_is_read_for_8_kib(
         [line] = await until_logged(log, "Refused")
         assert line.endswith(": more than 8192 bytes without a TLS handshake")
         async with connect(LOOPBACK, server.port, tls=certificates.client()) as chat:
-            # What a client says once it is in is not limited.
+            # The input of an admitted client is not limited.
             await chat.send("x" * 50_000)
             assert len(await chat.members()) == 1
 

@@ -99,7 +99,7 @@ async def _ping(path: Path) -> str:
 async def test_the_socket_is_private_from_the_first_moment(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no moment between its being there and its being closed to others."""
+    """There is no moment in which it exists and is open to others."""
     seen: list[int] = []
     honest = socket.socket.bind
 
@@ -228,7 +228,7 @@ async def test_a_socket_with_a_listener_is_not_replaced(path: Path) -> None:
 
 
 async def test_a_server_that_does_not_accept_is_still_a_listener(path: Path) -> None:
-    """Its backlog is full: that is no reason to take its place."""
+    """Its backlog is full, but that does not make it stale."""
     with (
         closing(socket.socket(socket.AF_UNIX)) as busy,
         closing(socket.socket(socket.AF_UNIX)) as a,

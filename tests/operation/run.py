@@ -78,7 +78,7 @@ class Service(Protocol):
         """Stop it in order."""
 
     async def ctl(self, *words: str) -> str:
-        """Return what `multichat ctl` says to these words."""
+        """Return the output of `multichat ctl` with these arguments."""
         ...
 
     async def rotate(self) -> None:

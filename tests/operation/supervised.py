@@ -59,7 +59,7 @@ class Supervised:
         return os.getuid(), os.getgid()
 
     async def listen(self) -> None:
-        """Hear what the server says; raise `Wrong` if it gives no sign of life."""
+        """Receive the server's notifications; raise `Wrong` if it is silent for too long."""
         alive_at = trio.current_time()
         while True:
             with trio.move_on_after(_WATCHDOG_SECONDS) as in_time:
@@ -79,14 +79,14 @@ class Supervised:
         return sum(name in said for said in self._manager.said)
 
     async def _wait(self, name: str, count: int) -> None:
-        """Wait until the server has said *name* so many times."""
+        """Wait until the server has sent *name* so many times."""
         with trio.fail_after(WAIT_SECONDS):
             async with self._changed:
                 while self._count(name) < count:
                     await self._changed.wait()
 
     async def start(self) -> None:
-        """Start the server with the sockets; return when it says that it is ready."""
+        """Start the server with the sockets; return when it reports that it is ready."""
         ready = self._count("READY")
         variables = {
             "NOTIFY_SOCKET": self._manager.address,
@@ -102,7 +102,7 @@ class Supervised:
         await self._wait("READY", ready + 1)
 
     async def reload(self) -> None:
-        """Send SIGHUP; return when the server says that it is ready again."""
+        """Send SIGHUP; return when the server reports that it is ready again."""
         ready = self._count("READY")
         reloading = self._count("RELOADING")
         assert self._server is not None
@@ -116,7 +116,7 @@ class Supervised:
         await self.start()
 
     async def stop(self) -> None:
-        """Send SIGTERM; raise `Wrong` unless it says that it stops, and ends with status 0."""
+        """Send SIGTERM; raise `Wrong` unless it reports that it stops, and ends with status 0."""
         server, running = self._server, self._running
         assert server is not None
         assert running is not None

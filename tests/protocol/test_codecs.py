@@ -84,7 +84,7 @@ T = TypeVar("T")
 
 CODECS: list[Codec] = [TEXT, JSON]
 
-# Behind a line that is no JSON each line is read alone; see `test_one_line_is_one_request`.
+# After a line that is not JSON each line is read alone; see `test_one_line_is_one_request`.
 SPOILT = "no json"
 
 
@@ -137,7 +137,7 @@ names = (
     .flatmap(lambda alphabet: st.text(alphabet, min_size=1, max_size=32))
     .filter(is_name)
 )
-# What the other side of a mutation or a cut is likely to trip over, more often than by chance.
+# Characters that often expose faults when input is mutated or cut.
 texts = (
     st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from('"\\\t/[]*{} →é\x1b\u202e')))
     .map(clean)
@@ -771,7 +771,7 @@ def test_events_survive_the_json_codec(sent: list[Event]) -> None:
     assert all(line.startswith('{"type":"') for line in block.split("\n"))
 
 
-# A longer name is no event at all.
+# An event with a longer name is dropped.
 @given(st.text(max_size=MAX_DECOMPOSED), st.booleans())
 @example("\x1b[2J\n[Server] x\u202e\x9b\x00\x7f\u2028\r", True)
 @example("\U0001f600", True)

@@ -91,7 +91,7 @@ def strings(value: object) -> Iterator[str]:
 
 
 def check_lines(data: bytes) -> list[str]:
-    """Check what a terminal that speaks plain text is sent; return its lines."""
+    """Check the bytes that a plain text terminal receives; return its lines."""
     text = data.decode("utf-8")  # strictly
     assert is_harmless(text)
     lines = text.split("\n")
@@ -100,7 +100,7 @@ def check_lines(data: bytes) -> list[str]:
 
 
 def check_json(data: bytes) -> list[dict[str, object]]:
-    """Check what a program is sent that decodes JSON and shows it; return the objects."""
+    """Check the JSON that a program receives, decodes and shows; return the objects."""
     check_lines(data)
     objects: list[dict[str, object]] = []
     for line in data.decode("utf-8").splitlines():
@@ -144,7 +144,7 @@ def check_output(text: str, component: str = "client") -> list[str]:
 
 
 def encode_raw(value: object) -> bytes:
-    """Spell JSON with every character as it is, so that controls stand in it unescaped."""
+    """Encode JSON without escapes, so that it contains raw control characters."""
     if isinstance(value, str):
         quoted = value.replace("\\", "\\\\").replace('"', '\\"')
         return b'"' + quoted.encode("utf-8", "surrogatepass") + b'"'
@@ -177,7 +177,7 @@ def said_in_text(payload: str) -> bytes:
         f"/quit{payload}",
     ]
     lines = [line.encode("utf-8", "surrogatepass") for line in said]
-    # As Latin-1, where most of what is harmful is one byte, and no UTF-8.
+    # As Latin-1, in which most harmful characters are one byte and not valid UTF-8.
     with suppress(UnicodeEncodeError):
         lines.append(payload.encode("latin-1"))
     return b"".join(line + b"\n" for line in lines)
@@ -287,7 +287,7 @@ async def test_a_hostile_client_in_json_sends_nothing_harmful_to_others(
         assert len(answers) >= 10
         texts = [event["text"] for event in events if event["type"] == "said"]
         assert len([each for each in texts if "FORGED" in str(each) or "DEGROF" in str(each)]) >= 3
-    else:  # a line feed has cut it into lines that are no JSON
+    else:  # a line feed has cut it into lines that are not JSON
         check_lines(heard)
     assert not [event for event in events if event["type"] == "notice"]
 
@@ -434,7 +434,7 @@ def check_events(events: list[Event]) -> None:
 
 
 async def hear(data: bytes, *, plain: bool = False) -> list[Event]:
-    """Return what the library makes of a server that says *data* and closes."""
+    """Return the library's events for a server that sends *data* and closes."""
     ours, theirs = trio.testing.memory_stream_pair()
     events: list[Event] = []
     async with trio.open_nursery() as nursery:
@@ -455,7 +455,7 @@ async def hear(data: bytes, *, plain: bool = False) -> list[Event]:
                     events += some
                     for each in (chat.name, chat.room, chat.goodbye or ""):
                         assert is_one_harmless_line(each)
-        except Refused as error:  # the server says goodbye before it has admitted us
+        except Refused as error:  # the server sends a goodbye before it has admitted us
             events.append(Goodbye(str(error)))
         except MultichatError:
             pass
@@ -537,7 +537,7 @@ async def show(endpoint: Endpoint, file: Path, *, plain: bool = False) -> str:
 @pytest.mark.parametrize("codec", ["text", "plain", "json"])
 async def test_connect_filters_what_it_shows(codec: str, tmp_path: Path) -> None:
     welcome = encode_escaped(WELCOME) + b"\n"
-    # Who does not answer in JSON at once is waited for; a server that says so is not.
+    # The client waits if no answer in JSON comes at once, but not if the answer is text.
     unknown = b"[Server] unknown command /json\n"
     says = welcome + all_in_json() if codec == "json" else unknown + all_in_text()
     async with hostile_server(says) as endpoint:

@@ -1,4 +1,4 @@
-"""Telnet clients are answered what they wait for, and their commands are never text."""
+"""Telnet clients get the answers that they wait for, and their commands are never text."""
 
 import re
 import socket

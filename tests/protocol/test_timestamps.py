@@ -26,7 +26,7 @@ def formatted_by_datetime(time_: datetime) -> str:
     return f"{time_.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
 
 
-# In steps of a 1,024th, which a float holds exactly: what is cut off is no matter of rounding.
+# In steps of a 1,024th, which a float holds exactly, so that nothing depends on rounding.
 exact_seconds = st.integers(0, NEXT_CENTURY * 1024).map(lambda n: n / 1024)
 
 

@@ -106,7 +106,7 @@ def test_garbage_raises_nothing_and_its_cuts_change_nothing(data: bytes, places:
 
 @st.composite
 def frames(draw: st.DrawFn) -> bytes:
-    """A frame of which anything may be wrong."""
+    """A frame in which anything may be wrong."""
     first = draw(st.sampled_from([0x81, 0x01, 0x00, 0x80, 0x89, 0x8A, 0x88]) | st.integers(0, 255))
     payload = draw(texts.map(str.encode) | st.binary(max_size=140))
     masked = draw(st.integers(0, 9)) > 0

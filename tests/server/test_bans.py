@@ -110,7 +110,7 @@ def test_an_address_is_in_its_network_however_it_is_written(ip: IPv4Address | IP
         assert network_of(peer(IPv6Address(f"::ffff:{ip}"))) == network
 
 
-# What is typed
+# Typed targets
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ async def _come(server: MemoryServer, names: Sequence[str] = _NAMES) -> list[Jso
 
 
 async def _resume(server: MemoryServer, clients: Sequence[JsonClient]) -> list[JsonClient]:
-    """Resume one after the other; each asks who is there, as a terminal does."""
+    """Resume one after the other; each lists the members, as a terminal does."""
     resumed = []
     for each in clients:
         again = await join(server, session=each.welcome["session"])
@@ -100,7 +100,7 @@ async def _end(server: MemoryServer, folder: Path) -> Path:
 
 
 async def _kill(server: MemoryServer, folder: Path) -> Path:
-    """Return the journal as it is while the server runs."""
+    """Return the contents of the journal while the server runs."""
     (folder / "copy").mkdir()
     for path in folder.glob("chat.db*"):
         shutil.copy(path, folder / "copy")

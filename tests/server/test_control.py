@@ -579,7 +579,7 @@ async def test_invalid_input_gets_its_share_of_the_time_and_no_more(
                 while pace.passed < 8 * 5 * 0.01:
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel(reason="that was long enough")
-        assert trio.current_time() >= 2.9 * (pace.passed - 0.01)  # what is left for others
+        assert trio.current_time() >= 2.9 * (pace.passed - 0.01)  # the time left for others
 
 
 async def _make_noise(client: ScriptedClient, noise: bytes) -> None:

@@ -299,7 +299,7 @@ async def test_a_second_drain_changes_nothing_and_a_shutdown_ends_it(
         assert (server.draining, server.ending.seconds_left) == (False, 0)
         assert server.admin.drain() == "the server is shutting down"
         await trio.sleep(1)
-        assert len(server.members) == 1  # `close` says goodbye
+        assert len(server.members) == 1  # `close` sends a goodbye
 
 
 @pytest.mark.parametrize("seconds", [-1, MAX_DRAIN_SECONDS + 1, float("nan"), float("inf")])

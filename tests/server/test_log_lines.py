@@ -1,4 +1,4 @@
-"""What the log says of clients, and what it leaves out: addresses, and what people write."""
+"""What the log says about clients, and what it leaves out: addresses and written text."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Names that belong to accounts: who is given one, who loses one, and what a login survives."""
+"""Names that belong to accounts: which client gets or loses one, and what a login survives."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""The metrics: what they say is what a checker outside of the server has counted."""
+"""The metrics equal the counts of a checker outside of the server."""
 
 import json
 import os
@@ -127,7 +127,7 @@ async def test_a_registry_of_an_embedding_program_has_the_metrics_of_one_server(
         registry.register(multichat.ServerCollector(Server()))
 
 
-# --- What a checker counts ------------------------------------------------------------------------
+# --- Counts of a checker -------------------------------------------------------------------------
 
 
 class Person:
@@ -228,7 +228,7 @@ async def test_the_metrics_equal_the_counts_of_the_clients(tmp_path: Path) -> No
         assert metrics.buckets("multichat_loop_lag_seconds")
         assert metrics.by("code", DISCONNECTS) == metrics.by("reason", FAILURES) == {}
 
-        # They leave, each in its way, and one comes that speaks HTTP.
+        # They leave, each in its own way, and a client that uses HTTP connects.
         await lobby[0].ask({"type": "quit"})
         await lobby[1].stream.send_eof()
         await lobby[3].stream.send_eof()

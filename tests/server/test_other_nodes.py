@@ -364,7 +364,7 @@ async def test_a_resume_on_another_node_is_not_announced(autojump_clock: Clock) 
         assert (again.welcome["client"], again.welcome["name"]) == (1, "alice")
         assert [await again.said() for _ in range(2)] == [("den", "2"), ("den", "3")]
         await again.say("4")
-        assert [each["type"] for each in await events_of(bob)] == []  # it said that in the attic
+        assert [each["type"] for each in await events_of(bob)] == []  # it sent that to the attic
         assert kinds(await events_of(carol)) == ["said", "said"]
         await trio.sleep(10)
         assert await events_of(bob) == await events_of(carol) == []

@@ -137,7 +137,7 @@ def test_a_short_absence_between_two_announcements_is_not_announced() -> None:
 
 
 def test_a_client_that_was_introduced_while_it_was_away_has_joined_once() -> None:
-    """Its first message was delivered only once it had left, and then it came back."""
+    """Its first message was delivered only after it had left, and then it returned."""
     changes = PresenceChanges()
     changes.enter(1, "alice")
     changes.leave(1, "connection reset")

@@ -71,7 +71,7 @@ async def arrive(
 
 
 async def everything(stream: trio.abc.ReceiveStream) -> bytes:
-    """Return what comes until the connection is closed, or reset."""
+    """Return the data until the connection is closed, or reset."""
     try:
         return await read_all(stream)
     except trio.BrokenResourceError:

@@ -1,4 +1,4 @@
-"""Real faults on real sockets, which must not affect two clients that talk meanwhile.
+"""Real faults on real sockets, which must not affect two clients that chat meanwhile.
 
 Every test has a server process, and checks it at the end: it still runs and serves new clients,
 nothing is on standard error, its log has no crash, and it leaks neither files nor memory.

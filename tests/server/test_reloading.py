@@ -1,4 +1,4 @@
-"""Reloading the parts of a running server: what is wrong stays as it was, the rest changes."""
+"""Reloading the parts of a running server: invalid files change nothing, the others do."""
 
 import json
 import os

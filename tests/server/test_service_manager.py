@@ -1,4 +1,4 @@
-"""What the service manager is sent when its variables or our settings are extreme."""
+"""The messages to the service manager when its variables or our settings are extreme."""
 
 import math
 import socket

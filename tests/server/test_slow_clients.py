@@ -111,7 +111,7 @@ async def test_a_lagging_client_that_takes_nothing_is_disconnected_after_the_sta
         assert len(network.server.members) == 3
         await trio.sleep(3)
         assert "[INFO] [server] [STATE] Client 3 disconnected (too slow)" in log.lines
-        # It gets what was queued and then the reason, within the grace period.
+        # It gets the queued data and then the reason, within the grace period.
         assert await slow.rest() == [
             "[Client 1] 0",
             "[Client 1] 1",

@@ -1,4 +1,4 @@
-"""The server as a service of systemd: what it says to the service manager, and the watchdog."""
+"""The server as a service of systemd: its messages to the service manager, and the watchdog."""
 
 import os
 import secrets
@@ -18,7 +18,7 @@ from tests.support.sockets import open_client
 
 pytestmark = pytest.mark.process
 
-# Blocks the event loop until what the test has opened of a FIFO is closed.
+# Blocks the event loop until the test closes its end of a FIFO.
 BLOCKING = """
 async def block(message):
     if "block" in message.text:
@@ -31,7 +31,7 @@ async def block(message):
 async def started(
     folder: Path, port: int, *options: str, address: str = "", **variables: str
 ) -> AsyncIterator[tuple[Managed, Manager]]:
-    """A server on *port*, which has told its service manager that it is ready."""
+    """A server on *port*, which has reported to its service manager that it is ready."""
     address = address or str(folder / "notify")
     words = (MULTICHAT, "serve", str(port), "--host", LOOPBACK, *options)
     with managing(address) as manager:
@@ -109,7 +109,7 @@ async def test_the_watchdog_is_fed_by_the_loop_and_not_while_that_is_blocked(
             with pytest.raises(trio.TooSlowError):
                 for _ in range(
                     50
-                ):  # what was sent before; then, nothing comes for ten times as long
+                ):  # earlier messages; after that, nothing comes for ten times as long
                     await manager.hear(1)
             os.close(blocked)
             for _ in range(3):

@@ -74,7 +74,7 @@ class Service:
 
     @property
     def log(self) -> str:
-        """What it has logged."""
+        """Its log."""
         path = self.systemd.path(_LOG)
         return path.read_text("utf-8") if path.exists() else ""
 

@@ -81,7 +81,7 @@ class Systemd:
 
     @property
     def log(self) -> str:
-        """What systemd has said."""
+        """The output of systemd."""
         return self._shell.err + self._shell.out
 
     async def run(self, *argv: str, check: bool = True) -> str:

@@ -48,7 +48,7 @@ class Desk:
         self.ended = True
 
     async def type(self, *parts: Part) -> list[str]:
-        """Type what one read brings; return what is shown once all is quiet."""
+        """Type the input of one read; return what is shown once all is quiet."""
         await self.typed.send(list(parts))
         await wait_all_tasks_blocked()
         shown, self.shown[:] = self.shown[:], []

@@ -123,7 +123,7 @@ def test_an_unfinished_line_returns_after_an_old_one_was_sent(keyboard: Keyboard
     assert keyboard.sent() == ["old words"]
     assert keyboard.text == "half a sentence"
     keyboard.press("c-a", "c-k")
-    keyboard.type("old")  # what an old line is found by is no line of its own
+    keyboard.type("old")  # the prefix by which an old line is found is not a line
     keyboard.press("escape", "<", "enter")
     assert keyboard.text == ""
 

@@ -72,7 +72,7 @@ def test_an_event_is_one_line_whatever_the_name_in_it(name: str, chat: Conversat
         Joined(2, "bob", name, 3),
     ]
     for event in events:
-        # As it stands on the wire, because what is read is filtered there.
+        # In the form of the wire, because input is filtered there.
         [read] = JSON.parse_events(JSON.encode(event).decode().rstrip("\n"))
         [line] = shown(chat.take(read))
         assert clean(line) == line

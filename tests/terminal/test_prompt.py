@@ -68,7 +68,7 @@ async def test_nothing_typed_is_lost_or_torn_while_lines_arrive(
                 typed += f"{word} "
                 for character in f"{word} ":
                     await terminal.run("send-keys", "-t", "t", "-l", character)
-                    # Torn is a screen with an input line that is not what was typed so far.
+                    # A screen is torn if its input line is not the text typed so far.
                     screen = await terminal.rows("t")
                     shown = pieces_of_input(screen)
                     assert len(shown) == 1, screen
@@ -89,7 +89,7 @@ async def test_nothing_typed_is_lost_or_torn_while_lines_arrive(
             await wait_for_input(terminal, "t", "")
             await server.wait_for(f"[RX] [alice] {edited}\n")
             await terminal.wait_for_match("t", rf"\d\d:\d\d alice  {re.escape(edited)}$")
-            # And what others said is there too, in its order.
+            # And the messages of others are there too, in order.
             last = said[-1]
             await terminal.wait_for("t", last)
             numbers = re.findall(r"bob  line (\d+)", await terminal.screen("t"))
@@ -456,7 +456,7 @@ async def test_an_idle_client_wakes_at_most_once_a_second(
         await wait_for_input(terminal, "t", "")
         pid = await pid_of("alice", server.port)
         least = float("inf")
-        for _ in range(5):  # the least of several: what had begun before may still be settling
+        for _ in range(5):  # the minimum of several: earlier work may still be finishing
             started, before = time.monotonic(), wakes(pid)
             await trio.sleep(2)
             least = min(least, (wakes(pid) - before) / (time.monotonic() - started))
@@ -476,7 +476,7 @@ OURS = (
 
 
 def needed_modules() -> list[str]:
-    """What has to be imported before there is a prompt, but for our own modules."""
+    """The modules that are imported before the prompt, except our own."""
     imports = "; ".join(f"import multichat.{name}" for name in OURS)
     code = f"import sys; before = {{*sys.modules}}; {imports}; print(*({{*sys.modules}} - before))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -57,7 +57,7 @@ def shown(event: Event, us: Identity = US, now: datetime = NOW) -> list[str]:
     return [plain(line.fragments) for line in Renderer(UTC).event(event, us, now)]
 
 
-# --- What is said -----------------------------------------------------------------------------
+# --- Messages -----------------------------------------------------------------------------
 
 
 def test_rendering_of_messages() -> None:

@@ -173,7 +173,7 @@ def test_a_body_in_chunks_is_one_body() -> None:
     ],
 )
 def test_a_body_above_the_limit_is_refused_before_it_is_complete(data: bytes) -> None:
-    # A length of more than 20 digits is none to h11.
+    # h11 does not accept a length of more than 20 digits.
     assert refused(data, body_bytes=100).status in (400, 413)
 
 

@@ -22,7 +22,7 @@ from .line import EVERYTHING, SILENT_SECONDS, Cut, Line
 
 __all__ = ["PATIENT_SECONDS", "Chatter", "Crowd"]
 
-# Pauses between what a client says are up to twice as long.
+# Pauses between the messages of a client are up to twice as long.
 _PAUSE_SECONDS = 0.15
 
 _MAX_BURST = 4
@@ -204,7 +204,7 @@ class Chatter:
         self._asked.clear()
 
     def _begin_again(self, welcome: dict[str, Any], was: str) -> None:
-        """The session is gone: what is not acknowledged may be published or not."""
+        """The session is gone: unacknowledged messages may be published or not."""
         if not self.crowd.lossy:
             self._fail(f"the session {was[:6]} was lost: is client {welcome['client']} now")
         for each in self.unaccepted.values():
@@ -236,7 +236,7 @@ class Chatter:
         return {nonce: one for nonce, one in self.directs.sent.items() if one.fate == "open"}
 
     def _give_up_directs(self) -> None:
-        """Give up what was sent again so often: the engine may have lost that it was delivered.
+        """Give up a message that was sent again so often: the engine may have lost its outcome.
 
         Its sender then waits for longer than these clients, and gets `delivery-unknown`.
         """
@@ -484,7 +484,7 @@ class Crowd:
         return messages + fates + sum(each.renames for each in self.chatters)
 
     def missing(self) -> list[str]:
-        """Return what is still to come before the run can be checked."""
+        """Return what must still arrive before the run can be checked."""
         found = [f"{each.name} is not connected" for each in self.chatters if not each.connected]
         found += [
             f"{each.name} has {len(each.unaccepted)} unacknowledged messages"

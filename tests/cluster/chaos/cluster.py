@@ -140,7 +140,7 @@ class Cluster:
         await nursery.start(self.front.run)
 
     async def _add_operator(self) -> None:
-        """Add the accounts of the operator and of those who fight for one."""
+        """Add the accounts of the operator and of the clients that compete for one."""
         secret = self.folder / "passphrase"
         secret.write_text(PASSPHRASE, "utf-8")
         for name in (OPERATOR, ACCOUNT):

@@ -14,7 +14,7 @@ from .cluster import Cluster, Node
 
 __all__ = ["FAULTS", "Fault"]
 
-# The lease of a node is 10 s: beyond it, the others take a frozen node for dead.
+# The lease of a node is 10 s: after that, the others consider a frozen node dead.
 _LEASE_SECONDS = 10.0
 
 

@@ -23,7 +23,7 @@ EVERYTHING = 2**31 - 1
 
 
 class Cut(Exception):
-    """The connection has ended; the text says how."""
+    """The connection has ended, in the way that the text describes."""
 
 
 class Line:

@@ -222,7 +222,7 @@ class Office:
         }
 
     async def check(self, ports: Sequence[int]) -> list[str]:
-        """Return what the nodes at *ports* disagree about, or lack, once they had time."""
+        """Return what the nodes at *ports* still disagree about, or lack, after a while."""
         wrong, looks = ["nobody has answered"], 0
         until = trio.current_time() + _AGREE_SECONDS
         while wrong and (looks < _LEAST_LOOKS or trio.current_time() < until):

@@ -33,7 +33,7 @@ _AGREE_SECONDS = 15.0
 
 @dataclass
 class Outcome:
-    """What came out of a run."""
+    """The result of a run."""
 
     fault: str
     seed: int
@@ -143,7 +143,7 @@ async def _settle(crowd: Crowd, outcome: Outcome) -> None:
 
 
 class _Settling(Protocol):
-    """Something in which more and more is *decided*, until nothing is missing."""
+    """A check in which more and more is *decided*, until nothing is missing."""
 
     @property
     def decided(self) -> int: ...
@@ -179,7 +179,7 @@ async def _check(
         for each in crowd.chatters
         if each.is_patient and each.ends and not fault.disconnects
     ]
-    outcome.figures["left seen"] = len(seen)  # from here on, we come and leave ourselves
+    outcome.figures["left seen"] = len(seen)  # from here on, we join and leave ourselves
     lost = told_lost = 0
     for room in crowd.room_names:
         records = [each.records[room] for each in crowd.of(room)]

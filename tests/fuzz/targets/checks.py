@@ -31,7 +31,7 @@ __all__ = [
 T = TypeVar("T")
 
 SPOILT = "no json"
-"""Behind a line that is no JSON every line of a run is read alone."""
+"""After a line that is not JSON, every line of a block is read alone."""
 
 # The line limit of our client.
 _CLIENT_LINE_BYTES = 1024 * 1024

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.process
 
 Visit = Callable[..., Visitor]
 
-# What is in view, and where; the same message must be there after rows were added above or below.
+# The message in view and its place, which must not change when rows are added above or below.
 IN_VIEW = """() => {
   const log = document.getElementById("log");
   const top = log.getBoundingClientRect().top;
@@ -36,7 +36,7 @@ MAX_ROWS = 300
 
 
 def fill(server: WebServer, many: int, name: str = "bob") -> None:
-    """Have *name* say *many* messages, numbered, of different heights."""
+    """Have *name* send *many* messages, numbered, of different heights."""
     with Line(server.port).named(name) as line:
         line.say(*(f"message {number}{' and more' * (number % 40)}" for number in range(many)))
         line.say("/ping done")
@@ -187,7 +187,7 @@ def test_ten_thousand_messages_do_not_make_the_page_slow(server: WebServer, visi
                 break
         frames = f"median {usual:.1f} → {median:.1f} ms, p90 {usual_slow:.1f} → {slow:.1f} ms"
         assert is_fast, frames
-        # What is older comes back on scrolling up, in order.
+        # Older messages return on scrolling up, in order.
         page.evaluate("() => { document.getElementById('log').scrollTop -= 4000; }")
         page.wait_for_timeout(300)
         numbers = [number_of(text) for text in alice.texts() if text.startswith("message")]
