@@ -31,7 +31,7 @@ from multichat.protocol.framing import Decoder, Part
 from multichat.protocol.goodbyes import SHUTTING_DOWN
 from multichat.protocol.json_codec import is_hello
 from multichat.protocol.messages import Goodbye
-from multichat.protocol.sniff import NO_TLS, TLS_RECORD
+from multichat.protocol.sniff import NO_TLS, TLS_RECORD, sniff_bytes
 from multichat.server.config import MAX_CLIENTS_PER_ADDRESS, ServerConfig
 from multichat.server.origin import Origin
 from multichat.server.refusals import RefusedFor
@@ -44,6 +44,9 @@ MAX_PENDING = 256
 
 # A TLS handshake takes 2 KiB, a password at most 4.
 MAX_BYTES = 8 * 1024
+
+# Those that tell what a client on a port with TLS speaks.
+_SNIFFED_BYTES = 5
 
 # How often a rejected connection is read, so that its goodbye is not lost to a reset.
 _LINGER_READS = 4
@@ -189,8 +192,9 @@ class Admission:
         try:
             with trio.move_on_after(self._config.handshake_seconds) as in_time:
                 # A short line is less than TLS waits for.
-                if await transport.peek(stream) not in (b"", TLS_RECORD):
-                    raise AdmissionRefused(RefusedFor.TLS, *NO_TLS)
+                first = await transport.peek(stream, _SNIFFED_BYTES)
+                if first[:1] not in (b"", TLS_RECORD):
+                    raise AdmissionRefused(RefusedFor.TLS, *(sniff_bytes(first) or NO_TLS))
                 await transport.handshake(encrypted, MAX_BYTES)
         except transport.TooMuchData:
             reason = f"more than {MAX_BYTES} bytes without a TLS handshake"

@@ -115,6 +115,18 @@ async def test_a_client_of_another_address_is_not_believed(header: bytes, log: L
     assert not any(CLIENT in line for line in log.lines)
 
 
+async def test_an_unexpected_header_before_tls_is_explained_in_the_log(log: LogRecorder) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("chat.example").configure_cert(context)
+    async with behind_balancer(tls=context) as server, AsyncExitStack() as stack:
+        client = await arrive(server, stack, v2(CLIENT) + b"\x16\x03\x01", source=DIRECT)
+        await client.rest()
+    reason = "its load balancer sends a PROXY header: give the balancer's address to --proxy"
+    [line] = [line for line in log.lines if "Refused" in line]
+    assert line.startswith(f"[INFO] [server] [STATE] Refused {DIRECT}:")
+    assert line.endswith(f": {reason}")
+
+
 async def test_limits_count_for_the_clients_address_and_not_for_the_balancers() -> None:
     async with behind_balancer(max_clients_per_address=1) as server, AsyncExitStack() as stack:
         for number in range(5):
