@@ -186,7 +186,9 @@ class AdminCommands:
         left = f"{self._server.ending.seconds_left:.0f} s"
         if not is_new:
             return f"draining already: {left} are left"
-        count = len(self._registry)
+        count = len(self._server.ending.clients)
+        if not count:
+            return "draining: no client is connected"
         clients = "1 client is" if count == 1 else f"{count} clients are"
         return f"draining: {clients} told to reconnect within {left}"
 

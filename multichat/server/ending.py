@@ -95,13 +95,14 @@ class Ending:
         self._pause = min(seconds * _PAUSE_SHARE, self._config.timeouts.drain_pause)
         self.begun.set()
         self._admission.refuse(DRAINING)
-        if count := len(self._drained()):  # nobody is connected if the server has not started
+        if count := len(self.clients):  # nobody is connected if the server has not started
             clients = "1 client is" if count == 1 else f"{count} clients are"
             self._log.line("stop", f"Draining: {clients} told to reconnect within {seconds:g} s")
         self._start_soon(self._drain)
 
-    def _drained(self) -> list[Client]:
-        """Return the clients that the drain disconnects: all but the bots in the server."""
+    @property
+    def clients(self) -> list[Client]:
+        """The clients that a drain disconnects: all but the bots in the server."""
         return [each for each in self._registry.clients if not each.is_trusted]
 
     async def _drain(self) -> None:
@@ -120,7 +121,7 @@ class Ending:
         now = trio.current_time()
         first_at = now + self._pause
         due, rate = 1.0, 0.0  # goodbyes that are due, and how many become due each second
-        while clients := self._drained():
+        while clients := self.clients:
             ready = [each for each in clients if not each.lagging()]
             if now >= first_at and ready:
                 left = self.seconds_left

@@ -266,7 +266,7 @@ async def test_a_drain_announces_only_the_clients_that_it_disconnects(log: LogRe
         async with memory_server() as network:
             for name in names:
                 await network.server.start_bot(_idle, name=name)
-            network.server.drain(9)
+            assert network.server.admin.drain(9) == "draining: no client is connected"
             with trio.fail_after(5):
                 await ended(network.server)
     assert not [line for line in log.lines if "Draining" in line]
