@@ -521,6 +521,7 @@ class _Entry(msgspec.Struct, frozen=True):
     node: str
     told: int
     record: ClientRecord
+    ended: tuple[str, str] | None = None
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -534,7 +535,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The whole directory, up to the event *number*.
 
     *clients* maps numbers to clients, each with its node; *accounts* is by key, *topics* by room,
-    and *bans* are in the order in which they were added.
+    and *bans* are in the order in which they were added.  *disconnects* are those of clients that
+    may not return, and that their nodes have not reported as gone.
     """
 
     number: int
@@ -542,6 +544,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     accounts: dict[str, Account]
     topics: dict[str, str]
     bans: list[BanRecord]
+    disconnects: list[Disconnect] = []
 
 
 _ENTRIES = msgspec.msgpack.Decoder(_Entry)
@@ -571,6 +574,9 @@ def read_snapshot(reply: Sequence[Any]) -> Snapshot:
         accounts={key.decode(): _ACCOUNTS.decode(value) for key, value in _pairs(accounts)},
         topics={key.decode(): topic.decode() for key, topic in _pairs(topics)},
         bans=[ban for _, ban in sorted(map(_BANS.decode, bans[1::2]), key=lambda each: each[0])],
+        disconnects=[
+            Disconnect(each.record.client, each.node, *each.ended) for each in entries if each.ended
+        ],
     )
 
 

@@ -712,7 +712,8 @@ do
     end
 
     -- Disconnect a client on whichever node it is; if it may not return, its session ends now, and is
-    -- not stored again.  So does that of a client which has just lost its connection.
+    -- not stored again.  So does that of a client which has just lost its connection.  A node that
+    -- reads a snapshot instead of the event finds `ended` in the entry.
     function changes.disconnect(context, client, code, reason, returns)
         local entry = load(CLIENTS, text(client))
         if entry == nil then
@@ -725,7 +726,7 @@ do
         end
         if not returns then
             sessions.finish(entry.session)
-            entry.ended = true
+            entry.ended = {code, reason}
             save(CLIENTS, text(client), entry)
         end
         emit(context.node, 'disconnect', client, entry.node, code, reason)

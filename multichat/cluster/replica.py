@@ -12,6 +12,7 @@ Invariants:
 """
 
 from collections.abc import Container, Iterator
+from itertools import chain
 from typing import NamedTuple, TypeAlias
 
 from multichat.backend.events import (
@@ -113,6 +114,7 @@ class Replica:
             *self._load_accounts(snapshot),
             *self._load_topics(snapshot),
             *self._load_bans(snapshot),
+            *chain.from_iterable(self._tell(each, "") for each in snapshot.disconnects),
         ]
 
     def _load_clients(self, snapshot: Snapshot, ours: Container[int]) -> Iterator[Update]:

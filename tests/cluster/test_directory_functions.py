@@ -533,6 +533,20 @@ async def test_a_kick_reaches_the_client_on_its_node_and_ends_its_session(join: 
     assert await a.gone(1, reason="kicked") == ["ok"]
 
 
+async def test_a_snapshot_has_a_kick_until_the_node_has_disconnected_the_client(join: Join) -> None:
+    a, b = await join("a"), await join("b")
+    await a.put(1)
+    await a.claim(2, "bob")
+    for client in (1, 2):
+        assert await b.one(DisconnectClient(client, "kicked", "enough", False)) == ["ok"]
+    await a.put(1, name="alice")  # it does not know it yet
+    kicks = [Disconnect(client, "a", "kicked", "enough") for client in (1, 2)]
+    assert sorted((await b.snapshot()).disconnects, key=lambda each: each.client) == kicks
+    for client in (1, 2):
+        await a.gone(client, reason="kicked")
+    assert (await b.snapshot()).disconnects == []
+
+
 async def test_a_kick_ends_the_session_of_a_client_that_has_just_disconnected(join: Join) -> None:
     a, b = await join("a"), await join("b")
     await a.put(1)

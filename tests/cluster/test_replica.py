@@ -244,6 +244,14 @@ def test_events_for_one_node_reach_only_that_node() -> None:
         assert updates == (expected if heard else [])
 
 
+def test_a_snapshot_instead_of_a_kick_disconnects_the_client_on_its_node() -> None:
+    kicks = [Disconnect(1, "us", "kicked", "enough"), Disconnect(2, "b", "kicked", "enough")]
+    replica = Replica("us")
+    replica.load(_Model().snapshot())
+    snapshot = msgspec.structs.replace(_Model().snapshot(), disconnects=kicks)
+    assert replica.load(snapshot) == [DisconnectAsked(1, "kicked", "enough")]
+
+
 def test_nodes_learn_of_others_that_join_and_leave() -> None:
     updates = _heard(
         Fed("us", NodeJoined("us")),
