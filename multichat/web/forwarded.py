@@ -52,7 +52,7 @@ class Proxies:
 
         *forwarded* are the values of `X-Forwarded-For` in their order, *protocols* those of
         `X-Forwarded-Proto`.  If a proxy passes on something that is not an address, the proxy
-        itself counts as the client, without a limit, as for its own requests.
+        itself is the client: no limit applies, as to its own requests.
         """
         if not self.trusts(host):
             return Peer(host)
