@@ -24,11 +24,11 @@ connections and delivers nothing.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 from typing import TypeAlias
 
+import msgspec
 import trio
 
 from multichat.backend.events import BanRecord, ClientRecord, DirectReceived, Event
@@ -87,16 +87,14 @@ class Proposal:
         self.pending = pending
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """The next messages in the order of a log; *proposal* is theirs if this node made it."""
 
     said: SaidBlock
     proposal: Proposal | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(msgspec.Struct, frozen=True):
     """The log has lost its last *count* messages, which were handed out; it continues at *next*.
 
     The numbers from *next* on are used again, in a new epoch.  The *proposals* had succeeded, but
@@ -108,8 +106,7 @@ class Lost:
     proposals: Sequence[Proposal] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
+class Skipped(msgspec.Struct, frozen=True):
     """The messages before *next* were deleted before they were handed out.
 
     *entries* are this node's own messages among them: their proposals have succeeded.
@@ -217,8 +214,7 @@ class RoomLog(MessageIds, ABC):
         """
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """A *name* that a client requests; *account* is the account that it is logged in to, if any.
 
     With *login*, the client logs in to the account of that name, and takes the name and the login
@@ -235,8 +231,7 @@ class Claim:
     origin: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RoomClaim:
+class RoomClaim(msgspec.Struct, frozen=True, kw_only=True):
     """A room that a node is about to open: its *key*, case-folded, and its *name*.
 
     The claim succeeds if the room is open on any node; or if fewer than *most* rooms are, and none

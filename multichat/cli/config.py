@@ -18,10 +18,9 @@ from multichat.cli.config_file import (
     path_in,
     settings_path,
 )
-from multichat.cli.login import PASSPHRASE_VARIABLE
 from multichat.cli.notices import tell
 from multichat.cli.option_rules import reworded
-from multichat.cli.process import PASSWORD_VARIABLE, one_line_errors
+from multichat.cli.process import PASSPHRASE_VARIABLE, PASSWORD_VARIABLE, one_line_errors
 from multichat.errors import InvalidSettings
 from multichat.protocol.framing import clean
 

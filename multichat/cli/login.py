@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from multichat.cli.notices import tell
 from multichat.cli.process import (
+    PASSPHRASE_VARIABLE,
     UsageMistake,
     are_terminals,
     ask_secret,
@@ -27,10 +28,7 @@ from multichat.protocol.names import fold_name
 if TYPE_CHECKING:
     from multichat.client.connect import Endpoint
 
-__all__ = ["PASSPHRASE_VARIABLE", "run_with_login", "with_option"]
-
-# There is no such option: other users can list the command lines of processes.
-PASSPHRASE_VARIABLE = "MULTICHAT_PASSPHRASE"  # noqa: S105 - the variable's name
+__all__ = ["run_with_login", "with_option"]
 
 _MAX_TRIES = 3
 

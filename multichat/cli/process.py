@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from multichat.client.options import ChatOptions
 
 __all__ = [
+    "PASSPHRASE_VARIABLE",
     "PASSWORD_VARIABLE",
     "UsageMistake",
     "are_terminals",
@@ -50,8 +51,9 @@ __all__ = [
     "utf8_text",
 ]
 
-# There is no such option: other users can list the command lines of processes.
+# There are no such options: other users can list the command lines of processes.
 PASSWORD_VARIABLE = "MULTICHAT_PASSWORD"  # noqa: S105 - the variable's name
+PASSPHRASE_VARIABLE = "MULTICHAT_PASSPHRASE"  # noqa: S105 - the variable's name
 
 # A password has one line.
 _MAX_PASSWORD_FILE_BYTES = 64 * 1024

@@ -5,10 +5,11 @@ Values of the command line and of variables stay as they were at the start.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 from multichat.cli.process import read_secret_file
 from multichat.errors import InvalidName
@@ -30,8 +31,7 @@ _MAX_LIST_BYTES = 1024 * 1024
 _FIFO_SECONDS = 5.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServerFiles:
+class ServerFiles(msgspec.Struct, frozen=True, kw_only=True):
     """The files of one server; None is one that the options do not name.
 
     *operators* are those that the command line names itself.

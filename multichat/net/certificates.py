@@ -10,11 +10,12 @@ import ssl
 import sys
 from binascii import a2b_base64
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Self
+
+import msgspec
 
 from multichat.errors import BadCertificate
 from multichat.files import read_file
@@ -54,8 +55,7 @@ _ALERTS = {
 _UTC_TIME, _GENERALIZED_TIME, _VERSION = 0x17, 0x18, 0xA0
 
 
-@dataclass(frozen=True, slots=True)
-class Validity:
+class Validity(msgspec.Struct, frozen=True):
     """The validity of a chain of certificates: from its latest beginning to its earliest end."""
 
     begins: datetime

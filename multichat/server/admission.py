@@ -16,10 +16,10 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+import msgspec
 import trio
 
 from multichat.net import transport
@@ -80,8 +80,7 @@ class AdmissionRefused(Exception):
         return cls(RefusedFor.UNAVAILABLE, reason, Goodbye.of("unavailable", reason))
 
 
-@dataclass(slots=True)
-class AdmittedConnection:
+class AdmittedConnection(msgspec.Struct):
     """An admitted connection: its *stream*, and the *parts* that were already read from it.
 
     *codecs* are those of its framing, which *decoder* decodes.  *name* is the one that
@@ -91,7 +90,7 @@ class AdmittedConnection:
     stream: trio.abc.Stream
     decoder: Decoder
     codecs: Codecs = LINES
-    parts: list[Part] = field(default_factory=list)
+    parts: list[Part] = msgspec.field(default_factory=list)
     name: str = ""
 
     @property

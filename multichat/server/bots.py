@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from multichat.client.timeouts import ClientTimeouts
 from multichat.errors import lone_exception
 from multichat.log import Log
 
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["Bot", "Bots"]
 
 Bot = Callable[["Chat"], Awaitable[object]]
-
-# A bot may be started before the server serves connections.
-_TIMEOUTS = ClientTimeouts(answer=math.inf, lobby=math.inf)
 
 
 class Bots:
@@ -64,15 +60,19 @@ class Bots:
     async def _run(
         self, bot: Bot, name: str | None, room: str | None, task_status: trio.TaskStatus[None]
     ) -> None:
-        from multichat.client.connect import open_chat  # few servers have a bot
+        # Imported here, because few servers have a bot.
+        from multichat.client.connect import open_chat
+        from multichat.client.timeouts import ClientTimeouts
 
+        # A bot may be started before the server serves connections.
+        timeouts = ClientTimeouts(answer=math.inf, lobby=math.inf)
         started = False
         try:
             ours, theirs = map(trio.SocketStream, trio.socket.socketpair())
             with lone_exception():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._serve, theirs, nursery.cancel_scope)
-                    async with open_chat(ours, name=name, room=room, timeouts=_TIMEOUTS) as chat:
+                    async with open_chat(ours, name=name, room=room, timeouts=timeouts) as chat:
                         started = True
                         task_status.started()
                         await bot(chat)

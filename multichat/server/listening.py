@@ -3,9 +3,9 @@
 import socket
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import trio
 
 from multichat.net.activation import PassedSockets
@@ -17,8 +17,7 @@ __all__ = ["Listeners", "Places", "open_listeners"]
 _ADMIN_MODE = 0o600
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Places:
+class Places(msgspec.Struct, frozen=True, kw_only=True):
     """Where to listen, as `Server.run` gets it, besides what is *passed*."""
 
     port: int | None = None
@@ -30,11 +29,10 @@ class Places:
     admin: Path | None = None
     metrics: int | None = None
     metrics_host: str | Sequence[str] = "127.0.0.1"
-    passed: PassedSockets = PassedSockets()  # noqa: RUF009 - immutable
+    passed: PassedSockets = PassedSockets()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Listeners:
+class Listeners(msgspec.Struct, frozen=True, kw_only=True):
     """Open listeners: *tcp* and *unix* of the chat, and those of the other ports."""
 
     tcp: Sequence[trio.SocketListener] = ()

@@ -11,9 +11,9 @@ Invariants:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
+import msgspec
 import trio
 
 from multichat.errors import Banned, NameTaken
@@ -26,8 +26,7 @@ from multichat.server.room import Room
 __all__ = ["NameRegistry"]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Away:
+class _Away(msgspec.Struct, frozen=True, eq=False):
     """A client that may reconnect, and *until* when its name is reserved for it.
 
     It was in *rooms*.

@@ -5,8 +5,9 @@ connections: the backend sends to these clients.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from multichat.backend.events import ClientRecord
 from multichat.protocol.names import default_name, fold_name
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["RemoteClient", "RemoteClients", "RemoteRoom"]
 
 
-@dataclass(eq=False, slots=True)
-class RemoteClient:
+class RemoteClient(msgspec.Struct, eq=False):
     """A client on another node; *rooms*, by key, are those that it is in, the current one last."""
 
     number: int
@@ -29,7 +29,7 @@ class RemoteClient:
     account: str = ""
     address: str = ""
     origin: str = ""
-    rooms: "dict[str, RemoteRoom]" = field(default_factory=dict)
+    rooms: "dict[str, RemoteRoom]" = msgspec.field(default_factory=dict)
 
     @property
     def room(self) -> str:
@@ -37,12 +37,11 @@ class RemoteClient:
         return next(reversed(self.rooms.values())).name if self.rooms else ""
 
 
-@dataclass(eq=False, slots=True)
-class RemoteRoom:
+class RemoteRoom(msgspec.Struct, eq=False):
     """A room with *members* on other nodes, by number; *presence* is set while it is open here."""
 
     name: str
-    members: dict[int, RemoteClient] = field(default_factory=dict)
+    members: dict[int, RemoteClient] = msgspec.field(default_factory=dict)
     presence: "PresenceAnnouncer | None" = None
 
 

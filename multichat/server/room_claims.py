@@ -10,8 +10,9 @@ nodes nothing is claimed, and nothing waits.
 
 from collections import Counter
 from collections.abc import Collection, Container, Iterable
-from dataclasses import dataclass
 from typing import TypeAlias
+
+import msgspec
 
 from multichat.backend.base import Backend, RoomClaim
 from multichat.errors import InvalidName, RemoteProtocolError, StorageFailed
@@ -31,8 +32,7 @@ def check_lobby(name: str) -> None:
         raise InvalidName(f"the room {name} would look like {LOBBY}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WantedRooms:
+class WantedRooms(msgspec.Struct, frozen=True, kw_only=True):
     """The rooms that a request opens: those called *names*, and the *former* ones of its session.
 
     It closes those with the keys *leaving*, in which its client is the only one of this node.

@@ -8,9 +8,10 @@ log has them.
 import itertools
 from collections.abc import Awaitable, Callable, Container
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
+import msgspec
 import trio
 
 from multichat.backend.base import Entry, Lost, Proposal, RoomLog, Skipped
@@ -23,8 +24,7 @@ from multichat.server.stored_session import StoredSession, Submission
 __all__ = ["RoomFeed"]
 
 
-@dataclass(eq=False, slots=True)
-class _Proposed:
+class _Proposed(msgspec.Struct, eq=False):
     """A *delivery* that was proposed, with this number of *messages*.
 
     *applied* is set when it is over, or never will be.  It *is_lost* if the log has lost it.
@@ -32,7 +32,7 @@ class _Proposed:
 
     delivery: Delivery
     messages: int
-    applied: trio.Event = field(default_factory=trio.Event)
+    applied: trio.Event = msgspec.field(default_factory=trio.Event)
     is_lost: bool = False
 
 

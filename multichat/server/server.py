@@ -50,7 +50,6 @@ from multichat.server.broadcast import Receipt
 from multichat.server.client import Client, MemberInfo
 from multichat.server.config import ServerConfig
 from multichat.server.connections import Connections
-from multichat.server.control import open_control
 from multichat.server.ending import Ending
 from multichat.server.filters import Filters
 from multichat.server.join_hook import OnJoin
@@ -248,6 +247,8 @@ class Server:
             await stack.enter_async_context(self.open())
             listeners = await stack.enter_async_context(open_listeners(places))
             if listeners.admin:
+                from multichat.server.control import open_control  # few servers have one
+
                 control = open_control(listeners.admin, self.admin, self._log)
                 await stack.enter_async_context(control)
             starting = Starting(listeners, is_encrypted=tls is not None)

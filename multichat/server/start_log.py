@@ -1,10 +1,10 @@
 """What a server logs when it starts: where it listens, and what its operator should know."""
 
 import socket
-from dataclasses import dataclass
 from ipaddress import ip_address
 from logging import WARNING
 
+import msgspec
 import trio
 
 from multichat.log import Log
@@ -17,8 +17,7 @@ from multichat.server.listening import Listeners
 __all__ = ["Starting", "log_start"]
 
 
-@dataclass(frozen=True, slots=True)
-class Starting:
+class Starting(msgspec.Struct, frozen=True):
     """A server that starts, with these *listeners*."""
 
     listeners: Listeners
