@@ -99,7 +99,7 @@ async def test_clients_exchange_messages(autojump_clock: MockClock) -> None:
         assert await anext(alice) == Joined(2, "bob", "lobby", members=2)
 
 
-async def test_requests_are_answered_while_nobody_iterates(autojump_clock: MockClock) -> None:
+async def test_requests_are_answered_without_iteration(autojump_clock: MockClock) -> None:
     async with memory_server() as network, network.chat() as a, network.chat(room="den") as b:
         await a.rename("alice")
         assert a.name == "alice"

@@ -60,7 +60,7 @@ async def texts(client: JsonClient, last: str) -> list[str]:
     return heard
 
 
-async def test_a_client_that_resumes_on_another_node_misses_nothing_and_hears_nothing_twice(
+async def test_a_client_that_resumes_on_another_node_gets_each_message_once(
     engine: Engine,
 ) -> None:
     """The messages are too large to be pushed: the other node has to read each."""

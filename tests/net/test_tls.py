@@ -725,7 +725,7 @@ async def test_a_hello_without_an_end_is_read_for_8_kib(
             assert len(await chat.members()) == 1
 
 
-async def test_an_honest_client_gets_in_while_the_flood_goes_on(
+async def test_an_honest_client_is_admitted_during_the_flood(
     certificates: Certificates, log: LogRecorder
 ) -> None:
     async with running(certificates.server()) as server, trio.open_nursery() as nursery:

@@ -178,8 +178,10 @@ async def test_a_member_that_entered_while_another_was_away_gets_joined_at_its_r
         assert await _heard(bob) == [("joined", "eve")]
 
 
-async def test_a_client_that_says_hello_is_no_other_client_before(autojump_clock: Clock) -> None:
-    """However long its hello takes: the storage is asked for its session."""
+async def test_a_client_that_sends_a_hello_is_not_announced_as_another_before(
+    autojump_clock: Clock,
+) -> None:
+    """However long its hello takes while the storage looks up its session."""
     hub = Hub()
     backends = hub.node("one"), hub.node("two")
     async with nodes_on(*backends, config=_CONFIG, seconds=600) as (one, two):
