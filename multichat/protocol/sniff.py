@@ -1,9 +1,9 @@
 """Recognizes a client of another protocol by the first bytes of its connection.  Pure.
 
 A browser, a TLS client on a port without TLS, and a plain client on a port with TLS get an answer
-that their user can see, and the connection is closed.  So does a client behind a load balancer that
-sends a PROXY header to a server that expects none: otherwise that and the client's hello, which may
-contain a session token, would be a message.  Telnet clients use the text protocol and are
+that their user can see, and the connection is closed.  The same happens to a client behind a load
+balancer whose PROXY header the server does not expect: otherwise the header and the client's hello,
+which may contain a session token, would be a message.  Telnet clients use the text protocol and are
 not refused: see `multichat.protocol.telnet`.
 """
 
