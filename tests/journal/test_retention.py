@@ -23,6 +23,7 @@ from multichat.journal.base import SessionRecord
 from multichat.journal.retention import Deleted, SteadyClock, SteadyTime, format_seconds
 from multichat.journal.sqlite.deletion import DeletionLog, DeletionResult
 from multichat.journal.sqlite.journal import Retention, SqliteJournal, SqliteLimits
+from multichat.journal.sqlite.limits import Durability
 from multichat.log import Log
 from multichat.protocol.timestamps import read_clocks
 from multichat.server.config import ReplayLimits
@@ -202,7 +203,10 @@ async def test_clients_that_resume_during_deletion_get_each_message_or_the_count
     retention: Retention, tmp_path: Path
 ) -> None:
     journal = SqliteJournal(
-        tmp_path / "chat.db", retention=retention, limits=SqliteLimits(tidy_seconds=0.01)
+        tmp_path / "chat.db",
+        durability=Durability.NORMAL,  # 1,000 waits for a disk that others use may take a minute
+        retention=retention,
+        limits=SqliteLimits(tidy_seconds=0.01),
     )
     # Of the newest messages only two are in memory.
     config = ServerConfig(replay=ReplayLimits(ring_bytes=1, page_messages=7))
