@@ -1,8 +1,9 @@
 """The events of the directory that wait for the server.
 
 Invariant: what waits is bounded by what the feed may spend, one page or push more, and one
-snapshot.  Above that the directory does not read the feed, until all that waits is received: it
-does not wait for that, because the messages of rooms come on the same link.
+snapshot.  Above that the directory skips reading the feed until all that waits is received, and
+reads the messages of rooms, which come on the same link.  Only before a second snapshot does it
+wait.
 """
 
 from collections import deque

@@ -3,6 +3,7 @@
 import json
 import socket
 import struct
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -110,8 +111,9 @@ async def test_a_connection_to_which_the_server_writes_is_lost_only_if_it_was_re
         if reset:
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         theirs.socket.close()
+        deadline = time.monotonic() + 60
         while not has_ended(ours):  # does not wait: the server writes before it can read
-            pass
+            assert time.monotonic() < deadline
         [member] = network.server._registry.clients
         for _ in range(2):
             member.send_queue.try_send(b"hello\n")
