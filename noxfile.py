@@ -216,14 +216,14 @@ def _measure_coverage(
 
 @nox.session(default=False)
 def stress(session: nox.Session) -> None:
-    """Run kills, soak and long simulations, then the attacks, one after the other."""
+    """Run kills, soak and long simulations, then the tests that compare rates, by themselves."""
     _check_programs(session)
     if session.posargs:
         run(session, "pytest", "-m", "stress", *session.posargs)
         return
-    attacks = "tests/test_attacks.py"
-    run(session, "pytest", "-m", "stress", f"--ignore={attacks}", *IN_PARALLEL)
-    run(session, "pytest", "-m", "stress", attacks)
+    alone = ("tests/test_attacks.py", "tests/net/test_stalled_peers.py")
+    run(session, "pytest", "-m", "stress", *(f"--ignore={each}" for each in alone), *IN_PARALLEL)
+    run(session, "pytest", "-m", "stress", *alone)
 
 
 @nox.session(default=False)
